@@ -1,0 +1,7 @@
+//! How a model runs: one decoder definition, the files it is read from, the packed executor and the scoring of what it says.
+//!
+//! Knows no gradients and no training.
+
+mod error;
+
+pub use error::{Error, Result};

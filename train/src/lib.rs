@@ -1,0 +1,1 @@
+//! How weights move: recipes, data, teacher, losses, fake quantization, optimizer, checkpoints and the loop.
