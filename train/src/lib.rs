@@ -1,1 +1,6 @@
 //! How weights move: recipes, data, teacher, losses, fake quantization, optimizer, checkpoints and the loop.
+
+pub mod data;
+mod error;
+
+pub use error::{Error, Result};
