@@ -3,5 +3,6 @@
 //! Knows no gradients and no training.
 
 mod error;
+pub mod files;
 
 pub use error::{Error, Result};
