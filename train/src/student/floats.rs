@@ -31,7 +31,7 @@ impl Floats {
     pub fn read(dir: &HfDir, config: Config) -> Result<Self> {
         let mut tensors = BTreeMap::new();
         for param in params(&config) {
-            let stored = names::stored_name(&param, &config, |name| dir.tensors.info(name).is_some());
+            let stored = names::stored_name(&param, &config, |name| dir.tensors.contains(name));
             tensors.insert(param.name.clone(), dir.tensors.f32(stored, &param.shape)?);
         }
         Ok(Self { config, tensors })
