@@ -6,11 +6,7 @@ use qat_infer::cpu::Activations;
 use qat_quant::ScaleRule;
 
 use super::{Recipe, Rules, raw};
-use crate::{
-    Error, Result,
-    data::Source,
-    ops::Gradient,
-};
+use crate::{Error, Result, ops::Gradient};
 
 /// Where the student's weights come from.
 #[derive(Debug, Clone)]
@@ -120,8 +116,8 @@ pub struct ExportPlan {
 /// Evaluation after export.
 #[derive(Debug, Clone)]
 pub struct EvalPlan {
-    /// Text to score.
-    pub data: Vec<Source>,
+    /// Text to score, as listed.
+    pub data: Vec<String>,
     /// Window in tokens.
     pub ctx: usize,
     /// Reference model.
@@ -149,10 +145,6 @@ pub struct Plan {
     pub gradient: Gradient,
     /// Input of the quantized projections.
     pub activations: Activations,
-    /// Text to train on.
-    pub train_data: Vec<Source>,
-    /// Text to validate on; empty: the tail of the training tokens.
-    pub valid_data: Vec<Source>,
     /// Loss terms.
     pub loss: LossPlan,
     /// Optimizer.
@@ -184,8 +176,6 @@ impl Plan {
                 .activations
                 .parse()
                 .map_err(|e| Error::Config(format!("quant.activations = {:?}: {e}", quant.activations)))?,
-            train_data: sources("data.train", &r.data.train)?,
-            valid_data: sources("data.valid", &r.data.valid)?,
             optim: optim(&r.optim)?,
             export: r.export.as_ref().map(export).transpose()?,
             eval: r.eval.as_ref().map(|e| eval(e, r)).transpose()?,
@@ -222,6 +212,7 @@ fn check_ranges(r: &Recipe) -> Result<()> {
     if !(r.data.held_out > 0.0 && r.data.held_out <= 0.5) {
         return fail("data.held_out", r.data.held_out, "more than 0 and at most 0.5");
     }
+    not_empty("data.train", &r.data.train)?;
     for (key, size) in [
         ("student.layers", r.student.layers),
         ("student.hidden_size", r.student.hidden_size),
@@ -233,6 +224,10 @@ fn check_ranges(r: &Recipe) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn not_empty(key: &str, list: &[String]) -> Result<()> {
+    if list.is_empty() { fail(key, list, "at least one file") } else { Ok(()) }
 }
 
 fn origin(student: &raw::Student) -> Result<Origin> {
@@ -331,11 +326,9 @@ fn eval(e: &raw::Eval, r: &Recipe) -> Result<EvalPlan> {
     }
     let ctx = e.ctx.unwrap_or(r.data.ctx);
     at_least("eval.ctx", ctx, 2)?;
-    if e.data.is_empty() {
-        return fail("eval.data", &e.data, "at least one file");
-    }
+    not_empty("eval.data", &e.data)?;
     Ok(EvalPlan {
-        data: sources("eval.data", &e.data)?,
+        data: e.data.clone(),
         ctx,
         against: e.against.as_ref().map(PathBuf::from),
         baselines: e.baselines.iter().map(|b| scale_rule("eval.baselines", b)).collect::<Result<_>>()?,
@@ -345,8 +338,4 @@ fn eval(e: &raw::Eval, r: &Recipe) -> Result<EvalPlan> {
 
 fn scale_rule(key: &str, spelling: &str) -> Result<ScaleRule> {
     spelling.parse().map_err(|e| Error::Config(format!("{key} = {spelling:?}: {e}")))
-}
-
-fn sources(key: &str, list: &[String]) -> Result<Vec<Source>> {
-    list.iter().map(|s| s.parse().map_err(|e| Error::Config(format!("{key}: {e}")))).collect()
 }
