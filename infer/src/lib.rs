@@ -3,5 +3,7 @@
 //! Knows no gradients and no training.
 
 mod error;
+pub mod files;
+pub mod model;
 
 pub use error::{Error, Result};

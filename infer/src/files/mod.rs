@@ -1,0 +1,20 @@
+//! What a model is on disk: foreign directories read, our own read and written.
+//!
+//! Knows no architecture and runs nothing. Invariants: input is hostile until checked, and every message names the
+//! file, the thing in it and the fix; output appears whole or not at all.
+
+mod digest;
+mod header;
+mod hf;
+mod mapped;
+mod tensors;
+#[cfg(test)]
+mod tests;
+mod tokenizer;
+
+pub use digest::sha256_hex;
+pub use header::TensorInfo;
+pub use hf::{CONFIG_FILE, HfDir, TOKENIZER_FILE, companions};
+pub use mapped::{Bytes, Mapped};
+pub use tensors::{INDEX_FILE, MODEL_FILE, TensorFiles};
+pub use tokenizer::{load_tokenizer, tokenizer_sha256};
