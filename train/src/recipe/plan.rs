@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use qat_infer::cpu::Activations;
+use qat_infer::files::Activations;
 use qat_quant::ScaleRule;
 
 use super::{Recipe, Rules, raw};

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use candle_core::{Device, Tensor, Var};
 use qat_infer::{
-    cpu::Activations,
+    files::Activations,
     model::{Config, Decoder, Param, Role, Weights, params},
 };
 use qat_quant::{Format, Packed, ScaleRule, Scales};

@@ -101,7 +101,7 @@ fn take_step(job: &Job, run: &mut Prepared) -> Result<(Sums, f64)> {
     let mut gradients: Vec<Tensor> = Vec::new();
     let mut sums = Sums::default();
     for micro in 0..settings.accumulate {
-        let batch = run.batches.at(run.step * settings.accumulate + micro);
+        let batch = run.batches.at((run.step * settings.accumulate + micro) as u64);
         sums.add(&objective.accumulate(&run.student, &batch, lambda, tokens, &mut gradients)?);
     }
     let loss = sums.loss / tokens as f64;
@@ -136,7 +136,7 @@ fn save(job: &Job, run: &mut Prepared, report: &mut dyn FnMut(Event)) -> Result<
     let state = State {
         step: run.step,
         recipe: job.plan.recipe.clone(),
-        tokens: run.tokens_key.clone(),
+        cursor: run.batches.cursor((run.step * job.plan.recipe.train.accumulate) as u64),
         start_loss: run.start_loss,
         sha256: Default::default(),
     };

@@ -50,7 +50,6 @@ pub(super) struct Prepared {
     pub valid: Vec<Batch>,
     pub checkpoints: Checkpoints,
     pub log: Log,
-    pub tokens_key: String,
     pub start_loss: f64,
     /// Steps done.
     pub step: usize,
@@ -70,7 +69,7 @@ impl Prepared {
         let found = find_checkpoint(job, &checkpoints, report)?;
         let source = Beginning::open(&plan.origin, plan.recipe.seed)?;
         let vocab = source.floats.config.vocab_size;
-        let (train, valid, tokens_key) = tokens(job, &source, vocab, report, stop)?;
+        let (train, valid) = tokens(job, &source, vocab, report, stop)?;
         let teacher_floats = teacher_floats(plan, &source)?;
         let ctx = plan.recipe.data.ctx;
         let batches = Batches::new(train, ctx, plan.recipe.train.batch, plan.recipe.seed)?;
@@ -95,19 +94,14 @@ impl Prepared {
         if let Some(checkpoint) = &found {
             checkpoint.restore(student.variables(), &mut optimizer)?;
             (step, start_loss) = (checkpoint.state.step, checkpoint.state.start_loss);
-            if checkpoint.state.tokens != tokens_key {
-                return Err(Error::Data(format!(
-                    "--resume: the training text or the tokenizer changed since {} began; restore them, or train into another --out",
-                    job.out.display()
-                )));
-            }
+            batches.resume(&checkpoint.state.cursor)?;
         }
         write_student_dir(job.out, &source, &student.config)?;
         report(Event::Begin {
             from: step,
             steps: plan.recipe.train.steps,
             parameters: student.variables().iter().map(|v| v.var.elem_count()).sum(),
-            tokens: batches.tokens() as u64,
+            tokens: batches.windows_per_epoch() * ctx as u64,
             tokens_per_step: plan.recipe.train.batch * plan.recipe.train.accumulate * ctx,
         });
         Ok(Self {
@@ -122,7 +116,6 @@ impl Prepared {
             optimizer,
             batches,
             checkpoints,
-            tokens_key,
             start_loss,
             step,
         })
@@ -237,14 +230,14 @@ fn fits(plan: &Plan, config: &Config, whose: &str) -> Result<()> {
     Err(Error::Config(format!("data.ctx = {ctx} is longer than the context of {whose} (max_position_embeddings {longest})")))
 }
 
-/// Training part, validation part, and the key of the token files.
+/// Training part and validation part.
 fn tokens(
     job: &Job,
     source: &Beginning,
     vocab_size: usize,
     report: &mut dyn FnMut(Event),
     stop: &AtomicBool,
-) -> Result<(Tokens, Tokens, String)> {
+) -> Result<(Tokens, Tokens)> {
     let settings = &job.plan.recipe.data;
     let config = &source.floats.config;
     fits(job.plan, config, "the model")?;
@@ -269,29 +262,20 @@ fn tokens(
         Ok(tokens)
     };
     let all = tokenize(&settings.train)?;
-    let window = settings.ctx + 1;
     if settings.valid.is_empty() {
-        let key = all.header().key_hex();
-        let (train, valid) = all.split(settings.held_out, window)?;
-        return Ok((train, valid, key));
+        return all.split(settings.held_out, settings.ctx + 1);
     }
-    let valid = tokenize(&settings.valid)?;
-    let key = all.header().key_hex();
-    Ok((all, valid, key))
+    Ok((all, tokenize(&settings.valid)?))
 }
 
-/// The first held-out windows, in micro-batches, always the same.
+/// The held-out windows that every validation scores, in micro-batches, always the same.
 fn valid_batches(valid: Tokens, plan: &Plan) -> Result<Vec<Batch>> {
-    let window = plan.recipe.data.ctx + 1;
-    let windows = (valid.len() / window).min(plan.recipe.train.valid_windows);
-    if windows == 0 {
-        return Err(Error::Data(format!(
-            "the validation text has {} tokens, less than one window of {window}; add text, or lower data.ctx",
-            valid.len()
-        )));
-    }
-    let starts: Vec<usize> = (0..windows).map(|w| w * window).collect();
-    Ok(starts.chunks(plan.recipe.train.batch).map(|starts| Batch::of(&valid, starts, plan.recipe.data.ctx)).collect())
+    let rows = plan.recipe.train.batch;
+    let batches = Batches::new(valid, plan.recipe.data.ctx, rows, 0)
+        .map_err(|e| Error::Data(format!("validation: {e}")))?;
+    let windows = plan.recipe.train.valid_windows.min(batches.windows_per_epoch() as usize);
+    let batch = |step: usize| batches.rows(step as u64, 0..rows.min(windows - step * rows));
+    Ok((0..windows.div_ceil(rows)).map(batch).collect())
 }
 
 /// Depth first, then width by activations on the training text, then padding.
