@@ -11,9 +11,10 @@ use std::{
 
 use candle_core::Device;
 use qat_infer::{
-    files::{CONFIG_FILE, HfDir, StagedDir, TOKENIZER_FILE, companions, load_tokenizer, tokenizer_sha256},
-    model::Config,
+    files::{HfDir, HfWriter, TOKENIZER_FILE, companions, load_tokenizer, tokenizer_sha256},
+    model::{Config, params},
 };
+use qat_quant::kernels::FloatType;
 
 use super::{Event, Job, Log, teacher::Teacher};
 use crate::{
@@ -74,13 +75,7 @@ impl Prepared {
         let ctx = plan.recipe.data.ctx;
         let batches = Batches::new(train, ctx, plan.recipe.train.batch, plan.recipe.seed)?;
         let floats = prune_student(&source.floats, plan, &batches, &job.device)?;
-        let quantization = Quantization {
-            rules: plan.rules.clone(),
-            scales: plan.scales,
-            gradient: plan.gradient,
-            activations: plan.activations,
-        };
-        let student = Student::new(&floats, quantization, &job.device)?;
+        let student = Student::new(&floats, Quantization::of(plan), &job.device)?;
         let rope = RopeTable::new(&qat_infer::model::Rope::new(&student.config), ctx, &job.device)?;
         let teacher = match (&plan.teacher, teacher_floats) {
             (TeacherPlan::None, _) => Teacher::None,
@@ -96,7 +91,9 @@ impl Prepared {
             (step, start_loss) = (checkpoint.state.step, checkpoint.state.start_loss);
             batches.resume(&checkpoint.state.cursor)?;
         }
-        write_student_dir(job.out, &source, &student.config)?;
+        if found.is_none() {
+            write_start(job.out, &floats, &source.companions)?;
+        }
         report(Event::Begin {
             from: step,
             steps: plan.recipe.train.steps,
@@ -187,6 +184,10 @@ impl Beginning {
                 })
             }
             Origin::Scratch { config, tokenizer } => {
+                if !tokenizer.ends_with(TOKENIZER_FILE) {
+                    let problem = format!("student.scratch.tokenizer: want a file called {TOKENIZER_FILE}");
+                    return Err(Error::file(tokenizer, problem));
+                }
                 let folder = tokenizer.parent().unwrap_or(Path::new("."));
                 let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
                 Ok(Self {
@@ -302,21 +303,18 @@ fn prune_student(floats: &Floats, plan: &Plan, batches: &Batches, device: &Devic
     Ok(floats)
 }
 
-/// Folder in a run with the student's config and tokenizer, so that it can be exported without its origin.
+/// Folder in a run with the float model that the student started from, so that the run can be exported, and what training
+/// won can be measured, without its origin.
 pub fn student_dir(out: &Path) -> PathBuf {
     out.join("student")
 }
 
-fn write_student_dir(out: &Path, source: &Beginning, config: &Config) -> Result<()> {
-    let staged = StagedDir::create(&student_dir(out), CONFIG_FILE)?;
-    let json = serde_json::to_vec_pretty(&config.to_json()).map_err(|e| Error::Config(e.to_string()))?;
-    staged.write(CONFIG_FILE, &json)?;
-    let tokenizer = fs::read(&source.tokenizer).map_err(|e| Error::io("cannot read", &source.tokenizer, e))?;
-    staged.write(TOKENIZER_FILE, &tokenizer)?;
-    for companion in &source.companions {
-        if !companion.ends_with(TOKENIZER_FILE) {
-            staged.copy(companion)?;
-        }
+fn write_start(out: &Path, floats: &Floats, companions: &[PathBuf]) -> Result<()> {
+    let target = student_dir(out);
+    let source = serde_json::json!({"method": "start of a run"});
+    let mut writer = HfWriter::create(&target, &floats.config.to_json(), companions, FloatType::F32, &source)?;
+    for param in params(&floats.config) {
+        writer.add(&param.name, &param.shape, floats.values(&param.name)?)?;
     }
-    Ok(staged.commit()?)
+    Ok(writer.finish()?)
 }
