@@ -1,11 +1,12 @@
 //! How an operation reads and writes f32 tensors that live on the CPU.
 //!
-//! Knows no arithmetic. Keeps the rule that makes results independent of the number of threads: the cut of a tensor
+//! Keeps the rule that makes results independent of the number of threads: the cut of a tensor
 //! into chunks is a function of its shape alone.
 
 use std::ops::{Deref, Range};
 
 use candle_core::{CpuStorage, Error, Layout, Result, Shape, Storage, StorageRef, Tensor};
+use rayon::prelude::*;
 
 /// About this many elements are one task: 64 KiB of f32, far above the cost of handing a task to a thread and small
 /// enough that a chunk of each operand stays in a core's L2.
@@ -31,6 +32,17 @@ pub(crate) fn floats<'a>(op: &'static str, storage: &'a CpuStorage, layout: &Lay
 /// What a custom op's `cpu_fwd` returns for `values` of `shape`.
 pub(crate) fn floats_out(values: Vec<f32>, shape: impl Into<Shape>) -> Result<(CpuStorage, Shape)> {
     Ok((CpuStorage::F32(values), shape.into()))
+}
+
+/// Moves `quantized` to x + λ·(quantized − x); at λ = 1 it stays as it is, to the bit.
+pub(crate) fn blend(x: &[f32], quantized: &mut [f32], lambda: f32) {
+    if lambda != 1.0 {
+        quantized.par_chunks_mut(CHUNK_LEN).zip(x.par_chunks(CHUNK_LEN)).for_each(|(quantized, x)| {
+            for (q, &x) in quantized.iter_mut().zip(x) {
+                *q = x + (*q - x) * lambda;
+            }
+        });
+    }
 }
 
 /// A read lock on a contiguous f32 CPU tensor that derefs to its elements; for backward passes, which see tensors.
