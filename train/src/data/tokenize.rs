@@ -184,7 +184,7 @@ fn read_batch(documents: &mut Documents<'_>) -> Result<(Vec<Piece>, u64)> {
         bytes += piece.text.len() + 64;
         batch.push(piece);
     }
-    Ok((batch, documents.position()))
+    Ok((batch, Documents::position(&documents)))
 }
 
 /// A key as it is spelled in file names and cursors.

@@ -175,11 +175,17 @@ impl Plan {
             teacher,
             rules: Rules::new(&quant.weights, &quant.embeddings, &quant.head, &quant.overrides)?,
             scales: scale_rule("quant.scales", &quant.scales)?,
-            gradient: quant.gradient.parse().map_err(|e| Error::Config(format!("quant.gradient = {:?}: {e}", quant.gradient)))?,
-            activations: quant
-                .activations
-                .parse()
-                .map_err(|e| Error::Config(format!("quant.activations = {:?}: {e}", quant.activations)))?,
+            gradient: match quant.gradient.as_str() {
+                "ste" => Gradient::Ste,
+                "clipped-ste" => Gradient::ClippedSte,
+                "lsq" => Gradient::Lsq,
+                other => return fail("quant.gradient", other, "ste, clipped-ste or lsq"),
+            },
+            activations: match quant.activations.as_str() {
+                "float" => Activations::Float,
+                "int8-token" => Activations::Int8Token,
+                other => return fail("quant.activations", other, "float or int8-token"),
+            },
             optim: optim(&r.optim)?,
             export: r.export.as_ref().map(export).transpose()?,
             eval: r.eval.as_ref().map(|e| eval(e, r)).transpose()?,
