@@ -43,8 +43,8 @@ pub struct Batch {
 ///
 /// A window is `context + 1` tokens; the last token of one is the first of the next, so that every token is a
 /// target once. An epoch visits each of its windows once, in an order of its own, and begins its windows at an
-/// offset of its own below `context`, so that no window comes back the same. What the offset leaves at the two ends,
-/// below two windows, is not visited in that epoch. A batch that reaches over the end of an epoch takes its other
+/// offset of its own, so that windows come back cut elsewhere. For that an epoch has one window fewer than would fit:
+/// below two windows at the two ends wait for another epoch. A batch that reaches over the end of an epoch takes its other
 /// rows from the next.
 #[derive(Debug, Clone)]
 pub struct Batches {
@@ -156,10 +156,21 @@ impl Batches {
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
         rng.set_stream(number);
         let permutation = Permutation::new(self.windows, std::array::from_fn(|_| rng.next_u64()));
-        let offsets = (self.tokens.len() - self.windows as usize * self.context).min(self.context) as u64;
+        let offsets = self.tokens.len() as u64 - self.windows * self.context as u64;
         // The bias of the remainder is below offsets / 2^64.
         Epoch { permutation, offset: (rng.next_u64() % offsets) as usize }
     }
+}
+
+/// The windows of `tokens` from first to last, for validation: `batch` windows of `context` tokens at a time, the
+/// last time what is left. Tokens after the last whole window are left out.
+pub fn in_order(tokens: &Tokens, context: usize, batch: usize) -> impl Iterator<Item = Batch> + '_ {
+    let windows = tokens.len().saturating_sub(1) / context;
+    (0..windows).step_by(batch).map(move |first| {
+        let rows = batch.min(windows - first);
+        let run = tokens.slice(first * context..(first + rows) * context + 1);
+        Batch { inputs: run[..rows * context].to_vec(), targets: run[1..].to_vec(), rows, context }
+    })
 }
 
 /// The order of one epoch.

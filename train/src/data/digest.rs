@@ -74,7 +74,8 @@ pub(super) fn of_file(path: &Path) -> Result<[u8; 32]> {
             }
         }
     };
-    let chunks = (0..len.div_ceil(CHUNK as u64)).into_par_iter().map(chunk_of).collect::<std::io::Result<_>>();
+    let chunks =
+        (0..len.div_ceil(CHUNK as u64)).into_par_iter().map(chunk_of).collect::<std::io::Result<_>>();
     Ok(over(chunks.map_err(cannot_read)?))
 }
 

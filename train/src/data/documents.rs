@@ -37,7 +37,7 @@ pub(super) trait Pieces: Send {
     fn next_piece(&mut self) -> Result<Option<Piece>>;
 
     /// How much of the source is read, in bytes of its file.
-    fn position(&self) -> u64;
+    fn bytes_read(&self) -> u64;
 
     /// Entries without a text (nulls) met so far.
     fn skipped(&self) -> u64 {
@@ -88,7 +88,7 @@ impl Corpus {
         Documents { corpus: self, opened: 0, current: None, before: 0, skipped: 0, failed: false }
     }
 
-    /// Size of all sources, in bytes of their files. [`Documents::position`] ends there.
+    /// Size of all sources, in bytes of their files. [`Documents::bytes_read`] ends there.
     ///
     /// # Errors
     /// A file that can't be looked at.
@@ -156,8 +156,8 @@ pub struct Documents<'a> {
 
 impl Documents<'_> {
     /// How much is read, in bytes of the sources' files.
-    pub fn position(&self) -> u64 {
-        self.before + self.current.as_ref().map_or(0, |pieces| pieces.position())
+    pub fn bytes_read(&self) -> u64 {
+        self.before + self.current.as_ref().map_or(0, |pieces| pieces.bytes_read())
     }
 
     /// Entries without a text (nulls of JSON Lines and Parquet) met so far.
@@ -171,7 +171,7 @@ impl Documents<'_> {
                 if let Some(piece) = pieces.next_piece()? {
                     return Ok(Some(piece));
                 }
-                self.before += pieces.position();
+                self.before += pieces.bytes_read();
                 self.skipped += pieces.skipped();
                 self.current = None;
             }

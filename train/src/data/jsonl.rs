@@ -51,7 +51,7 @@ impl JsonLines {
             let offset = self.bytes_read - (self.buffer.len() - e.valid_up_to()) as u64;
             return Err(self.bad_line(format!("not UTF-8 at byte {offset} of the file; convert it to UTF-8")));
         }
-        let value: Value = serde_json::from_slice(&self.buffer).map_err(|e| {
+        let value: Value = serde_json::from_slice(self.buffer.trim_ascii_end()).map_err(|e| {
             // The parser sees one line and calls it line 1.
             self.bad_line(format!("not JSON: {}", e.to_string().replace(" at line 1 column", " at column")))
         })?;
@@ -96,7 +96,7 @@ impl Pieces for JsonLines {
         }
     }
 
-    fn position(&self) -> u64 {
+    fn bytes_read(&self) -> u64 {
         self.bytes_read
     }
 

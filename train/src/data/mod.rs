@@ -19,7 +19,7 @@ mod tokenize;
 #[cfg(test)]
 mod tests;
 
-pub use batches::{Batch, Batches, Cursor};
+pub use batches::{Batch, Batches, Cursor, in_order};
 pub use documents::{Corpus, DEFAULT_FIELD, Documents, Piece};
 pub use eval_text::EvalText;
 pub use source::Source;

@@ -27,8 +27,8 @@ pub(super) struct ParquetColumn {
     column: usize,
     next_group: usize,
     group: Option<ColumnReaderImpl<ByteArrayType>>,
-    /// Texts taken from the file and not yet handed out, last first.
-    texts: Vec<ByteArray>,
+    /// Rows taken from the file and not yet handed out, last first; `None` is a null.
+    rows: Vec<Option<ByteArray>>,
     rows_total: u64,
     rows_read: u64,
     skipped: u64,
@@ -42,7 +42,7 @@ impl ParquetColumn {
         let file = SerializedFileReader::new(handle).map_err(|e| unreadable(path, &e))?;
         let column = find_column(&file, field).map_err(|problem| Error::file(path, problem))?;
         check_compression(&file, column).map_err(|problem| Error::file(path, problem))?;
-        let rows = u64::try_from(file.metadata().file_metadata().num_rows())
+        let rows_total = u64::try_from(file.metadata().file_metadata().num_rows())
             .map_err(|_| Error::file(path, "damaged Parquet file: a negative number of rows"))?;
         Ok(Self {
             path: path.to_owned(),
@@ -51,8 +51,8 @@ impl ParquetColumn {
             column,
             next_group: 0,
             group: None,
-            texts: Vec::new(),
-            rows_total: rows,
+            rows: Vec::new(),
+            rows_total,
             rows_read: 0,
             skipped: 0,
         })
@@ -62,12 +62,12 @@ impl ParquetColumn {
     fn take_rows(&mut self) -> Result<bool, ParquetError> {
         loop {
             if let Some(group) = &mut self.group {
-                let mut levels = Vec::with_capacity(ROWS);
-                let (rows, texts, _) = group.read_records(ROWS, Some(&mut levels), None, &mut self.texts)?;
+                let (mut levels, mut texts) = (Vec::with_capacity(ROWS), Vec::with_capacity(ROWS));
+                let (rows, ..) = group.read_records(ROWS, Some(&mut levels), None, &mut texts)?;
                 if rows > 0 {
-                    self.texts.reverse();
-                    self.rows_read += rows as u64;
-                    self.skipped += (rows - texts) as u64;
+                    // A column that can't be null has no levels, and a text in each row.
+                    levels.resize(rows, 1);
+                    self.rows = levels.iter().rev().map(|&level| (level > 0).then(|| texts.pop())?).collect();
                     return Ok(true);
                 }
                 self.group = None;
@@ -79,7 +79,9 @@ impl ParquetColumn {
             self.next_group += 1;
             self.group = match group.get_column_reader(self.column)? {
                 ColumnReader::ByteArrayColumnReader(reader) => Some(reader),
-                _ => return Err(ParquetError::General("the column is of another type in a row group".into())),
+                _ => {
+                    return Err(ParquetError::General("the column is of another type in a row group".into()));
+                }
             };
         }
     }
@@ -88,11 +90,15 @@ impl ParquetColumn {
 impl Pieces for ParquetColumn {
     fn next_piece(&mut self) -> Result<Option<Piece>> {
         loop {
-            if let Some(text) = self.texts.pop() {
+            if let Some(row) = self.rows.pop() {
+                self.rows_read += 1;
+                let Some(text) = row else {
+                    self.skipped += 1;
+                    continue;
+                };
                 let text = std::str::from_utf8(text.data()).map_err(|e| {
-                    let row = self.rows_read;
-                    let problem = format!("not UTF-8 at byte {} of a text near row {row}", e.valid_up_to());
-                    Error::file(&self.path, problem)
+                    let (row, byte) = (self.rows_read, e.valid_up_to());
+                    Error::file(&self.path, format!("row {row}: not UTF-8 at byte {byte} of its text"))
                 })?;
                 return Ok(Some(Piece::whole(text.to_owned())));
             }
@@ -102,7 +108,7 @@ impl Pieces for ParquetColumn {
         }
     }
 
-    fn position(&self) -> u64 {
+    fn bytes_read(&self) -> u64 {
         // Rows say how far the reader is; the bytes of one column would not add up to the file.
         match self.rows_total {
             0 => self.file_bytes,

@@ -96,7 +96,10 @@ mod tests {
         }
         for (index, row) in counts.iter().enumerate() {
             for (place, count) in row.iter().enumerate() {
-                assert!((count - 2000).abs() < 212, "index {index} came to {place} {count} times, want 2000 ± 212");
+                assert!(
+                    (count - 2000).abs() < 212,
+                    "index {index} came to {place} {count} times, want 2000 ± 212"
+                );
             }
         }
     }

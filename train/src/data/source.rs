@@ -60,7 +60,10 @@ impl Source {
         let meta = std::fs::metadata(&path).map_err(|e| Error::io("cannot read data", &path, e))?;
         if meta.is_dir() {
             let example = path.join("*.txt");
-            return Err(Error::file(&path, format!("is a folder; name its files, as in {}", example.display())));
+            return Err(Error::file(
+                &path,
+                format!("is a folder; name its files, as in {}", example.display()),
+            ));
         }
         let extension = path.extension().map(|e| e.to_string_lossy().to_lowercase());
         match extension.as_deref() {

@@ -83,7 +83,10 @@ impl TextPieces {
             }
             Err(e) => {
                 let offset = start + e.valid_up_to() as u64;
-                return Err(Error::file(&self.path, format!("not UTF-8 at byte {offset}; convert it to UTF-8")));
+                return Err(Error::file(
+                    &self.path,
+                    format!("not UTF-8 at byte {offset}; convert it to UTF-8"),
+                ));
             }
         }
         Ok(())
@@ -95,20 +98,16 @@ impl Pieces for TextPieces {
         loop {
             self.fill()?;
             let rest = &self.buffer[self.at..];
-            if self.starts && self.separator.is_some() {
-                let line_ends = rest.len() - rest.trim_start_matches(LINE_END).len();
-                if line_ends > 0 {
-                    self.at += line_ends;
-                    continue;
-                }
-            }
             if rest.is_empty() {
                 return Ok(None);
             }
             let separator = self.separator.as_deref().unwrap_or_default();
             let cut = Cut::of(rest, separator, self.at_end);
             let mut text = &rest[..cut.len];
-            if cut.ends && !separator.is_empty() {
+            if !separator.is_empty() && self.starts {
+                text = text.trim_start_matches(LINE_END);
+            }
+            if !separator.is_empty() && cut.ends {
                 text = text.trim_end_matches(LINE_END);
             }
             let piece = Piece { text: text.to_owned(), starts: self.starts, ends: cut.ends };
@@ -120,7 +119,7 @@ impl Pieces for TextPieces {
         }
     }
 
-    fn position(&self) -> u64 {
+    fn bytes_read(&self) -> u64 {
         self.bytes_read - (self.partial.len() + self.buffer.len() - self.at) as u64
     }
 }

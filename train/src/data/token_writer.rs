@@ -102,7 +102,8 @@ impl Drop for TokenWriter {
 fn sweep(folder: &Path) {
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
         let name = entry.file_name();
-        let is_part = name.to_string_lossy().ends_with(".part") && name.to_string_lossy().contains(".tokens.");
+        let is_part =
+            name.to_string_lossy().ends_with(".part") && name.to_string_lossy().contains(".tokens.");
         let age = entry.metadata().and_then(|meta| meta.modified()).map(|time| time.elapsed());
         if is_part && age.is_ok_and(|age| age.is_ok_and(|age| age > ABANDONED)) {
             let _ = std::fs::remove_file(entry.path());

@@ -77,7 +77,8 @@ impl Tokenization<'_> {
         for (name, id) in [("bos", self.bos), ("eos", self.eos)] {
             if let Some(id) = id.filter(|&id| id as usize >= self.vocab_size) {
                 let vocab = self.vocab_size;
-                let problem = format!("{name}: id {id} is outside the model's vocabulary (vocab_size {vocab})");
+                let problem =
+                    format!("{name}: id {id} is outside the model's vocabulary (vocab_size {vocab})");
                 return Err(Error::Config(problem));
             }
         }
@@ -94,7 +95,8 @@ impl Tokenization<'_> {
 
     /// SHA-256 over the version, the contents of the sources, the tokenizer and the settings, each with its length.
     fn key(&self) -> Result<[u8; 32]> {
-        let tokenizer = std::fs::read(self.tokenizer).map_err(|e| Error::io("cannot read", self.tokenizer, e))?;
+        let tokenizer =
+            std::fs::read(self.tokenizer).map_err(|e| Error::io("cannot read", self.tokenizer, e))?;
         let mark = |id: Option<u32>| id.map_or(vec![], |id| id.to_le_bytes().to_vec());
         let mut parts = vec![
             VERSION.to_le_bytes().to_vec(),
@@ -184,7 +186,7 @@ fn read_batch(documents: &mut Documents<'_>) -> Result<(Vec<Piece>, u64)> {
         bytes += piece.text.len() + 64;
         batch.push(piece);
     }
-    Ok((batch, Documents::position(&documents)))
+    Ok((batch, documents.bytes_read()))
 }
 
 /// A key as it is spelled in file names and cursors.
