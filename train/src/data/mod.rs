@@ -25,3 +25,5 @@ pub use eval_text::EvalText;
 pub use source::Source;
 pub use token_file::{Header, Tokens};
 pub use tokenize::{Origin, Progress, Tokenization};
+
+pub mod stories;
