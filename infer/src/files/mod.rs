@@ -4,9 +4,12 @@
 //! file, the thing in it and the fix; output appears whole or not at all.
 
 mod digest;
+mod float;
 mod header;
 mod hf;
 mod mapped;
+mod staged;
+mod tensor_writer;
 mod tensors;
 #[cfg(test)]
 mod tests;
@@ -16,5 +19,7 @@ pub use digest::sha256_hex;
 pub use header::TensorInfo;
 pub use hf::{CONFIG_FILE, HfDir, TOKENIZER_FILE, companions};
 pub use mapped::{Bytes, Mapped};
+pub use staged::{StagedDir, write_file_atomic};
+pub use tensor_writer::TensorWriter;
 pub use tensors::{INDEX_FILE, MODEL_FILE, TensorFiles};
 pub use tokenizer::{load_tokenizer, tokenizer_sha256};
