@@ -33,6 +33,11 @@ impl LayerCache {
         Self { shape, capacity, keys: vec![0.0; len], values: vec![0.0; len] }
     }
 
+    /// The heads it was made for.
+    pub(super) fn shape(&self) -> &AttentionShape {
+        &self.shape
+    }
+
     /// Writes the keys and values `[tokens, kv_heads · head_dim]` of the positions from `position` on.
     pub(super) fn write(&mut self, position: usize, keys: &[f32], values: &[f32]) {
         let AttentionShape { kv_heads, head_dim, .. } = self.shape;
@@ -78,7 +83,8 @@ impl LayerCache {
             let visible = TILE.min(seen - first);
             let mut weights = scores(query, tile, scale);
             weights[visible..].fill(f32::NEG_INFINITY);
-            let before = std::mem::replace(&mut greatest, max(&weights, greatest));
+            let before = greatest;
+            greatest = max(&weights, before);
             let shrink = if greatest > before { exp(before - greatest) } else { 1.0 };
             weights = weights.map(|score| exp(score - greatest));
             // What lies beyond the query has no weight at all, not just the least that `exp` knows.

@@ -9,10 +9,9 @@ use qat_quant::int8_tokens;
 use super::buffer::{Buffer, Pool};
 use super::cache::LayerCache;
 use super::lanes;
-use super::matrix::Matrix;
+use super::matrix::{Activations, Matrix};
 use super::rotation::Rotation;
 use super::rows::for_each_row;
-use crate::files::Activations;
 use crate::model::{AttentionShape, Config, Exec, Linear, Rope};
 use crate::{Error, Result};
 
@@ -165,9 +164,10 @@ impl Exec for CpuExec {
         q: Buffer,
         k: Buffer,
         v: Buffer,
-        _shape: &AttentionShape,
+        shape: &AttentionShape,
     ) -> Result<Buffer> {
         let cache = &mut self.layers[layer];
+        debug_assert_eq!(cache.shape(), shape, "the cache of layer {layer} was made for another model");
         cache.write(self.position, &k, &v);
         let mut out = self.pool.take(q.rows(), q.width());
         cache.attend(self.position, &q, &mut out);

@@ -4,11 +4,20 @@
 //! multiplying by it can't meet a surprise.
 
 use qat_quant::kernels::{self, FloatRef, FloatType};
-use qat_quant::{Format, PackedRef, Rows};
+use qat_quant::{Format, PackedRef};
 use rayon::prelude::*;
 
-use crate::files::{Activations, Bytes};
+use crate::files::Bytes;
 use crate::{Error, Result};
+
+/// What a matrix's inputs are rounded to before they are multiplied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activations {
+    /// Nothing: they stay f32.
+    Float,
+    /// 256 levels with one scale per token.
+    Int8Token,
+}
 
 /// `[rows, cols]` = `[out, in]`, read in place from `bytes`. Clones share them.
 #[derive(Debug, Clone)]
@@ -102,13 +111,21 @@ impl Matrix {
     /// Writes the rows `ids`, one after the other.
     ///
     /// # Errors
-    /// Never for a matrix that was accepted. Panics when an id is not a row.
+    /// Never for a matrix that was accepted.
+    ///
+    /// # Panics
+    /// When an id is not a row.
     pub(super) fn gather(&self, ids: &[u32], out: &mut [f32]) -> Result<()> {
+        let rows = ids.iter().map(|id| *id as usize).zip(out.chunks_exact_mut(self.cols));
         match self.storage {
             Storage::Packed { format, tensor_scale } => {
-                gather(self.packed_ref(format, tensor_scale)?, ids, out);
+                let packed = self.packed_ref(format, tensor_scale)?;
+                rows.for_each(|(id, row)| packed.decode_row(id, row));
             }
-            Storage::Float(dtype) => gather(self.float_ref(dtype)?, ids, out),
+            Storage::Float(dtype) => {
+                let float = self.float_ref(dtype)?;
+                rows.for_each(|(id, row)| float.decode_row(id, row));
+            }
         }
         Ok(())
     }
@@ -119,11 +136,5 @@ impl Matrix {
 
     fn float_ref(&self, dtype: FloatType) -> Result<FloatRef<'_>> {
         Ok(FloatRef::new(&self.name, dtype, self.rows, self.cols, &self.bytes)?)
-    }
-}
-
-fn gather(table: impl Rows, ids: &[u32], out: &mut [f32]) {
-    for (id, row) in ids.iter().zip(out.chunks_exact_mut(table.cols())) {
-        table.decode_row(*id as usize, row);
     }
 }

@@ -21,9 +21,20 @@ pub(super) fn for_each_row(
     let rows = out.len() / width;
     if rows > 1 && rows * cost >= WORTH_SHARING {
         let at_least = WORTH_SHARING / 4 / cost.max(1) + 1;
-        let each = |(index, row): (usize, &mut [f32])| vectorized(|| work(index, row));
-        out.par_chunks_exact_mut(width).enumerate().with_min_len(at_least).for_each(each);
+        out.par_chunks_exact_mut(width).enumerate().with_min_len(at_least).for_each(|(index, row)| {
+            vectorized(
+                #[inline(always)]
+                || work(index, row),
+            );
+        });
     } else {
-        vectorized(|| out.chunks_exact_mut(width).enumerate().for_each(|(index, row)| work(index, row)));
+        vectorized(
+            #[inline(always)]
+            || {
+                for (index, row) in out.chunks_exact_mut(width).enumerate() {
+                    work(index, row);
+                }
+            },
+        );
     }
 }

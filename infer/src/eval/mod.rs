@@ -10,6 +10,8 @@ mod memory;
 mod report;
 mod score;
 mod speed;
+#[cfg(test)]
+mod tests;
 mod text;
 mod windows;
 

@@ -167,7 +167,9 @@ impl<'m> Reader<'m> {
         for (part, targets) in targets.chunks(rows).enumerate() {
             let logits = self.model.logits(&hidden, part * rows, targets.len())?;
             let reference_logits = match (&mut self.reference, &reference_hidden) {
-                (Some(reference), Some(hidden)) => Some(reference.logits(hidden, part * rows, targets.len())?),
+                (Some(reference), Some(hidden)) => {
+                    Some(reference.logits(hidden, part * rows, targets.len())?)
+                }
                 _ => None,
             };
             judged.par_extend(targets.par_iter().enumerate().map(|(at, target)| {
