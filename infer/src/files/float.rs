@@ -3,14 +3,8 @@
 //! Knows no files and no names. Invariant: only finite values pass; F16 and BF16 are rounded to nearest even.
 
 use half::{bf16, f16};
+use qat_quant::kernels::FloatType;
 use safetensors::Dtype;
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FloatType {
-    F32,
-    F16,
-    BF16,
-}
 
 /// A value that no weight can have: its index, what it was, and why it is refused.
 #[derive(Debug)]

@@ -5,19 +5,23 @@
 //! element and equal tensors give equal files.
 //!
 //! The header comes first and lists everything, so that the tensors wait in a spool file beside the target and are
-//! copied behind the header at the end.
+//! copied behind the header at the end. What is finished was read back from the disk and has the SHA-256 that each
+//! tensor had in memory.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
+use qat_quant::kernels::FloatType;
 use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 
-use super::float::{self, FloatType};
+use super::digest::sha256_hex;
+use super::float;
 use super::header::{LENGTH_BYTES, MAX_HEADER, METADATA_KEY, TensorInfo};
 use super::staged::write_error;
+use super::tensors::TensorFiles;
 use crate::error::{Error, Result};
 
 /// A safetensors file in the making. Nothing is at its path before [`TensorWriter::finish`].
@@ -35,6 +39,7 @@ struct Spooled {
     info: TensorInfo,
     start: u64,
     len: u64,
+    sha256: String,
 }
 
 impl TensorWriter {
@@ -74,7 +79,10 @@ impl TensorWriter {
         self.spool.write_all(bytes).map_err(|e| write_error(&self.spool_path, e))?;
         let info = TensorInfo { dtype, shape: shape.to_vec() };
         let len = bytes.len() as u64;
-        self.tensors.insert(name.to_owned(), Spooled { info, start: self.spooled, len });
+        self.tensors.insert(
+            name.to_owned(),
+            Spooled { info, start: self.spooled, len, sha256: sha256_hex(&[bytes]) },
+        );
         self.spooled += len;
         Ok(())
     }
@@ -96,10 +104,10 @@ impl TensorWriter {
         Ok(bytes)
     }
 
-    /// Writes the file and gives back its length in bytes.
+    /// Writes the file, reads it back, compares it with what was added, and gives its length in bytes.
     ///
     /// # Errors
-    /// When the disk is full.
+    /// When the disk is full, or gives back something else.
     pub fn finish(mut self) -> Result<u64> {
         let mut order: Vec<(&String, &Spooled)> = self.tensors.iter().collect();
         order.sort_by_key(|(_, t)| std::cmp::Reverse(t.info.dtype.bitsize()));
@@ -126,7 +134,22 @@ impl TensorWriter {
         };
         write().map_err(|e| write_error(&self.path, e))?;
         fs::remove_file(&self.spool_path).map_err(|e| Error::io("cannot remove", &self.spool_path, e))?;
+        self.check_written()?;
         Ok((LENGTH_BYTES + header.len()) as u64 + self.spooled)
+    }
+
+    fn check_written(&self) -> Result<()> {
+        let written = TensorFiles::open_file(&self.path)?;
+        for (name, tensor) in &self.tensors {
+            let same =
+                *written.info(name)? == tensor.info && sha256_hex(&[&written.bytes(name)?]) == tensor.sha256;
+            if !same {
+                let problem =
+                    format!("{name}: reads back differently from what was written; is the disk sound?");
+                return Err(Error::file(&self.path, problem));
+            }
+        }
+        Ok(())
     }
 }
 

@@ -6,9 +6,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use qat_quant::kernels::FloatType;
 use serde::Deserialize;
 
-use super::float::{self, FloatType, float_type};
+use super::float::{self, float_type};
 use super::header::{Entry, Header, TensorInfo};
 use super::mapped::{Bytes, Mapped};
 use crate::error::{Error, Result};
@@ -133,8 +134,11 @@ impl TensorFiles {
         float::load(float, &bytes).map_err(|unfit| self.problem(name, unfit))
     }
 
-    /// The float type and bytes of `name`, without a copy and without a look at the values.
-    pub(super) fn float(&self, name: &str, shape: &[usize]) -> Result<(FloatType, Bytes)> {
+    /// The float type and the bytes of `name`, without a copy and without a look at the values.
+    ///
+    /// # Errors
+    /// When no tensor has that name, its shape is not `shape`, or its type is not F32, F16 or BF16.
+    pub fn float(&self, name: &str, shape: &[usize]) -> Result<(FloatType, Bytes)> {
         self.check_shape(name, shape)?;
         let found = self.info(name)?.dtype;
         let Some(float) = float_type(found) else {
