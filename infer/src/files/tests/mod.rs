@@ -2,10 +2,12 @@
 //! safetensors library, so that what is read here was not written by what is tested.
 
 mod hf;
+mod packed;
 mod shared;
 mod staged;
 mod tensor_writer;
 mod tensors;
+mod writers;
 
 use std::path::{Path, PathBuf};
 

@@ -1,6 +1,7 @@
 //! Safetensors files of our own making, read by the safetensors library.
 
-use super::super::float::FloatType;
+use qat_quant::kernels::FloatType;
+
 use super::*;
 
 #[test]
