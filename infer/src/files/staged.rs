@@ -3,7 +3,7 @@
 //! Knows no format. Invariants: until the commit the target is as it was; a directory is replaced only if it is
 //! empty or carries a marker that says qat wrote it; a process killed at any moment leaves the old target or the
 //! new one. (Exchanging two directories in one step needs Linux; elsewhere there is an instant between two renames
-//! in which the old one is only found as `.NAME.partial.old`.)
+//! in which the old one is only found as `.NAME.partial.old`, from where the next writer brings it back.)
 //!
 //! What a killed process leaves aside is `.NAME.partial`; the next writer of the same target removes it.
 
@@ -35,8 +35,12 @@ impl StagedDir {
     /// written.
     pub fn create(target: &Path, marker: &str) -> Result<Self> {
         let target = resolve(target)?;
-        check_replaceable(&target, marker)?;
         let partial = sibling(&target, ".partial")?;
+        let aside = aside(&partial);
+        if aside.exists() && !target.exists() {
+            fs::rename(&aside, &target).map_err(|e| write_error(&target, e))?;
+        }
+        check_replaceable(&target, marker)?;
         if let Some(parent) = target.parent() {
             fs::create_dir_all(parent).map_err(|e| write_error(parent, e))?;
         }
@@ -105,11 +109,15 @@ impl Drop for StagedDir {
     }
 }
 
-/// Writes `bytes` to `path` so that a reader finds the old content or the new, never a part.
+/// Writes `bytes` to `path` so that a reader finds the old content or the new, never a part. What is neither file nor
+/// directory, like `/dev/stdout`, is written to as it is.
 ///
 /// # Errors
 /// When the disk is full or the directory can't be written; `path` then is as it was.
 pub fn write_file_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
+    if path.metadata().is_ok_and(|m| !m.is_file() && !m.is_dir()) {
+        return fs::write(path, bytes).map_err(|e| write_error(path, e));
+    }
     let path = resolve(path)?;
     let partial = sibling(&path, ".partial")?;
     let written = write_synced(&partial, bytes)
@@ -123,7 +131,7 @@ pub fn write_file_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
 }
 
 /// Writes `bytes` to a new or emptied file and waits until the disk has them.
-pub(super) fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
+fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
     let write = || {
         let mut file = File::create(path)?;
         file.write_all(bytes)?;
@@ -207,12 +215,18 @@ fn sync_tree(dir: &Path) -> Result<()> {
     sync_dir(dir)
 }
 
-/// Makes the names in `dir` durable. Only Unix can open a directory for that; elsewhere the rename does it.
+/// Makes the names in `dir` durable, where the system can: not all open a directory for that, and some network file
+/// systems sync files only.
 fn sync_dir(dir: &Path) -> Result<()> {
     if !cfg!(unix) {
         return Ok(());
     }
-    File::open(dir).and_then(|d| d.sync_all()).map_err(|e| write_error(dir, e))
+    match File::open(dir).and_then(|d| d.sync_all()) {
+        Err(e) if !matches!(e.kind(), ErrorKind::Unsupported | ErrorKind::InvalidInput) => {
+            Err(write_error(dir, e))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Puts `new` in the place of `old` and `old` in the place of `new`.
@@ -225,14 +239,20 @@ fn exchange(new: &Path, old: &Path) -> io::Result<()> {
             return Ok(());
         }
     }
-    let mut aside = new.as_os_str().to_owned();
-    aside.push(".old");
+    let aside = aside(new);
     fs::rename(old, &aside)?;
     if let Err(e) = fs::rename(new, old) {
         fs::rename(&aside, old)?;
         return Err(e);
     }
     fs::rename(&aside, new)
+}
+
+/// Where the old directory waits while `partial` takes its place by two renames.
+fn aside(partial: &Path) -> PathBuf {
+    let mut name = partial.as_os_str().to_owned();
+    name.push(".old");
+    PathBuf::from(name)
 }
 
 /// An advisory lock on a directory, given back when dropped or when the process ends. File systems without

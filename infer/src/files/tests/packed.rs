@@ -22,15 +22,6 @@ fn packed(name: &str, format: Format, weights: &[f32]) -> Packed {
     pack(name, format, weights, SHAPE[0], SHAPE[1], &scales).unwrap()
 }
 
-/// A folder with the tokenizer to copy, and where the packed model goes.
-fn place() -> (TempDir, Vec<PathBuf>, PathBuf) {
-    let dir = TempDir::new().unwrap();
-    let tokenizer = dir.path().join(TOKENIZER_FILE);
-    fs::write(&tokenizer, word_tokenizer(4)).unwrap();
-    let target = dir.path().join("packed");
-    (dir, vec![tokenizer], target)
-}
-
 /// A packed model of one matrix in `format`, one norm and one float matrix.
 fn small(format: Format) -> (TempDir, PathBuf) {
     let (dir, companions, target) = place();

@@ -1,5 +1,9 @@
 //! Real directories, when they are there: the fixtures of every architecture and the small trained models.
 
+use qat_quant::kernels::FloatType;
+use qat_quant::{Format, ScaleRule, Scales, pack};
+use serde_json::json;
+
 use super::*;
 
 /// Every model directory under the shared folders.
@@ -80,4 +84,36 @@ fn float16_weights_are_read() {
         assert_eq!(info.dtype, Dtype::F16);
         assert!(tensors.f32(name, &info.shape).unwrap().iter().any(|v| *v != 0.0));
     }
+}
+
+#[test]
+fn a_real_model_is_packed_and_read_back() {
+    let Some(weights) = shared("data/weights") else { return };
+    let hf = HfDir::open(&weights.join("tinystories-656k")).unwrap();
+    let dir = TempDir::new().unwrap();
+    let target = dir.path().join("packed");
+    let format = Format::Int4G32;
+    let mut writer =
+        PackedWriter::create(&target, &hf.config, &hf.companions().unwrap(), json!("tinystories-656k"))
+            .unwrap();
+    for name in hf.tensors.names() {
+        let shape = &hf.tensors.info(name).unwrap().shape;
+        let values = hf.tensors.f32(name, shape).unwrap();
+        if let &[rows, cols] = &**shape {
+            let scales = Scales::choose(format, ScaleRule::Absmax, &values, rows, cols);
+            let packed = pack(name, format, &values, rows, cols, &scales).unwrap();
+            writer.packed(name, packed.as_ref(), Activations::Float).unwrap();
+        } else {
+            writer.float(name, FloatType::F32, shape, &values).unwrap();
+        }
+    }
+    writer.finish().unwrap();
+    let read = PackedDir::open(&target).unwrap();
+    // 655,360 weights of 4.5 bits and 5 norms of 128 numbers of 32 bits.
+    let want = (655_360.0 * 4.5 + 640.0 * 32.0) / 656_000.0;
+    assert_eq!(read.manifest.bits_per_weight, want);
+    assert_eq!(read.config, hf.config);
+    let names =
+        |paths: Vec<PathBuf>| -> Vec<_> { paths.iter().map(|p| p.file_name().unwrap().to_owned()).collect() };
+    assert_eq!(names(read.companions().unwrap()), names(hf.companions().unwrap()));
 }

@@ -1,5 +1,6 @@
 //! Safetensors files and shards: what is read, and each way in which a file may lie.
 
+use super::super::header::Header;
 use super::*;
 
 const ONE: &str = r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#;
@@ -217,6 +218,29 @@ fn offsets_whose_sum_overflows_are_refused() {
         refused(&header, 0),
         "model.safetensors: t7: offsets 16140901064495857657..18446744073709551608 overflow; write the file again"
     );
+}
+
+#[test]
+fn no_change_of_a_byte_leads_outside_the_file() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join(MODEL_FILE);
+    write_f32(&path, &[("a", &[2], &[1.0, 2.0]), ("b", &[1, 3], &[1.0, 2.0, 3.0])]);
+    let good = std::fs::read(&path).unwrap();
+    let header = good.len() - 5 * 4;
+    let mut accepted = 0;
+    for at in 0..header {
+        for byte in 0..=u8::MAX {
+            let mut bytes = good.clone();
+            bytes[at] = byte;
+            let Ok(Header(entries)) = Header::parse(&path, &bytes) else { continue };
+            accepted += 1;
+            for entry in entries.values() {
+                assert!(entry.range.start >= header && entry.range.end <= good.len(), "byte {at} = {byte}");
+            }
+        }
+    }
+    // The byte that was there, at least; other names, too.
+    assert!(accepted > header && accepted < 256 * header, "{accepted} of {}", 256 * header);
 }
 
 #[test]
