@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use super::digest::sha256_hex;
 use super::float::{check_finite, dtype};
-use super::hf::{CONFIG_FILE, TOKENIZER_FILE, companions};
+use super::hf::{CONFIG_FILE, TOKENIZER_FILE};
 use super::manifest::{Activations, MANIFEST_FILE, Manifest, Storage, TensorEntry};
 use super::mapped::Bytes;
 use super::tensors::{MODEL_FILE, TensorFiles, read_json};
@@ -113,14 +113,6 @@ impl PackedDir {
     /// Path of `tokenizer.json`.
     pub fn tokenizer(&self) -> PathBuf {
         self.path.join(TOKENIZER_FILE)
-    }
-
-    /// The tokenizer, generation and licence files that an export of this model copies.
-    ///
-    /// # Errors
-    /// When the directory can't be listed.
-    pub fn companions(&self) -> Result<Vec<PathBuf>> {
-        companions(&self.path)
     }
 
     fn entry(&self, name: &str, shape: &[usize]) -> Result<&TensorEntry> {

@@ -21,9 +21,12 @@ use crate::error::{Error, Result};
 #[derive(Debug)]
 pub struct StagedDir {
     target: PathBuf,
+    marker: String,
     partial: PathBuf,
+    /// Whether what is at `partial` is to be removed with this value.
+    unfinished: bool,
     /// Held while this process writes, so that a second writer of the same target is told.
-    lock: Option<DirLock>,
+    _lock: DirLock,
 }
 
 impl StagedDir {
@@ -50,7 +53,7 @@ impl StagedDir {
         }
         fs::create_dir(&partial).map_err(|e| write_error(&partial, e))?;
         let lock = DirLock::take(&partial, &target)?;
-        Ok(Self { target, partial, lock: Some(lock) })
+        Ok(Self { target, marker: marker.to_owned(), partial, unfinished: true, _lock: lock })
     }
 
     /// Where the directory is for now. Files may be made in it freely.
@@ -87,25 +90,29 @@ impl StagedDir {
     /// Syncs everything to the disk and puts the directory in the target's place.
     ///
     /// # Errors
-    /// When the disk is full, or the target can't be replaced; the target then is as it was.
+    /// When the disk is full, or the target can't be replaced (it is looked at again, since another may have made it
+    /// meanwhile); the target then is as it was.
     pub fn commit(mut self) -> Result<()> {
         sync_tree(&self.partial)?;
-        let replaced = self.target.exists();
-        let move_in = if replaced { exchange } else { |a: &Path, b: &Path| fs::rename(a, b) };
-        move_in(&self.partial, &self.target).map_err(|e| write_error(&self.target, e))?;
-        self.lock = None;
-        if let Some(parent) = self.target.parent() {
-            sync_dir(parent)?;
-        }
-        // The drop that follows removes the old directory, which now has the name of the partial one.
-        Ok(())
+        check_replaceable(&self.target, &self.marker)?;
+        let replaces = self.target.exists();
+        let moved = match replaces {
+            true => exchange(&self.partial, &self.target),
+            false => fs::rename(&self.partial, &self.target),
+        };
+        moved.map_err(|e| write_error(&self.target, e))?;
+        // What was replaced now has the name of what was partial, and goes with this value.
+        self.unfinished = replaces;
+        self.target.parent().map_or(Ok(()), sync_dir)
     }
 }
 
 impl Drop for StagedDir {
     fn drop(&mut self) {
-        // A leftover is removed by the next writer, so that failing here loses nothing.
-        let _ = fs::remove_dir_all(&self.partial);
+        if self.unfinished {
+            // A leftover is removed by the next writer, so that failing here loses nothing.
+            let _ = fs::remove_dir_all(&self.partial);
+        }
     }
 }
 
@@ -149,6 +156,7 @@ pub(super) fn write_error(path: &Path, source: io::Error) -> Error {
         ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem | ErrorKind::NotADirectory => {
             "cannot write (choose a directory that you may write to)"
         }
+        ErrorKind::NotFound => "cannot write (make its directory first)",
         _ => "cannot write",
     };
     Error::io(action, path, source)

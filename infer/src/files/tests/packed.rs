@@ -85,7 +85,7 @@ fn every_format_comes_back_to_the_bit() {
     assert_eq!(read.config, config);
     assert_eq!(read.vector("norm", 3).unwrap(), [0.1, 0.2, 0.3]);
     assert_eq!(fs::read(read.tokenizer()).unwrap(), fs::read(&companions[0]).unwrap());
-    assert_eq!(read.companions().unwrap(), [read.tokenizer()]);
+    assert_eq!(super::companions(&read.path).unwrap(), [read.tokenizer()]);
     for (name, weights, packed) in matrices {
         let stored = read.matrix(&name, SHAPE).unwrap();
         assert_eq!(stored.storage, Storage::Packed(packed.format));

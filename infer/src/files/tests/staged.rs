@@ -95,6 +95,22 @@ fn a_foreign_directory_is_refused() {
 }
 
 #[test]
+fn a_directory_that_another_made_meanwhile_is_kept() {
+    let dir = TempDir::new().unwrap();
+    let target = dir.path().join("out");
+    let staged = StagedDir::create(&target, MARKER).unwrap();
+    fs::create_dir(&target).unwrap();
+    fs::write(target.join("thesis.txt"), "").unwrap();
+    assert_eq!(
+        message(&dir, staged.commit()),
+        "out: exists and has no manifest.json written by qat, so it is not replaced; \
+         choose another directory or remove it"
+    );
+    assert_eq!(listing(dir.path()), ["out"]);
+    assert_eq!(listing(&target), ["thesis.txt"]);
+}
+
+#[test]
 fn what_a_killed_writer_left_is_removed() {
     let dir = TempDir::new().unwrap();
     let left = dir.path().join(".out.partial");
@@ -165,6 +181,10 @@ fn a_directory_that_cannot_be_written_is_named_with_the_fix() {
     assert_eq!(
         message(&dir, StagedDir::create(&file.join("sub/out"), MARKER)),
         "file/sub: cannot write (choose a directory that you may write to): Not a directory (os error 20)"
+    );
+    assert_eq!(
+        message(&dir, write_file_atomic(&dir.path().join("gone/report.json"), b"new")),
+        "gone/.report.json.partial: cannot write (make its directory first): No such file or directory (os error 2)"
     );
     // Whoever runs the tests may be allowed to write everywhere, so that the two other causes are given by hand.
     for kind in [ErrorKind::PermissionDenied, ErrorKind::ReadOnlyFilesystem] {

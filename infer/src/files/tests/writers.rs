@@ -114,7 +114,7 @@ fn a_float_model_is_a_hugging_face_directory() {
         assert_eq!(read.config, json!({"model_type": "llama", "torch_dtype": name, "hidden_size": 2}));
         assert_eq!(read.tensors.f32("norm.weight", &[2]).unwrap(), [1.0, third]);
         assert_eq!(read.tensors.float("norm.weight", &[2]).unwrap().0, float);
-        assert_eq!(read.companions().unwrap(), [read.tokenizer()]);
+        assert_eq!(super::companions(&read.path).unwrap(), [read.tokenizer()]);
         let provenance: Value =
             serde_json::from_slice(&fs::read(target.join(PROVENANCE_FILE)).unwrap()).unwrap();
         assert_eq!((&provenance["qat"], &provenance["source"]), (&json!(1), &source));
