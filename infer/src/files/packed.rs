@@ -182,7 +182,7 @@ impl PackedDir {
                 valid.map_err(|e| Error::file(self.tensors.origin(), format!("{e}; export the model again")))
             }
             (Storage::Float(float), _) => {
-                check_finite(float, &bytes).map_err(|unfit| self.tensors.problem(name, unfit))
+                check_finite(float, &bytes).map_err(|problem| self.tensors.problem(name, problem))
             }
             // The manifest has only matrices that are packed.
             (Storage::Packed(_), _) => Ok(()),

@@ -82,6 +82,19 @@ fn a_value_that_is_not_finite_is_refused_with_its_index() {
 }
 
 #[test]
+fn of_several_bad_values_in_a_large_tensor_the_first_is_named() {
+    let dir = TempDir::new().unwrap();
+    let mut values = vec![0.5_f32; 100_000];
+    (values[70_000], values[99_999]) = (f32::INFINITY, f32::NAN);
+    write_f32(&dir.path().join(MODEL_FILE), &[("a", &[1000, 100], &values)]);
+    let files = TensorFiles::open(dir.path()).unwrap();
+    assert_eq!(
+        message(&dir, files.f32("a", &[1000, 100])),
+        "a: element 70000 is inf; every weight must be finite (in model.safetensors)"
+    );
+}
+
+#[test]
 fn integers_are_not_weights() {
     let dir = TempDir::new().unwrap();
     let header = r#"{"a":{"dtype":"U32","shape":[2],"data_offsets":[0,8]}}"#;
