@@ -8,9 +8,9 @@ use super::grammar::{Draw, Grammar, NUMERALS, Rule, Symbol};
 use super::table::{Form, Gender, Table, Word};
 
 /// Alternatives of a rule: flat enough that each is seen often, steep enough that they are worth learning.
-const RULE_EXPONENT: f64 = 0.5;
-/// Words of a draw, the classic law.
-const DRAW_EXPONENT: f64 = 1.0;
+const RULE_EXPONENT: f64 = 0.25;
+/// Words of a draw: a little flatter than the classic law, for the lists are short.
+const DRAW_EXPONENT: f64 = 0.75;
 
 type Parsed<T> = Result<T, String>;
 
