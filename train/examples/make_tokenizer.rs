@@ -35,6 +35,10 @@ fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     println!("a story: {:.1} bytes, {:.1} words, {:.1} tokens", each(bytes), each(words), each(tokens));
     println!("a token: {:.3} bytes", each(bytes) / each(tokens));
     println!("entropy: {nats:.3} nats a story, {:.4} a token", nats / each(tokens));
-    println!("         {:.4} bits a word, {:.4} a byte", nats / 2f64.ln() / each(words), nats / 2f64.ln() / each(bytes));
+    println!(
+        "         {:.4} bits a word, {:.4} a byte",
+        nats / 2f64.ln() / each(words),
+        nats / 2f64.ln() / each(bytes)
+    );
     Ok(())
 }

@@ -35,7 +35,8 @@ impl Grammar {
     /// Names the line and what was wrong with it.
     pub(super) fn parse(source: &str) -> Parsed<Self> {
         let blocks = blocks(source)?;
-        let mut reader = Reader { tables: Vec::new(), facts: Vec::new(), draws: Vec::new(), rules: Vec::new() };
+        let mut reader =
+            Reader { tables: Vec::new(), facts: Vec::new(), draws: Vec::new(), rules: Vec::new() };
         for block in &blocks {
             reader.declare(block).map_err(|e| format!("line {}: {e}", block.line))?;
         }
@@ -277,7 +278,8 @@ impl Template<'_, '_> {
 
     fn reference(&mut self) -> Parsed<Symbol> {
         let name = self.bracket('>')?.to_owned();
-        let rule = self.reader.rules.iter().position(|r| r.name == name).ok_or(format!("no rule `{name}`"))?;
+        let rule =
+            self.reader.rules.iter().position(|r| r.name == name).ok_or(format!("no rule `{name}`"))?;
         if rule <= self.rule {
             return Err(format!("rule `{name}` must come after the rule that uses it"));
         }

@@ -22,7 +22,8 @@ pub const TOKENIZER_CORPUS: StoriesSpec = StoriesSpec { seed: 0, bytes: 4_000_00
 /// # Errors
 /// [`Error::Data`] with what the tokenizer library said.
 pub fn train_tokenizer() -> Result<Tokenizer> {
-    let refused = |error: tokenizers::Error| Error::Data(format!("cannot train the stories' tokenizer: {error}"));
+    let refused =
+        |error: tokenizers::Error| Error::Data(format!("cannot train the stories' tokenizer: {error}"));
     let mut trainer = BpeTrainer::builder()
         .vocab_size(VOCAB_SIZE)
         .show_progress(false)
