@@ -15,3 +15,10 @@ pub enum Error {
         problem: String,
     },
 }
+
+impl Error {
+    /// A problem of the matrix `name`.
+    pub(crate) fn matrix(name: &str, problem: impl Into<String>) -> Self {
+        Self::Matrix { name: name.to_owned(), problem: problem.into() }
+    }
+}

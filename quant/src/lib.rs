@@ -2,6 +2,23 @@
 //!
 //! Knows no model, no file and no training loop.
 
-mod error;
+#![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod activations;
+mod error;
+mod format;
+pub mod gradient;
+mod grid;
+pub mod kernels;
+mod layout;
+mod packed;
+mod scales;
+mod simd;
+
+pub use activations::int8_tokens;
 pub use error::Error;
+pub use format::{Affine, Format, ScaleType};
+pub use grid::fake_quant;
+pub use layout::tq1_0;
+pub use packed::{Packed, PackedRef, pack};
+pub use scales::{ScaleRule, Scales};

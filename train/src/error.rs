@@ -34,6 +34,9 @@ pub enum Error {
     /// The text or the tokens as a whole can't be trained on.
     #[error("{0}")]
     Data(String),
+    /// The caller asked for an end before the work was done; nothing half made is left behind.
+    #[error("interrupted")]
+    Interrupted,
     /// A model's files or its definition.
     #[error(transparent)]
     Infer(#[from] qat_infer::Error),

@@ -1,0 +1,52 @@
+//! int8 activations with one scale per token, as BitNet b1.58 and the int8 kernels of the runtimes have them.
+//!
+//! Knows no weights. The trainer and the runtime call the same function, so both see the same activations.
+
+use rayon::prelude::*;
+
+use crate::simd::vectorized;
+
+/// Values handled by one task.
+const TASK: usize = 1 << 14;
+
+/// Rounds each row of `x` (`[tokens, cols]`) in place to `a·q`, `a = max|x|/127` and
+/// `q = clamp(round_ties_even(x/a), −128, 127)`. A row of zeros stays zero.
+///
+/// # Panics
+/// When `cols` is 0 or doesn't divide the length of `x`.
+pub fn int8_tokens(x: &mut [f32], cols: usize) {
+    assert!(cols > 0 && x.len().is_multiple_of(cols), "{} activations in rows of {cols}", x.len());
+    x.par_chunks_mut(cols * (TASK / cols).max(1)).for_each(|x| {
+        vectorized(
+            #[inline(always)]
+            || {
+                for row in x.chunks_exact_mut(cols) {
+                    int8_token(row);
+                }
+            },
+        );
+    });
+}
+
+#[inline(always)]
+fn int8_token(row: &mut [f32]) {
+    const LANES: usize = 16;
+    let mut peaks = [0f32; LANES];
+    let (whole, rest) = row.as_chunks::<LANES>();
+    for x in whole {
+        for lane in 0..LANES {
+            let magnitude = x[lane].abs();
+            peaks[lane] = if magnitude > peaks[lane] { magnitude } else { peaks[lane] };
+        }
+    }
+    let peak = peaks.into_iter().chain(rest.iter().map(|x| x.abs())).fold(0.0, f32::max);
+    let scale = peak / 127.0;
+    if scale == 0.0 {
+        // Either nothing is here, or the largest value is below 127 times the smallest float: zero to any int8 grid.
+        row.fill(0.0);
+        return;
+    }
+    for x in row {
+        *x = scale * (*x / scale).round_ties_even().clamp(-128.0, 127.0);
+    }
+}

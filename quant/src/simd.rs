@@ -1,0 +1,37 @@
+//! Portable loops compiled for the best instruction set that the running processor proves to have.
+//!
+//! Knows no formats. A loop gives the same bits at every instruction set: Rust neither contracts `a·b + c` into a
+//! fused operation nor reorders floating-point sums, so wider registers only change how many lanes run at once.
+
+use std::sync::LazyLock;
+
+use pulp::{Arch, Simd, WithSimd};
+
+static ARCH: LazyLock<Arch> = LazyLock::new(Arch::new);
+
+/// Runs `f` compiled for the best instruction set. To gain from it, `f` must be an `#[inline(always)]` closure that calls
+/// only `#[inline(always)]` functions: code that stays outside is compiled for the oldest processor of the target.
+#[inline]
+pub(crate) fn vectorized<R>(f: impl FnOnce() -> R) -> R {
+    ARCH.dispatch(f)
+}
+
+/// The instruction set that the loops of this crate run on: `avx512`, `avx2`, `neon`, `simd128` or `scalar`.
+///
+/// `scalar` is what the compiler may assume everywhere on the target (SSE2 on x86-64).
+pub fn isa() -> &'static str {
+    struct Lanes;
+    impl WithSimd for Lanes {
+        type Output = usize;
+        fn with_simd<S: Simd>(self, _: S) -> usize {
+            S::F32_LANES
+        }
+    }
+    match ARCH.dispatch(Lanes) {
+        16 => "avx512",
+        8 => "avx2",
+        4 if cfg!(target_arch = "wasm32") => "simd128",
+        4 => "neon",
+        _ => "scalar",
+    }
+}
