@@ -9,9 +9,10 @@ use qat_quant::int8_tokens;
 use super::buffer::{Buffer, Pool};
 use super::cache::LayerCache;
 use super::lanes;
-use super::matrix::{Activations, Matrix};
+use super::matrix::Matrix;
 use super::rotation::Rotation;
 use super::rows::for_each_row;
+use crate::files::Activations;
 use crate::model::{AttentionShape, Config, Exec, Linear, Rope};
 use crate::{Error, Result};
 
