@@ -60,11 +60,17 @@ impl LayerCache {
     pub(super) fn attend(&self, position: usize, queries: &[f32], out: &mut [f32]) {
         let AttentionShape { heads, kv_heads, head_dim } = self.shape;
         let longest = position + queries.len() / (heads * head_dim);
-        for_each_row(out, head_dim, 2 * longest * head_dim, |row, out| {
-            let (token, head) = (row / heads, row % heads);
-            let query = &queries[row * head_dim..(row + 1) * head_dim];
-            self.attend_one(head / (heads / kv_heads), position + token + 1, query, out);
-        });
+        for_each_row(
+            out,
+            head_dim,
+            2 * longest * head_dim,
+            #[inline(always)]
+            |row, out: &mut [f32]| {
+                let (token, head) = (row / heads, row % heads);
+                let query = &queries[row * head_dim..(row + 1) * head_dim];
+                self.attend_one(head / (heads / kv_heads), position + token + 1, query, out);
+            },
+        );
     }
 
     /// Softmax of one query's scores over the first `seen` positions, and the mean of their values under it: one pass
@@ -86,7 +92,9 @@ impl LayerCache {
             let before = greatest;
             greatest = max(&weights, before);
             let shrink = if greatest > before { exp(before - greatest) } else { 1.0 };
-            weights = weights.map(|score| exp(score - greatest));
+            for weight in &mut weights {
+                *weight = exp(*weight - greatest);
+            }
             // What lies beyond the query has no weight at all, not just the least that `exp` knows.
             weights[visible..].fill(0.0);
             total = total * shrink + sum(&weights);
@@ -106,7 +114,10 @@ fn scores(query: &[f32], tile: &[f32], scale: f32) -> [f32; TILE] {
             *score += q * key;
         }
     }
-    scores.map(|score| score * scale)
+    for score in &mut scores {
+        *score *= scale;
+    }
+    scores
 }
 
 /// `out = out · shrink + Σⱼ weightsⱼ · valuesⱼ`, a few elements of the head at a time so that they stay in registers.
@@ -116,7 +127,10 @@ fn mix(weights: &[f32], values: &[f32], shrink: f32, out: &mut [f32]) {
     let (parts, rest) = out.as_chunks_mut::<LANES>();
     let whole = parts.len() * LANES;
     for (index, part) in parts.iter_mut().enumerate() {
-        let mut sums = part.map(|sum| sum * shrink);
+        let mut sums = *part;
+        for sum in &mut sums {
+            *sum *= shrink;
+        }
         for (weight, row) in weights.iter().zip(values.chunks_exact(head_dim)) {
             let row = &row[index * LANES..][..LANES];
             for (sum, value) in sums.iter_mut().zip(row) {

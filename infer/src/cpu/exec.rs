@@ -9,9 +9,10 @@ use qat_quant::int8_tokens;
 use super::buffer::{Buffer, Pool};
 use super::cache::LayerCache;
 use super::lanes;
-use super::matrix::{Activations, Matrix};
+use super::matrix::Matrix;
 use super::rotation::Rotation;
 use super::rows::for_each_row;
+use crate::files::Activations;
 use crate::model::{AttentionShape, Config, Exec, Linear, Rope};
 use crate::{Error, Result};
 
@@ -102,9 +103,15 @@ impl Exec for CpuExec {
     fn rms_norm(&mut self, x: &Buffer, weight: &Vec<f32>, eps: f32) -> Result<Buffer> {
         let width = x.width();
         let mut out = self.pool.take(x.rows(), width);
-        for_each_row(&mut out, width, 2 * width, |token, out| {
-            lanes::rms_norm(&x[token * width..][..width], weight, eps, out);
-        });
+        for_each_row(
+            &mut out,
+            width,
+            2 * width,
+            #[inline(always)]
+            |token, out: &mut [f32]| {
+                lanes::rms_norm(&x[token * width..][..width], weight, eps, out);
+            },
+        );
         Ok(out)
     }
 
@@ -120,7 +127,13 @@ impl Exec for CpuExec {
             let x = rounded.as_ref().filter(|_| is_int8(&linear)).unwrap_or(x);
             linear.weight.matmul(x, x.rows(), out)?;
             if let Some(bias) = &linear.bias {
-                for_each_row(out, bias.len(), bias.len(), |_, row| lanes::add(row, bias));
+                for_each_row(
+                    out,
+                    bias.len(),
+                    bias.len(),
+                    #[inline(always)]
+                    |_, row: &mut [f32]| lanes::add(row, bias),
+                );
             }
         }
         Ok(outs)
@@ -135,7 +148,13 @@ impl Exec for CpuExec {
 
     fn head_norm(&mut self, mut x: Buffer, weight: &Vec<f32>, heads: usize, eps: f32) -> Result<Buffer> {
         let head_dim = x.width() / heads;
-        for_each_row(&mut x, head_dim, 2 * head_dim, |_, head| lanes::rms_norm_in_place(head, weight, eps));
+        for_each_row(
+            &mut x,
+            head_dim,
+            2 * head_dim,
+            #[inline(always)]
+            |_, head: &mut [f32]| lanes::rms_norm_in_place(head, weight, eps),
+        );
         Ok(x)
     }
 
@@ -151,10 +170,16 @@ impl Exec for CpuExec {
         let rotation = &mut self.rotations[at];
         rotation.extend_to(position + x.rows());
         let rotation = &*rotation;
-        for_each_row(&mut x, width, 2 * width, |token, row| {
-            let (cos, sin) = rotation.at(position + token);
-            row.chunks_exact_mut(width / heads).for_each(|head| lanes::rotate(head, cos, sin));
-        });
+        for_each_row(
+            &mut x,
+            width,
+            2 * width,
+            #[inline(always)]
+            |token, row: &mut [f32]| {
+                let (cos, sin) = rotation.at(position + token);
+                row.chunks_exact_mut(width / heads).for_each(|head| lanes::rotate(head, cos, sin));
+            },
+        );
         Ok(x)
     }
 
@@ -176,15 +201,27 @@ impl Exec for CpuExec {
 
     fn swiglu(&mut self, mut gate: Buffer, up: Buffer) -> Result<Buffer> {
         let width = gate.width();
-        for_each_row(&mut gate, width, 16 * width, |token, gate| {
-            lanes::swiglu(gate, &up[token * width..][..width]);
-        });
+        for_each_row(
+            &mut gate,
+            width,
+            16 * width,
+            #[inline(always)]
+            |token, gate: &mut [f32]| {
+                lanes::swiglu(gate, &up[token * width..][..width]);
+            },
+        );
         Ok(gate)
     }
 
     fn add(&mut self, mut a: Buffer, b: Buffer) -> Result<Buffer> {
         let width = a.width();
-        for_each_row(&mut a, width, width, |token, a| lanes::add(a, &b[token * width..][..width]));
+        for_each_row(
+            &mut a,
+            width,
+            width,
+            #[inline(always)]
+            |token, a: &mut [f32]| lanes::add(a, &b[token * width..][..width]),
+        );
         Ok(a)
     }
 }

@@ -17,6 +17,6 @@ mod tests;
 
 pub use buffer::Buffer;
 pub use exec::CpuExec;
-pub use matrix::{Activations, Matrix};
+pub use matrix::Matrix;
 pub use model::{Model, Size};
 pub use session::{CpuDecoder, Session, check_context};

@@ -5,13 +5,11 @@
 
 use std::path::{Path, PathBuf};
 
-use qat_quant::kernels::FloatType;
-use safetensors::Dtype;
 use tokenizers::Tokenizer;
 
 use super::matrix::Matrix;
 use super::session::CpuDecoder;
-use crate::files::{HfDir, TensorFiles, load_tokenizer};
+use crate::files::{Activations, HfDir, PackedDir, Storage, StoredMatrix, TensorFiles, load_tokenizer};
 use crate::model::{Config, Decoder, Param, Weights, names};
 use crate::{Error, Result};
 
@@ -43,15 +41,7 @@ impl Model {
     /// When a file is missing or damaged, the config asks for something the decoder lacks, or a tensor is missing, has
     /// another shape or holds values that are not finite.
     pub fn open(dir: &Path) -> Result<Self> {
-        let hf = HfDir::open(dir)?;
-        let config = Config::from_json(&hf.config, &hf.config_path())?;
-        let mut source = Source { config: config.clone(), tensors: &hf.tensors, bits: 0, weights: 0 };
-        let decoder = Decoder::build(config, &mut source)?;
-        let size = Size {
-            bits_per_weight: source.bits as f64 / source.weights as f64,
-            file_bytes: file_bytes(&hf.tensors)?,
-        };
-        Ok(Self { decoder, origin: dir.to_owned(), size, tokenizer: hf.tokenizer() })
+        if PackedDir::is_at(dir) { Self::open_packed(dir) } else { Self::open_float(dir) }
     }
 
     /// The tokenizer beside the weights.
@@ -60,6 +50,25 @@ impl Model {
     /// When it can't be read or gives ids that the model doesn't have.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
         load_tokenizer(&self.tokenizer, self.decoder.config.vocab_size)
+    }
+
+    fn open_packed(path: &Path) -> Result<Self> {
+        let dir = PackedDir::open(path)?;
+        let config = Config::from_json(&dir.config, &dir.config_path())?;
+        let decoder = Decoder::build(config.clone(), &mut PackedWeights { config: &config, dir: &dir })?;
+        let size =
+            Size { bits_per_weight: dir.manifest.bits_per_weight, file_bytes: dir.manifest.file_bytes };
+        Ok(Self { decoder, origin: path.to_owned(), size, tokenizer: dir.tokenizer() })
+    }
+
+    fn open_float(path: &Path) -> Result<Self> {
+        let dir = HfDir::open(path)?;
+        let config = Config::from_json(&dir.config, &dir.config_path())?;
+        let mut weights = FloatWeights { config: &config, tensors: &dir.tensors, bytes: 0, elements: 0 };
+        let decoder = Decoder::build(config.clone(), &mut weights)?;
+        let bits_per_weight = 8.0 * weights.bytes as f64 / weights.elements as f64;
+        let size = Size { bits_per_weight, file_bytes: file_bytes(&dir.tensors)? };
+        Ok(Self { decoder, origin: path.to_owned(), size, tokenizer: dir.tokenizer() })
     }
 }
 
@@ -73,47 +82,70 @@ fn file_bytes(tensors: &TensorFiles) -> Result<u64> {
     })
 }
 
-/// Tensors of a directory, counted as they are handed out.
-struct Source<'a> {
-    config: Config,
-    tensors: &'a TensorFiles,
-    bits: u64,
-    weights: u64,
+fn matrix_shape(param: &Param) -> Result<[usize; 2]> {
+    let problem = || Error::tensor(&param.name, format!("a matrix has two sizes, found {:?}", param.shape));
+    <[usize; 2]>::try_from(param.shape.as_slice()).map_err(|_| problem())
 }
 
-impl Source<'_> {
-    fn count(&mut self, name: &str, param: &Param) -> Result<()> {
-        self.bits += 8 * self.tensors.bytes(name)?.len() as u64;
-        self.weights += param.shape.iter().product::<usize>() as u64;
-        Ok(())
-    }
+/// Tensors of a packed directory.
+struct PackedWeights<'a> {
+    config: &'a Config,
+    dir: &'a PackedDir,
 }
 
-impl Weights for Source<'_> {
+impl Weights for PackedWeights<'_> {
     type M = Matrix;
     type V = Vec<f32>;
     type Error = Error;
 
     fn matrix(&mut self, param: &Param) -> Result<Matrix> {
-        let name = names::stored_name(param, &self.config, |name| self.tensors.contains(name));
-        self.tensors.check_shape(name, &param.shape)?;
-        self.count(name, param)?;
-        let &[rows, cols] = param.shape.as_slice() else {
-            return Err(Error::tensor(name, format!("a matrix has two sizes, found {:?}", param.shape)));
-        };
-        let dtype = match self.tensors.info(name)?.dtype {
-            Dtype::F32 => FloatType::F32,
-            Dtype::F16 => FloatType::F16,
-            Dtype::BF16 => FloatType::BF16,
-            other => {
-                return Err(Error::tensor(name, format!("want F32, F16 or BF16, found {other}")));
-            }
-        };
-        Matrix::float(name, dtype, [rows, cols], self.tensors.bytes(name)?)
+        let name = names::stored_name(param, self.config, |name| self.dir.contains(name));
+        let shape = matrix_shape(param)?;
+        Matrix::new(name, shape, self.dir.matrix(name, shape)?)
     }
 
     fn vector(&mut self, param: &Param) -> Result<Vec<f32>> {
+        self.dir.vector(&param.name, param.shape.iter().product())
+    }
+}
+
+/// Tensors of a float directory, counted as they are handed out.
+struct FloatWeights<'a> {
+    config: &'a Config,
+    tensors: &'a TensorFiles,
+    bytes: usize,
+    elements: usize,
+}
+
+impl FloatWeights<'_> {
+    fn count(&mut self, name: &str, param: &Param) -> Result<()> {
+        self.bytes += self.tensors.bytes(name)?.len();
+        self.elements += param.shape.iter().product::<usize>();
+        Ok(())
+    }
+}
+
+impl Weights for FloatWeights<'_> {
+    type M = Matrix;
+    type V = Vec<f32>;
+    type Error = Error;
+
+    fn matrix(&mut self, param: &Param) -> Result<Matrix> {
+        let name = names::stored_name(param, self.config, |name| self.tensors.contains(name));
+        let (float, bytes) = self.tensors.float(name, &param.shape)?;
+        self.count(name, param)?;
+        let stored = StoredMatrix {
+            storage: Storage::Float(float),
+            bytes,
+            tensor_scale: None,
+            activations: Activations::Float,
+        };
+        Matrix::new(name, matrix_shape(param)?, stored)
+    }
+
+    fn vector(&mut self, param: &Param) -> Result<Vec<f32>> {
+        let values = self.tensors.f32(&param.name, &param.shape)?;
         self.count(&param.name, param)?;
-        self.tensors.f32(&param.name, &param.shape)
+        Ok(values)
     }
 }
