@@ -1,6 +1,6 @@
 //! Tables for the terminal: one report in full, and several side by side.
 
-use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use comfy_table::{CellAlignment, ContentArrangement, Table, TableStyle, presets};
 use qat_infer::eval::Report;
 
 /// A size in bytes as people read it.
@@ -13,9 +13,12 @@ pub fn bytes(n: u64) -> String {
     }
 }
 
+/// Width of tables when the output is no terminal, which would tell its own.
+const WIDTH: u16 = 130;
+
 /// One report, a line each.
 pub fn report(r: &Report) -> Table {
-    let mut table = empty();
+    let mut table = empty(presets::NOTHING);
     let mut row = |name: &str, value: String| {
         table.add_row([name.to_owned(), value]);
     };
@@ -57,7 +60,8 @@ pub struct Row {
 
 /// Models side by side: what rounding lost, and what training won back of it.
 pub fn comparison(rows: &[Row]) -> Table {
-    let mut table = empty();
+    // Markdown, so that the table can be pasted where results are kept.
+    let mut table = empty(presets::ASCII_MARKDOWN);
     table.set_header(["model", "bits/weight", "file", "perplexity", "lost (Δ ln ppl)", "KL", "same top-1", "won back"]);
     for row in rows {
         let r = &row.report;
@@ -88,9 +92,12 @@ fn won_back(row: &Row) -> Option<String> {
     (untrained > 2.0 * se).then(|| format!("{:.0} %", 100.0 * (untrained - trained) / untrained))
 }
 
-fn empty() -> Table {
+fn empty(style: TableStyle) -> Table {
     let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
+    table.load_style(style).set_content_arrangement(ContentArrangement::Dynamic);
+    if !table.is_tty() {
+        table.set_width(WIDTH);
+    }
     table
 }
 
