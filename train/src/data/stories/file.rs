@@ -81,6 +81,7 @@ pub(super) struct Reader {
 
 impl Reader {
     fn declare(&mut self, block: &Block) -> Parsed<()> {
+        self.check_new(&block.words)?;
         match block.words.as_slice() {
             ["words", name] => self.words(name, &block.body),
             ["facts", name, "of", parent] => self.facts(name, parent, &block.body),
@@ -92,6 +93,17 @@ impl Reader {
             }
             other => Err(format!("want words, facts, draw or rule, found `{}`", other.join(" "))),
         }
+    }
+
+    /// Refuses a name that has been given to another of its kind.
+    fn check_new(&self, header: &[&str]) -> Parsed<()> {
+        let taken = match header {
+            ["words" | "facts", name, ..] => self.table(name).is_ok(),
+            ["draw", name, ..] => self.find_draw(name).is_ok(),
+            ["rule", name, ..] => self.rules.iter().any(|rule| rule.name == *name),
+            _ => false,
+        };
+        if taken { Err(format!("`{}` is there already", header[1])) } else { Ok(()) }
     }
 
     fn words(&mut self, name: &str, body: &[(usize, &str)]) -> Parsed<()> {

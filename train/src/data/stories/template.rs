@@ -91,8 +91,9 @@ impl<'r, 't> Template<'r, 't> {
 
     fn reference(&mut self) -> Parsed<Symbol> {
         let name = self.bracket('>')?.to_owned();
-        let rule =
-            self.reader.rules.iter().position(|r| r.name == name).ok_or(format!("no rule `{name}`"))?;
+        // The rules without a name of their own have a space in it.
+        let named = |rule: &Rule| rule.name == name && !name.contains(' ');
+        let rule = self.reader.rules.iter().position(named).ok_or(format!("no rule `{name}`"))?;
         if rule <= self.rule {
             return Err(format!("rule `{name}` must come after the rule that uses it"));
         }
