@@ -213,6 +213,7 @@ fn a_mistake_in_the_file_is_named_with_its_line() {
     assert_eq!(error("  cat\n"), "line 1: an indented line needs a header above it");
     assert_eq!(error("word pet\n"), "line 1: want words, facts, draw or rule, found `word pet`");
     assert_eq!(error("words pet\n  cat, cat\n"), "line 1: `cat` is in table pet twice");
+    assert_eq!(error("words pet\n  cat\nwords pet\n  dog\n"), "line 3: `pet` is there already");
     assert_eq!(error("draw pet from pet\n"), "line 1: no table `pet` above");
     assert_eq!(error("words pet\n  cat\nfacts cry of pet\n  dog: woof\n"), "line 3: line 4: no word `dog`");
     assert_eq!(error("rule story\n  a {pet}\n"), "line 2: no draw `pet`, before ``");
@@ -221,6 +222,8 @@ fn a_mistake_in_the_file_is_named_with_its_line() {
         "line 2: rule `story` must come after the rule that uses it, before ``"
     );
     assert_eq!(error("rule story\n  (a|b\n"), "line 2: want a `)`, before ``");
+    assert_eq!(error("rule story\n  a) b\n"), "line 2: a stray `)`, before `) b`");
+    assert_eq!(error("rule story\n"), "line 1: a rule needs an alternative");
     assert_eq!(error("rule end\n  a\n"), "the first rule must be `rule story`");
     assert_eq!(
         error("words few\n  one\ndraw n from few\nrule story\n  {n+n-n}\n"),

@@ -51,5 +51,8 @@ fn the_readme_of_the_stories_and_their_teacher_names_every_file_with_its_hash() 
 #[test]
 fn the_stories_are_those_that_the_teacher_has_learnt() {
     let stories = generate(0, 1_000_000);
-    assert_eq!(sha256(stories.text.as_bytes()), "2c2b5bccd4cb87b0bf51f00275810d9fc2686e5a3ea26c0b37eb4bebe12c5d3d");
+    assert_eq!(
+        sha256(stories.text.as_bytes()),
+        "2c2b5bccd4cb87b0bf51f00275810d9fc2686e5a3ea26c0b37eb4bebe12c5d3d"
+    );
 }
