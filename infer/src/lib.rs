@@ -2,7 +2,9 @@
 //!
 //! Knows no gradients and no training.
 
+pub mod cpu;
 mod error;
+pub mod eval;
 pub mod files;
 pub mod model;
 

@@ -1,7 +1,7 @@
 //! Checkpoints: all or nothing, and enough in them to continue to the same bits.
 //!
 //! A checkpoint is a folder `step-00000100` with `model.safetensors` (latent variables), `optimizer.safetensors` (both
-//! moments) and `state.json` (step, recipe, token-file key, checksums). Batches and schedules are pure functions of seed
+//! moments) and `state.json` (step, recipe, data cursor, checksums). Batches and schedules are pure functions of seed
 //! and step, so no generator state is lost. A folder appears under its name only when it is whole and on disk; one that is
 //! damaged afterwards is passed over for the one before it.
 
@@ -16,7 +16,7 @@ use qat_infer::files::{StagedDir, sha256_hex};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::{Error, Result, adamw::AdamW, recipe::Recipe, student::Variable};
+use crate::{Error, Result, adamw::AdamW, data::Cursor, recipe::Recipe, student::Variable};
 
 const MODEL: &str = "model.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
@@ -30,8 +30,8 @@ pub struct State {
     pub step: usize,
     /// The recipe, as it ran.
     pub recipe: Recipe,
-    /// Key of the token file: another text or tokenizer would continue with other batches.
-    pub tokens: String,
+    /// The next micro-batch, and of which tokens: another text or tokenizer would continue with other batches.
+    pub cursor: Cursor,
     /// Loss at the start, which divergence is measured from.
     pub start_loss: f64,
     /// SHA-256 of the tensor files.
@@ -86,6 +86,17 @@ impl Checkpoints {
         Ok(target)
     }
 
+    /// Deletes all of them.
+    ///
+    /// # Errors
+    /// The folder can't be removed.
+    pub fn remove(&self) -> Result<()> {
+        match fs::remove_dir_all(&self.dir) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("cannot remove", &self.dir, e)),
+            _ => Ok(()),
+        }
+    }
+
     /// The newest checkpoint that is whole, and the damaged ones that were passed over, each with what is wrong.
     ///
     /// # Errors
@@ -126,10 +137,7 @@ impl Checkpoint {
     /// # Errors
     /// A tensor that is missing or has another shape.
     pub fn restore(&self, variables: &[Variable], optimizer: &mut AdamW) -> Result<()> {
-        let model = self.tensors(MODEL)?;
-        for variable in variables {
-            variable.var.set(&take(&self.path, &model, &variable.name, variable.var.as_tensor())?)?;
-        }
+        self.restore_variables(variables)?;
         let moments = self.tensors(OPTIMIZER)?;
         optimizer.restore(variables, |name, like| take(&self.path, &moments, name, like), self.state.step)
     }

@@ -81,7 +81,7 @@ impl Exec for TrainExec<'_> {
                 (Some(rounded), Some(_)) => rounded,
                 _ => x,
             };
-            let y = input.matmul(&linear.weight.weight.t()?)?;
+            let y = ops::linear(input, &linear.weight.weight)?;
             Ok(match &linear.bias {
                 Some(bias) => y.broadcast_add(bias)?,
                 None => y,
@@ -92,7 +92,7 @@ impl Exec for TrainExec<'_> {
     }
 
     fn unembed(&mut self, x: &Tensor, table: &Matrix) -> Result<Tensor> {
-        Ok(x.matmul(&table.weight.t()?)?)
+        Ok(ops::linear(x, &table.weight)?)
     }
 
     fn head_norm(&mut self, x: Tensor, weight: &Tensor, heads: usize, eps: f32) -> Result<Tensor> {

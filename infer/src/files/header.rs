@@ -4,10 +4,8 @@
 //! Knows no tensor values. Invariant: a [`Header`] that exists describes ranges that lie inside the file,
 //! don't overlap, leave no gap, and have exactly the length that shape and dtype ask for.
 //!
-//! The file is taken for hostile. It is parsed here and not by the safetensors crate (0.8.0) for three
-//! reasons: that crate adds up offsets unchecked, so that a crafted header passes its length check in a
-//! release build and panics when a tensor is read; it lets a name occur twice; and its messages name
-//! neither the tensor nor what was wanted.
+//! The file is taken for hostile. It is parsed here and not by the safetensors crate (0.8.0) because that one lets
+//! a name occur twice, adds up offsets unchecked, and has messages that name neither the tensor nor what was wanted.
 
 use std::collections::BTreeMap;
 use std::fmt;

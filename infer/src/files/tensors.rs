@@ -6,10 +6,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use half::{bf16, f16};
-use safetensors::Dtype;
+use qat_quant::kernels::FloatType;
 use serde::Deserialize;
 
+use super::float::{self, float_type};
 use super::header::{Entry, Header, TensorInfo};
 use super::mapped::{Bytes, Mapped};
 use crate::error::{Error, Result};
@@ -130,18 +130,22 @@ impl TensorFiles {
     /// When no tensor has that name, its shape is not `shape`, its type is none of the three, or a value is
     /// NaN or infinite.
     pub fn f32(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        let (float, bytes) = self.float(name, shape)?;
+        float::load(float, &bytes).map_err(|unfit| self.problem(name, unfit))
+    }
+
+    /// The float type and the bytes of `name`, without a copy and without a look at the values.
+    ///
+    /// # Errors
+    /// When no tensor has that name, its shape is not `shape`, or its type is not F32, F16 or BF16.
+    pub fn float(&self, name: &str, shape: &[usize]) -> Result<(FloatType, Bytes)> {
         self.check_shape(name, shape)?;
-        let bytes = self.bytes(name)?;
-        let values: Vec<f32> = match self.info(name)?.dtype {
-            Dtype::F32 => bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
-            Dtype::F16 => bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
-            Dtype::BF16 => bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
-            other => return Err(self.not_float(name, other)),
+        let found = self.info(name)?.dtype;
+        let Some(float) = float_type(found) else {
+            let fix = "convert the model to float weights, or choose its unquantized version";
+            return Err(self.problem(name, format!("want F32, F16 or BF16, found {found}; {fix}")));
         };
-        match values.iter().position(|v| !v.is_finite()) {
-            None => Ok(values),
-            Some(at) => Err(self.problem(name, not_finite(at, values[at]))),
-        }
+        Ok((float, self.bytes(name)?))
     }
 
     /// Refuses `name` unless its shape is `shape`.
@@ -160,11 +164,6 @@ impl TensorFiles {
     pub(super) fn problem(&self, name: &str, problem: impl std::fmt::Display) -> Error {
         let path = self.file_of(name).unwrap_or(&self.origin);
         Error::tensor(name, format!("{problem} (in {})", path.display()))
-    }
-
-    pub(super) fn not_float(&self, name: &str, found: Dtype) -> Error {
-        let fix = "convert the model to float weights, or choose its unquantized version";
-        self.problem(name, format!("want F32, F16 or BF16, found {found}; {fix}"))
     }
 
     fn empty(origin: &Path) -> Self {
@@ -210,11 +209,6 @@ impl TensorFiles {
             Error::tensor(name, problem)
         })
     }
-}
-
-/// The problem of a value that no weight can have.
-pub(super) fn not_finite(at: usize, value: f32) -> String {
-    format!("element {at} is {value}; every weight must be finite")
 }
 
 /// Reads a JSON file.

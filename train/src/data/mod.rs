@@ -1,7 +1,8 @@
 //! The way of the data: text ─▶ documents ─▶ token file ─▶ windows ─▶ batches.
 //!
 //! Knows no model and no loop. Everything streams: memory is bounded by a batch of text while tokenizing and by a
-//! batch of windows while training, whatever the size of the corpus. (Generated stories are the exception: they are made in memory, at most 4 GB.)
+//! batch of windows while training, whatever the size of the corpus. (Generated stories are the exception: they are
+//! made in memory, at most 4 GB.)
 
 mod batches;
 mod digest;

@@ -1,6 +1,6 @@
 //! Stories without end: a seeded sampler of data/stories.grammar that knows the exact probability of what it writes.
 //!
-//! Knows no tokens. The invariant: the grammar gives every text at most one derivation (proved by test), so the
+//! The sampler knows no tokens. The invariant: the grammar gives every text at most one derivation (proved by test), so the
 //! nats that are counted while sampling are −ln p(text), and no model's cross entropy can beat them on average.
 
 use std::sync::LazyLock;
@@ -18,10 +18,15 @@ mod grammar;
 mod proof;
 mod recognise;
 mod sample;
+#[cfg(test)]
+mod shipped;
 mod spec;
 mod table;
+mod template;
+mod tokenizer;
 
 pub use spec::StoriesSpec;
+pub use tokenizer::{SPECIAL_TOKENS, TOKENIZER_CORPUS, VOCAB_SIZE, tokenizer_config, train_tokenizer};
 
 use grammar::Grammar;
 
@@ -46,7 +51,7 @@ pub struct Stories {
 
 /// Draws stories until the text has at least `bytes` bytes.
 ///
-/// The same `seed` gives the same text on every machine, and a longer text begins with the shorter one.
+/// The same `seed` gives the same text, and a longer text begins with the shorter one.
 pub fn generate(seed: u64, bytes: usize) -> Stories {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut all = Stories { text: String::with_capacity(bytes + 2048), nats: 0.0, stories: 0 };
@@ -68,7 +73,9 @@ pub fn surprisal(story: &str) -> Result<f64> {
         readings => {
             let start: String = story.chars().take(60).collect();
             let found = readings.len();
-            Err(Error::Data(format!("`{start}…`: want a story of data/stories.grammar, found {found} derivations")))
+            Err(Error::Data(format!(
+                "`{start}…`: want a story of data/stories.grammar, found {found} derivations"
+            )))
         }
     }
 }
@@ -101,7 +108,7 @@ mod tests {
 
     #[test]
     fn every_text_is_read_back_in_exactly_one_way_and_with_the_same_nats() {
-        let stories = generate(1, 2_000_000);
+        let stories = generate(1, 1_000_000);
         let mut nats = 0.0;
         for story in each(&stories) {
             assert_eq!(GRAMMAR.readings(story).len(), 1, "{story}");
@@ -136,7 +143,11 @@ mod tests {
         let mean = sum / f64::from(n);
         let standard_error = ((squares / f64::from(n) - mean * mean) / f64::from(n)).sqrt();
         // Three standard errors: a right entropy fails for one seed in 370, and this seed is fixed.
-        assert!((mean - entropy_per_story()).abs() < 3.0 * standard_error, "{mean} vs {}", entropy_per_story());
+        assert!(
+            (mean - entropy_per_story()).abs() < 3.0 * standard_error,
+            "{mean} vs {}",
+            entropy_per_story()
+        );
         assert!(standard_error < 0.002 * mean, "too coarse to tell: {standard_error}");
     }
 
@@ -151,13 +162,16 @@ mod tests {
             assert!(story.ends_with(['.', '"', '!']), "{story}");
             assert_eq!(story.matches('"').count() % 2, 0, "{story}");
             let sentences = story.matches(['.', '!', '?']).count();
-            assert!((6..=24).contains(&sentences), "{sentences} sentences: {story}");
+            assert!((6..=30).contains(&sentences), "{sentences} sentences: {story}");
             let words: Vec<&str> = story.split([' ', '"']).collect();
             for pair in words.windows(2) {
-                let vowel = pair[1].starts_with(['a', 'e', 'i', 'o', 'u']) && pair[1] != "one";
-                assert!(!(matches!(pair[0], "a" | "A") && vowel), "{pair:?}: {story}");
-                assert!(!(matches!(pair[0], "an" | "An") && !vowel), "{pair:?}: {story}");
-                assert!(!pair[0].ends_with(['.', '?']) || !pair[1].starts_with(|c: char| c.is_ascii_lowercase()) , "{pair:?}: {story}");
+                // By sound: no other word of the tables begins with a vowel that is spoken as a consonant.
+                let vowel = pair[1].starts_with(['a', 'e', 'i', 'o', 'u']) && !pair[1].starts_with("us");
+                assert!(!matches!(pair[0], "a" | "A") || !vowel, "{pair:?}: {story}");
+                assert!(!matches!(pair[0], "an" | "An") || vowel, "{pair:?}: {story}");
+                let sentence_ends = pair[0].ends_with('.');
+                let goes_on = pair[1].starts_with(|c: char| c.is_ascii_lowercase());
+                assert!(!sentence_ends || !goes_on, "{pair:?}: {story}");
             }
         }
     }
@@ -165,9 +179,11 @@ mod tests {
     #[test]
     fn the_language_is_rich_but_learnable() {
         let stories = generate(6, 4_000_000);
-        let words: Vec<&str> = stories.text.split(|c: char| !c.is_ascii_alphanumeric()).filter(|w| !w.is_empty()).collect();
+        let text = stories.text.to_ascii_lowercase();
+        let words: Vec<&str> =
+            text.split(|c: char| !c.is_ascii_alphanumeric()).filter(|w| !w.is_empty()).collect();
         let distinct: BTreeSet<&str> = words.iter().copied().collect();
-        assert!((800..=1500).contains(&distinct.len()), "{} distinct words", distinct.len());
+        assert!((1000..=1500).contains(&distinct.len()), "{} distinct words", distinct.len());
         let bits = stories.nats / std::f64::consts::LN_2 / words.len() as f64;
         assert!((0.8..2.0).contains(&bits), "{bits} bits for each word");
     }

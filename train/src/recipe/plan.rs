@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use qat_infer::cpu::Activations;
-use qat_quant::ScaleRule;
+use qat_infer::files::Activations;
+use qat_quant::{ScaleRule, kernels::FloatType};
 
 use super::{Recipe, Rules, raw};
 use crate::{Error, Result, ops::Gradient};
@@ -109,6 +109,8 @@ impl std::str::FromStr for ExportFormat {
 pub struct ExportPlan {
     /// Kind of directory.
     pub format: ExportFormat,
+    /// Float type of `hf`.
+    pub dtype: FloatType,
     /// Where; without it a folder of the run.
     pub out: Option<PathBuf>,
 }
@@ -122,6 +124,8 @@ pub struct EvalPlan {
     pub ctx: usize,
     /// Reference model.
     pub against: Option<PathBuf>,
+    /// Put the model's beginning-of-sequence token in front of each window.
+    pub bos: bool,
     /// Scale rules of the untrained baselines.
     pub baselines: Vec<ScaleRule>,
     /// Gates, as written.
@@ -171,11 +175,17 @@ impl Plan {
             teacher,
             rules: Rules::new(&quant.weights, &quant.embeddings, &quant.head, &quant.overrides)?,
             scales: scale_rule("quant.scales", &quant.scales)?,
-            gradient: quant.gradient.parse().map_err(|e| Error::Config(format!("quant.gradient = {:?}: {e}", quant.gradient)))?,
-            activations: quant
-                .activations
-                .parse()
-                .map_err(|e| Error::Config(format!("quant.activations = {:?}: {e}", quant.activations)))?,
+            gradient: match quant.gradient.as_str() {
+                "ste" => Gradient::Ste,
+                "clipped-ste" => Gradient::ClippedSte,
+                "lsq" => Gradient::Lsq,
+                other => return fail("quant.gradient", other, "ste, clipped-ste or lsq"),
+            },
+            activations: match quant.activations.as_str() {
+                "float" => Activations::Float,
+                "int8-token" => Activations::Int8Token,
+                other => return fail("quant.activations", other, "float or int8-token"),
+            },
             optim: optim(&r.optim)?,
             export: r.export.as_ref().map(export).transpose()?,
             eval: r.eval.as_ref().map(|e| eval(e, r)).transpose()?,
@@ -317,7 +327,13 @@ fn optim(o: &raw::Optim) -> Result<OptimPlan> {
 
 fn export(e: &raw::Export) -> Result<ExportPlan> {
     let format = e.format.parse().map_err(|e| Error::Config(format!("export.format: {e}")))?;
-    Ok(ExportPlan { format, out: e.out.as_ref().map(PathBuf::from) })
+    let dtype = match e.dtype.as_str() {
+        "f32" => FloatType::F32,
+        "f16" => FloatType::F16,
+        "bf16" => FloatType::BF16,
+        other => return fail("export.dtype", other, "f32, f16 or bf16"),
+    };
+    Ok(ExportPlan { format, dtype, out: e.out.as_ref().map(PathBuf::from) })
 }
 
 fn eval(e: &raw::Eval, r: &Recipe) -> Result<EvalPlan> {
@@ -330,6 +346,7 @@ fn eval(e: &raw::Eval, r: &Recipe) -> Result<EvalPlan> {
     Ok(EvalPlan {
         data: e.data.clone(),
         ctx,
+        bos: e.bos,
         against: e.against.as_ref().map(PathBuf::from),
         baselines: e.baselines.iter().map(|b| scale_rule("eval.baselines", b)).collect::<Result<_>>()?,
         require: e.require.clone(),

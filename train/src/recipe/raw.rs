@@ -249,6 +249,9 @@ pub struct Train {
 pub struct Export {
     /// `qat` (packed) or `hf` (float values of the packed grid).
     pub format: String,
+    /// `hf`: `f32`, or `f16` or `bf16` for a student that is not quantized.
+    #[serde(default = "f32")]
+    pub dtype: String,
     /// Directory; without it `OUT/FORMAT`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub out: Option<String>,
@@ -263,6 +266,9 @@ pub struct Eval {
     /// Window; without it `data.ctx`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ctx: Option<usize>,
+    /// Put the model's beginning-of-sequence token in front of each window.
+    #[serde(default)]
+    pub bos: bool,
     /// Model whose predictions are the reference of KL and same-top-1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub against: Option<String>,
@@ -285,6 +291,9 @@ fn lsq() -> String {
 }
 fn float() -> String {
     "float".into()
+}
+fn f32() -> String {
+    "f32".into()
 }
 fn text() -> String {
     "text".into()

@@ -60,6 +60,12 @@ impl Floats {
         Self { config, tensors }
     }
 
+    /// All zeros: a place for values that are restored from a checkpoint.
+    pub fn zeros(config: Config) -> Self {
+        let zeros = |p: Param| (p.name, vec![0.0; p.shape.iter().product()]);
+        Self { tensors: params(&config).into_iter().map(zeros).collect(), config }
+    }
+
     /// The values of one tensor.
     pub(crate) fn values(&self, name: &str) -> Result<&[f32]> {
         let values = self.tensors.get(name).ok_or_else(|| Error::Config(format!("{name}: no such tensor")))?;

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use candle_core::{Device, Tensor, Var};
 use qat_infer::{
-    cpu::Activations,
+    files::Activations,
     model::{Config, Decoder, Param, Role, Weights, params},
 };
 use qat_quant::{Format, Packed, ScaleRule, Scales};
@@ -21,7 +21,7 @@ use crate::{
     Error, Result,
     exec::Matrix,
     ops::{self, FakeQuant, Gradient},
-    recipe::Rules,
+    recipe::{Plan, Rules},
 };
 
 /// What a variable is, and so with which learning rate it moves.
@@ -59,6 +59,23 @@ pub struct Quantization {
     pub gradient: Gradient,
     /// Inputs of quantized projections.
     pub activations: Activations,
+}
+
+impl Quantization {
+    /// What `plan` asks for.
+    pub fn of(plan: &Plan) -> Self {
+        Self {
+            rules: plan.rules.clone(),
+            scales: plan.scales,
+            gradient: plan.gradient,
+            activations: plan.activations,
+        }
+    }
+
+    /// The same formats with scales chosen by `rule` from the weights as they are: rounding without training.
+    pub fn untrained(rules: Rules, rule: ScaleRule, activations: Activations) -> Self {
+        Self { rules, scales: rule, gradient: Gradient::Ste, activations }
+    }
 }
 
 /// A tensor as it ships.

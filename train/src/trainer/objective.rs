@@ -118,11 +118,14 @@ impl Objective<'_> {
     ///
     /// # Errors
     /// The device is out of memory.
-    pub fn validate(&self, student: &Student, batches: impl Iterator<Item = Result<Batch>>) -> Result<(f64, Option<f64>)> {
+    pub fn validate<'b>(
+        &self,
+        student: &Student,
+        batches: impl Iterator<Item = &'b Batch>,
+    ) -> Result<(f64, Option<f64>)> {
         let decoder = student.decoder(Some(1.0))?;
         let (mut cross_entropy, mut kl, mut tokens) = (0.0, None, 0usize);
         for batch in batches {
-            let batch = batch?;
             let ours = logits(&decoder, self.rope, &batch.inputs, self.ctx)?.detach();
             let targets = Tensor::new(batch.targets.as_slice(), ours.device())?;
             cross_entropy += f64::from(loss::cross_entropy_sum(&ours, &targets)?.to_scalar::<f32>()?);

@@ -4,15 +4,16 @@
 //! [`Grammar`]; a mistake is an error that names the line.
 
 use super::distribution::Distribution;
-use super::grammar::{Draw, Grammar, NUMERALS, Rule, Symbol};
-use super::table::{Form, Gender, Table, Word};
+use super::grammar::{Draw, Grammar, Rule};
+use super::table::{Gender, Table, Word};
+use super::template::Template;
 
 /// Alternatives of a rule: flat enough that each is seen often, steep enough that they are worth learning.
-const RULE_EXPONENT: f64 = 0.5;
-/// Words of a draw, the classic law.
-const DRAW_EXPONENT: f64 = 1.0;
+pub(super) const RULE_EXPONENT: f64 = 0.25;
+/// Words of a draw: a little flatter than the classic law, for the lists are short.
+const DRAW_EXPONENT: f64 = 0.75;
 
-type Parsed<T> = Result<T, String>;
+pub(super) type Parsed<T> = Result<T, String>;
 
 /// A header line and the indented lines below it, each with its number.
 struct Block<'a> {
@@ -35,7 +36,8 @@ impl Grammar {
     /// Names the line and what was wrong with it.
     pub(super) fn parse(source: &str) -> Parsed<Self> {
         let blocks = blocks(source)?;
-        let mut reader = Reader { tables: Vec::new(), facts: Vec::new(), draws: Vec::new(), rules: Vec::new() };
+        let mut reader =
+            Reader { tables: Vec::new(), facts: Vec::new(), draws: Vec::new(), rules: Vec::new() };
         for block in &blocks {
             reader.declare(block).map_err(|e| format!("line {}: {e}", block.line))?;
         }
@@ -69,11 +71,12 @@ fn blocks(source: &str) -> Parsed<Vec<Block<'_>>> {
     Ok(blocks)
 }
 
-struct Reader {
-    tables: Vec<Table>,
+/// What has been read so far.
+pub(super) struct Reader {
+    pub(super) tables: Vec<Table>,
     facts: Vec<Facts>,
-    draws: Vec<Draw>,
-    rules: Vec<Rule>,
+    pub(super) draws: Vec<Draw>,
+    pub(super) rules: Vec<Rule>,
 }
 
 impl Reader {
@@ -172,10 +175,7 @@ impl Reader {
 
     fn rule(&mut self, rule: usize, block: &Block) -> Parsed<()> {
         for (line, text) in &block.body {
-            let mut template = Template { reader: self, rule, rest: text };
-            let parsed = template.sequence(false);
-            let rest = template.rest;
-            let alternative = parsed.map_err(|e| format!("line {line}: {e}, before `{rest}`"))?;
+            let alternative = Template::read(self, rule, text).map_err(|e| format!("line {line}: {e}"))?;
             self.rules[rule].alternatives.push(alternative);
         }
         if block.body.is_empty() {
@@ -188,7 +188,7 @@ impl Reader {
         self.tables.iter().position(|t| t.name == name).ok_or(format!("no table `{name}` above"))
     }
 
-    fn find_draw(&self, name: &str) -> Parsed<usize> {
+    pub(super) fn find_draw(&self, name: &str) -> Parsed<usize> {
         self.draws.iter().position(|d| d.name == name).ok_or(format!("no draw `{name}`"))
     }
 }
@@ -199,105 +199,4 @@ fn entries(list: &str) -> impl Iterator<Item = &str> {
 
 fn count(text: &str) -> Parsed<usize> {
     text.parse().ok().filter(|n| *n > 0).ok_or(format!("want a positive number, found `{text}`"))
-}
-
-/// Reads one alternative from left to right.
-struct Template<'r, 't> {
-    reader: &'r mut Reader,
-    rule: usize,
-    rest: &'t str,
-}
-
-impl Template<'_, '_> {
-    /// Symbols up to the end, or up to `|` or `)` if `inner`.
-    fn sequence(&mut self, inner: bool) -> Parsed<Vec<Symbol>> {
-        let mut symbols = Vec::new();
-        while let Some(first) = self.rest.chars().next() {
-            symbols.push(match first {
-                '|' | ')' if inner => break,
-                '|' | ')' | '}' | '>' => return Err(format!("a stray `{first}`")),
-                '{' => self.slot()?,
-                '<' => self.reference()?,
-                '(' => self.choice()?,
-                _ => {
-                    let end = self.rest.find(['{', '}', '<', '>', '(', ')', '|']).unwrap_or(self.rest.len());
-                    let (text, rest) = self.rest.split_at(end);
-                    self.rest = rest;
-                    Symbol::Text(text.to_owned())
-                }
-            });
-        }
-        Ok(symbols)
-    }
-
-    /// The text between the bracket that `rest` begins with and `close`.
-    fn bracket(&mut self, close: char) -> Parsed<&str> {
-        let (inside, rest) = self.rest[1..].split_once(close).ok_or(format!("want a `{close}`"))?;
-        self.rest = rest;
-        Ok(inside)
-    }
-
-    fn slot(&mut self) -> Parsed<Symbol> {
-        let inside = self.bracket('}')?.to_owned();
-        if inside.contains(['+', '-']) {
-            return self.sum(&inside);
-        }
-        let (name, suffix) = inside.split_once('.').map_or((inside.as_str(), None), |(n, s)| (n, Some(s)));
-        let capital = name.starts_with(|c: char| c.is_ascii_uppercase());
-        let draw = self.reader.find_draw(&name.to_ascii_lowercase())?;
-        let form = Form::from_suffix(suffix, capital).ok_or(format!("no form `{inside}`"))?;
-        if form.needs_gender() && !self.reader.tables[self.reader.draws[draw].table].has_gender() {
-            return Err(format!("`{name}` has no pronouns"));
-        }
-        Ok(Symbol::Word { draw, form })
-    }
-
-    /// `a+b-c`, which must come to two or more for all words, so that its noun is a plural.
-    fn sum(&mut self, inside: &str) -> Parsed<Symbol> {
-        let (mut terms, mut least, mut most) = (Vec::new(), 0, 0);
-        for (at, name) in inside.split(['+', '-']).scan(0, |at, name| {
-            *at += name.len() + 1;
-            Some((*at - name.len() - 1, name))
-        }) {
-            let sign = if at > 0 && inside.as_bytes()[at - 1] == b'-' { -1 } else { 1 };
-            let draw = self.reader.find_draw(name)?;
-            let words = &self.reader.tables[self.reader.draws[draw].table].words;
-            let value = |word: &Word| NUMERALS.iter().position(|n| *n == word.plain).map(|v| sign * v as i32);
-            let values: Option<Vec<i32>> = words.iter().map(value).collect();
-            let values = values.ok_or(format!("`{name}` is not a number"))?;
-            least += values.iter().min().copied().unwrap_or(0);
-            most += values.iter().max().copied().unwrap_or(0);
-            terms.push((draw, sign));
-        }
-        if least < 2 || most >= NUMERALS.len() as i32 {
-            return Err(format!("`{inside}` runs from {least} to {most}; want two to twelve"));
-        }
-        Ok(Symbol::Sum { terms })
-    }
-
-    fn reference(&mut self) -> Parsed<Symbol> {
-        let name = self.bracket('>')?.to_owned();
-        let rule = self.reader.rules.iter().position(|r| r.name == name).ok_or(format!("no rule `{name}`"))?;
-        if rule <= self.rule {
-            return Err(format!("rule `{name}` must come after the rule that uses it"));
-        }
-        Ok(Symbol::Rule(rule))
-    }
-
-    /// `(one|another)`: a rule without a name.
-    fn choice(&mut self) -> Parsed<Symbol> {
-        let mut alternatives = Vec::new();
-        while !self.rest.starts_with(')') {
-            if self.rest.is_empty() {
-                return Err("want a `)`".to_owned());
-            }
-            self.rest = &self.rest[1..];
-            alternatives.push(self.sequence(true)?);
-        }
-        self.rest = &self.rest[1..];
-        let choice = Distribution::zipf(0..alternatives.len(), RULE_EXPONENT);
-        let name = format!("choice in {}", self.reader.rules[self.rule].name);
-        self.reader.rules.push(Rule { name, alternatives, choice });
-        Ok(Symbol::Rule(self.reader.rules.len() - 1))
-    }
 }

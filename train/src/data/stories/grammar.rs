@@ -67,7 +67,9 @@ impl Grammar {
             None => &distributions[0],
             Some(parent) => match bound[*parent] {
                 Some(word) => &distributions[word],
-                None => unreachable!("{name} is mentioned before its parent: the tests refuse such a grammar"),
+                None => {
+                    unreachable!("{name} is mentioned before its parent: the tests refuse such a grammar")
+                }
             },
         }
     }

@@ -70,8 +70,12 @@ fn diverge(grammar: &Grammar, mut a: Rest, mut b: Rest) -> bool {
         }
     }
     match (a.text.is_empty(), b.text.is_empty()) {
-        (true, _) => !a.symbols.is_empty() && a.unfold(grammar).into_iter().all(|a| diverge(grammar, a, b.clone())),
-        (_, true) => !b.symbols.is_empty() && b.unfold(grammar).into_iter().all(|b| diverge(grammar, a.clone(), b)),
+        (true, _) => {
+            !a.symbols.is_empty() && a.unfold(grammar).into_iter().all(|a| diverge(grammar, a, b.clone()))
+        }
+        (_, true) => {
+            !b.symbols.is_empty() && b.unfold(grammar).into_iter().all(|b| diverge(grammar, a.clone(), b))
+        }
         (false, false) => unreachable!("the common part has been removed"),
     }
 }
@@ -169,10 +173,19 @@ fn every_draw_and_rule_is_used() {
 #[test]
 fn an_ambiguous_grammar_is_found_out() {
     let wrong = |rules: &str| check_unambiguous(&small(rules)).unwrap_err();
-    assert_eq!(wrong("rule story\n  {hero} ran.\n  {hero} ran.\n"), "story: alternatives 1 and 2 don't diverge");
-    assert_eq!(wrong("rule story\n  {hero} ran\n  {hero} ran.\n"), "story: alternatives 1 and 2 don't diverge");
+    assert_eq!(
+        wrong("rule story\n  {hero} ran.\n  {hero} ran.\n"),
+        "story: alternatives 1 and 2 don't diverge"
+    );
+    assert_eq!(
+        wrong("rule story\n  {hero} ran\n  {hero} ran.\n"),
+        "story: alternatives 1 and 2 don't diverge"
+    );
     assert_eq!(wrong("rule story\n  Tom ran.\n  {hero} ran.\n"), "story: alternatives 1 and 2 don't diverge");
-    assert_eq!(wrong("rule story\n  <a>b.\n  ab.\nrule a\n  a\n  c\n"), "story: alternatives 1 and 2 don't diverge");
+    assert_eq!(
+        wrong("rule story\n  <a>b.\n  ab.\nrule a\n  a\n  c\n"),
+        "story: alternatives 1 and 2 don't diverge"
+    );
     assert_eq!(wrong("rule story\n  {hero}'s {pet}.\n"), "in story: `cat` begins `catfish`");
     assert_eq!(wrong("rule story\n  (a|ab)c\n"), "choice in story: alternatives 1 and 2 don't diverge");
     check_unambiguous(&small("rule story\n  {hero} ran (off|on).\n  {hero} sat.\n  The end.\n")).unwrap();
@@ -182,8 +195,14 @@ fn an_ambiguous_grammar_is_found_out() {
 fn a_word_before_its_parent_or_known_by_its_pronoun_only_is_found_out() {
     let check = |rules: &str| check_bound(&small(rules), 0, &BTreeSet::new());
     assert_eq!(check("rule story\n  A {pet}.\n").unwrap_err(), "story, alternative 1: pet before its parent");
-    assert_eq!(check("rule story\n  ({hero}|No one) had {pet.a}.\n").unwrap_err(), "story, alternative 1: pet before its parent");
-    assert_eq!(check("rule story\n  {Hero.he} sat.\n").unwrap_err(), "story, alternative 1: a pronoun before hero");
+    assert_eq!(
+        check("rule story\n  ({hero}|No one) had {pet.a}.\n").unwrap_err(),
+        "story, alternative 1: pet before its parent"
+    );
+    assert_eq!(
+        check("rule story\n  {Hero.he} sat.\n").unwrap_err(),
+        "story, alternative 1: a pronoun before hero"
+    );
     assert_eq!(check("rule story\n  {n+n}\n").unwrap_err(), "story, alternative 1: a sum of n before it");
     assert_eq!(check("rule story\n  {hero} had {pet.a}.\n").unwrap().len(), 2);
 }
@@ -197,8 +216,14 @@ fn a_mistake_in_the_file_is_named_with_its_line() {
     assert_eq!(error("draw pet from pet\n"), "line 1: no table `pet` above");
     assert_eq!(error("words pet\n  cat\nfacts cry of pet\n  dog: woof\n"), "line 3: line 4: no word `dog`");
     assert_eq!(error("rule story\n  a {pet}\n"), "line 2: no draw `pet`, before ``");
-    assert_eq!(error("rule story\n  <story>\n"), "line 2: rule `story` must come after the rule that uses it, before ``");
+    assert_eq!(
+        error("rule story\n  <story>\n"),
+        "line 2: rule `story` must come after the rule that uses it, before ``"
+    );
     assert_eq!(error("rule story\n  (a|b\n"), "line 2: want a `)`, before ``");
     assert_eq!(error("rule end\n  a\n"), "the first rule must be `rule story`");
-    assert_eq!(error("words few\n  one\ndraw n from few\nrule story\n  {n+n-n}\n"), "line 5: `n+n-n` runs from 1 to 1; want two to twelve, before ``");
+    assert_eq!(
+        error("words few\n  one\ndraw n from few\nrule story\n  {n+n-n}\n"),
+        "line 5: `n+n-n` runs from 1 to 1; want two to twelve, before ``"
+    );
 }

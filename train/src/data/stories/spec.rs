@@ -60,7 +60,9 @@ impl FromStr for StoriesSpec {
             }
             seen.push(key);
             let number = || {
-                value.parse::<u64>().map_err(|_| refuse(format!("`{key}` wants a whole number, found `{value}`")))
+                value
+                    .parse::<u64>()
+                    .map_err(|_| refuse(format!("`{key}` wants a whole number, found `{value}`")))
             };
             match key {
                 "seed" => spec.seed = number()?,

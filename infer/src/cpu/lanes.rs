@@ -1,0 +1,167 @@
+//! The elementwise arithmetic of a decoder, in loops a compiler turns into vector instructions.
+//!
+//! Knows no tokens. Invariant: the same bits on every machine and at every vector width. Sums run in a fixed number of
+//! lanes that are folded in a fixed tree, products and sums are rounded separately, and the exponential is ours, because
+//! libm's differs from system to system.
+
+use std::sync::LazyLock;
+
+use pulp::Arch;
+
+/// Lanes of a sum; one register of AVX2, two of NEON.
+pub(super) const LANES: usize = 8;
+
+static ARCH: LazyLock<Arch> = LazyLock::new(Arch::new);
+
+/// Runs `f` compiled for the best instruction set of this processor. What `f` calls must be `#[inline(always)]`.
+#[inline]
+pub(super) fn vectorized<R>(f: impl FnOnce() -> R) -> R {
+    ARCH.dispatch(f)
+}
+
+/// `Σ x` in f32.
+#[inline(always)]
+pub(super) fn sum(x: &[f32]) -> f32 {
+    fold(x, 0.0, |sum, value| sum + value, |a, b| a + b)
+}
+
+/// `Σ x²` in f32.
+#[inline(always)]
+fn sum_of_squares(x: &[f32]) -> f32 {
+    fold(x, 0.0, |sum, value| sum + value * value, |a, b| a + b)
+}
+
+/// The greatest of `x` and `least`; NaNs are passed over.
+#[inline(always)]
+pub(super) fn max(x: &[f32], least: f32) -> f32 {
+    let greater = |a, b| if b > a { b } else { a };
+    fold(x, least, greater, greater)
+}
+
+/// Takes the elements of `x` into `LANES` accumulators in turn, then merges those pairwise.
+#[inline(always)]
+fn fold(x: &[f32], init: f32, take: impl Fn(f32, f32) -> f32, merge: impl Fn(f32, f32) -> f32) -> f32 {
+    let (chunks, rest) = x.as_chunks::<LANES>();
+    let mut lanes = [init; LANES];
+    for chunk in chunks {
+        for (lane, value) in lanes.iter_mut().zip(chunk) {
+            *lane = take(*lane, *value);
+        }
+    }
+    for (lane, value) in lanes.iter_mut().zip(rest) {
+        *lane = take(*lane, *value);
+    }
+    let half: [f32; 4] = std::array::from_fn(|i| merge(lanes[i], lanes[i + 4]));
+    merge(merge(half[0], half[2]), merge(half[1], half[3]))
+}
+
+/// `out = x / sqrt(mean(x²) + eps) · weight`, the mean in f32.
+#[inline(always)]
+pub(super) fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    let inverse = inverse_rms(x, eps);
+    for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
+        *out = x * inverse * weight;
+    }
+}
+
+/// [`rms_norm`] in place.
+#[inline(always)]
+pub(super) fn rms_norm_in_place(x: &mut [f32], weight: &[f32], eps: f32) {
+    let inverse = inverse_rms(x, eps);
+    for (x, weight) in x.iter_mut().zip(weight) {
+        *x = *x * inverse * weight;
+    }
+}
+
+#[inline(always)]
+fn inverse_rms(x: &[f32], eps: f32) -> f32 {
+    1.0 / (sum_of_squares(x) / x.len() as f32 + eps).sqrt()
+}
+
+/// `gate = silu(gate) · up`, where `silu(x) = x / (1 + e⁻ˣ)`.
+#[inline(always)]
+pub(super) fn swiglu(gate: &mut [f32], up: &[f32]) {
+    for (gate, up) in gate.iter_mut().zip(up) {
+        *gate = *gate / (1.0 + exp(-*gate)) * up;
+    }
+}
+
+/// `a += b`.
+#[inline(always)]
+pub(super) fn add(a: &mut [f32], b: &[f32]) {
+    for (a, b) in a.iter_mut().zip(b) {
+        *a += b;
+    }
+}
+
+/// Turns the pairs `(x[i], x[i + half])` by the angles whose cosines and sines are given, `[half]` each.
+#[inline(always)]
+pub(super) fn rotate(x: &mut [f32], cos: &[f32], sin: &[f32]) {
+    let (left, right) = x.split_at_mut(cos.len());
+    for (((l, r), cos), sin) in left.iter_mut().zip(right).zip(cos).zip(sin) {
+        (*l, *r) = (*l * cos - *r * sin, *r * cos + *l * sin);
+    }
+}
+
+/// eˣ within 2 ulp (tested); below −87.3 the smallest normal number, above 88.3 about the largest finite one.
+///
+/// The method and the polynomial are those of `expf` in Cephes (Moshier): split off a whole power of two, then a
+/// polynomial on ±ln 2 / 2.
+#[inline(always)]
+pub(super) fn exp(x: f32) -> f32 {
+    /// 1.5 · 2²³: adding it leaves no fraction bits, so that taking it off again rounds to the nearest integer.
+    const ROUND: f32 = 12_582_912.0;
+    /// ln 2 in two parts; the first has so few bits that its product with the power is exact.
+    const LN2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
+    const P: [f32; 6] = [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5e-1];
+    let x = x.clamp(-87.3, 88.3);
+    let power = (x * std::f32::consts::LOG2_E + ROUND) - ROUND;
+    let r = (x - power * LN2[0]) - power * LN2[1];
+    let mut p = P[0];
+    for c in &P[1..] {
+        p = p * r + c;
+    }
+    let mantissa = p * (r * r) + r + 1.0;
+    // The clamp keeps the exponent in 1..=254; a NaN becomes power 0 and stays NaN in the mantissa.
+    mantissa * f32::from_bits(((power as i32 + 127) as u32) << 23)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_exponential_is_within_two_ulp_of_the_true_one() {
+        let mut worst = 0.0f64;
+        for step in 0..2_000_000 {
+            let x = -87.0 + step as f32 * (175.0 / 2_000_000.0);
+            let truth = f64::from(x).exp();
+            let ulp = f64::from(f32::EPSILON) * truth;
+            // An ulp is between ε/2 and ε of the value, so two of the smallest are ε.
+            worst = worst.max((f64::from(exp(x)) - truth).abs() / ulp);
+        }
+        assert!(worst <= 1.0, "worst error {worst} ε");
+        assert_eq!(exp(0.0), 1.0);
+        assert!(exp(f32::NEG_INFINITY) < 2e-38);
+        assert!(exp(f32::INFINITY).is_finite());
+        assert!(exp(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn a_norm_of_known_numbers() {
+        // mean(3², 4²) = 12.5, and 12.5 - 0.0 has the root 3.5355339.
+        let mut out = [0.0; 2];
+        rms_norm(&[3.0, 4.0], &[1.0, 2.0], 0.0, &mut out);
+        assert!((out[0] - 0.848_528_1).abs() < 1e-6 && (out[1] - 2.262_741_7).abs() < 1e-6);
+        let mut x = [3.0, 4.0];
+        rms_norm_in_place(&mut x, &[1.0, 2.0], 0.0);
+        assert_eq!(x, out);
+    }
+
+    #[test]
+    fn a_quarter_turn_swaps_a_pair() {
+        let mut x = [1.0, 2.0, 3.0, 4.0];
+        rotate(&mut x, &[0.0, 1.0], &[1.0, 0.0]);
+        assert_eq!(x, [-3.0, 2.0, 1.0, 4.0]);
+    }
+}

@@ -1,0 +1,82 @@
+//! Losses as sums over rows of logits `[n, vocab]`: the caller divides once, where it knows the number of tokens.
+//!
+//! A loss is a pure function of one row, giving its value and, on demand, its gradient; what turns that into a
+//! differentiable operation is written once, below. The backward pass recomputes from the logits, so that a loss keeps
+//! no `[n, vocab]` buffer between the passes and allocates one, the gradient, in the second. Knows no model.
+//!
+//! A NaN or +∞ among the logits makes the sum NaN (and never panics): that is how a diverged run is noticed.
+
+mod cross_entropy;
+mod divergence;
+
+pub use cross_entropy::cross_entropy_sum;
+pub use divergence::{Divergence, divergence_sum};
+
+use candle_core::{CpuStorage, Layout, Result, Shape, Tensor};
+use rayon::prelude::*;
+
+use crate::ops::{Floats, floats, lanes, rows_per_chunk};
+
+/// One row of a loss.
+trait RowLoss: Sync {
+    /// Buffers of `vocab` floats that a row needs besides its gradient.
+    const SCRATCH: usize;
+
+    /// The loss of row `index` with these `logits`. If a gradient is asked for, `gradient` has the length of `logits`
+    /// and receives the derivative; it is empty otherwise. `scratch` holds [`Self::SCRATCH`]·`logits.len()` floats.
+    fn row(&self, index: usize, logits: &[f32], scratch: &mut [f32], gradient: &mut [f32]) -> f64;
+}
+
+/// Σ over rows, as the scalar that a custom op's `cpu_fwd` returns.
+///
+/// Each row is summed in f32 lanes, the rows in f64 and in their order.
+fn sum_rows<L: RowLoss>(
+    name: &'static str,
+    loss: &L,
+    logits: &CpuStorage,
+    layout: &Layout,
+) -> Result<(CpuStorage, Shape)> {
+    let (n, vocab) = layout.shape().dims2()?;
+    let logits = floats(name, logits, layout)?;
+    let mut values = vec![0f64; n];
+    let rows = rows_per_chunk(vocab);
+    if vocab > 0 {
+        values.par_chunks_mut(rows).zip(logits.par_chunks(rows * vocab)).enumerate().for_each(
+            |(chunk, (values, logits))| {
+                let mut scratch = vec![0f32; L::SCRATCH * vocab];
+                for (i, (value, row)) in values.iter_mut().zip(logits.chunks_exact(vocab)).enumerate() {
+                    *value = loss.row(chunk * rows + i, row, &mut scratch, &mut []);
+                }
+            },
+        );
+    }
+    Ok((CpuStorage::F32(vec![values.iter().sum::<f64>() as f32]), Shape::from(())))
+}
+
+/// The gradient of [`sum_rows`] times the scalar `upstream`, for a custom op's `bwd`.
+fn gradient_rows<L: RowLoss>(
+    name: &'static str,
+    loss: &L,
+    logits: &Tensor,
+    upstream: &Tensor,
+) -> Result<Tensor> {
+    let (n, vocab) = logits.dims2()?;
+    let upstream = upstream.to_scalar::<f32>()?;
+    let mut gradient = vec![0f32; n * vocab];
+    if vocab > 0 {
+        let logits = Floats::of(name, logits)?;
+        let rows = rows_per_chunk(vocab);
+        let chunks = gradient.par_chunks_mut(rows * vocab).zip(logits.par_chunks(rows * vocab));
+        chunks.enumerate().for_each(|(chunk, (gradient, logits))| {
+            let mut scratch = vec![0f32; L::SCRATCH * vocab];
+            let pairs = gradient.chunks_exact_mut(vocab).zip(logits.chunks_exact(vocab));
+            for (i, (gradient, row)) in pairs.enumerate() {
+                loss.row(chunk * rows + i, row, &mut scratch, gradient);
+                if upstream != 1.0 {
+                    lanes::scale(gradient, upstream);
+                }
+            }
+        });
+    }
+    Tensor::from_vec(gradient, (n, vocab), logits.device())
+}
