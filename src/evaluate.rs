@@ -21,7 +21,7 @@ pub fn run(args: &cli::Eval) -> anyhow::Result<Ending> {
     }
     let gates = gates(&args.require, args.against.is_some())?;
     let text = text(&args.data)?;
-    let options = Options { ctx: args.ctx, bos: args.bos, entropy_floor_nats: None };
+    let options = Options { ctx: args.ctx, bos: args.bos, source_nats: None };
     let report = score(&args.dir, &text, args.against.as_deref(), options)?;
     println!("{}", table::report(&report));
     if let Some(path) = &args.json {
@@ -61,7 +61,7 @@ pub fn check(gates: &[Gate], report: &Report) -> anyhow::Result<Vec<GateResult>>
 
 /// Scores the model in `dir`, with a bar on a terminal.
 pub fn score(dir: &Path, text: &EvalText, against: Option<&Path>, mut options: Options) -> anyhow::Result<Report> {
-    options.entropy_floor_nats = None;
+    options.source_nats = text.nats;
     let style = ProgressStyle::with_template("{prefix} {bar:24} {pos}/{len} windows")?;
     let bar = ProgressBar::new(0).with_style(style).with_prefix(format!("scoring {}", dir.display()));
     let report = evaluate(dir, &text.text, against, &options, &mut |done, total| {

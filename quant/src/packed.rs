@@ -214,9 +214,11 @@ pub fn pack(
 ) -> Result<Packed, Error> {
     format.check_row_len(name, cols)?;
     let spans = Spans::new(format, w.len(), rows, cols, scales);
-    if let Some(i) = w.par_iter().position_first(|w| !w.is_finite()) {
-        let problem = format!("weight [{}, {}] is {}, want a finite number", i / cols, i % cols, w[i]);
-        return Err(Error::matrix(name, problem));
+    let bad_in_row = |row: &[f32]| row.iter().position(|w| !w.is_finite());
+    let bad =
+        w.par_chunks(cols).enumerate().find_map_first(|(i, row)| bad_in_row(row).map(|j| (i, j, row[j])));
+    if let Some((i, j, found)) = bad {
+        return Err(Error::matrix(name, format!("weight [{i}, {j}] is {found}, want a finite number")));
     }
     for (what, values) in [("scale", &scales.scale), ("bias", &scales.bias)] {
         let stored = |v: f32| v.is_finite() && format.scale_type().round(v) == v;

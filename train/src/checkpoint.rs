@@ -21,11 +21,15 @@ use crate::{Error, Result, adamw::AdamW, data::Cursor, recipe::Recipe, student::
 const MODEL: &str = "model.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const STATE: &str = "state.json";
+/// Version of the layout that is written, and the only one that is read.
+pub const VERSION: u32 = 1;
 
 /// What a checkpoint knows beside its tensors.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct State {
+    /// Version of the layout.
+    pub qat: u32,
     /// Steps done.
     pub step: usize,
     /// The recipe, as it ran.
@@ -186,6 +190,9 @@ fn read_state(dir: &Path) -> Result<State> {
     let text = fs::read(&path).map_err(|e| Error::io("cannot read", &path, e))?;
     let state: State =
         serde_json::from_slice(&text).map_err(|e| Error::file(&path, format!("not a checkpoint's state: {e}")))?;
+    if state.qat != VERSION {
+        return Err(Error::file(&path, format!("layout version {}, this qat reads {VERSION}", state.qat)));
+    }
     for (file, wanted) in &state.sha256 {
         let path = dir.join(file);
         if digest(&path)? != *wanted {

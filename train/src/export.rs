@@ -75,7 +75,7 @@ impl Shipment {
         if let Some(multiple) = pad_intermediate {
             floats = prune::pad_intermediate(&floats, multiple)?;
         }
-        Self::of_floats(&floats, quantization, files.companions()?)
+        Self::of_floats(&floats, quantization, companions(&files.path)?)
     }
 
     /// The weights that the run in `dir` started from, rounded without training: what its training is measured against.

@@ -3,30 +3,12 @@
 //! Knows no files and no names. Invariant: only finite values pass; F16 and BF16 are rounded to nearest even.
 
 use half::{bf16, f16};
-use qat_quant::kernels::FloatType;
+use qat_quant::kernels::{FloatRef, FloatType};
+use rayon::prelude::*;
 use safetensors::Dtype;
 
-/// A value that no weight can have: its index, what it was, and why it is refused.
-#[derive(Debug)]
-pub(super) struct Unfit {
-    at: usize,
-    value: f32,
-    float: FloatType,
-}
-
-impl std::fmt::Display for Unfit {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { at, value, float } = self;
-        if value.is_finite() {
-            return write!(
-                f,
-                "element {at} is {value}, beyond what {} holds; store it as F32",
-                dtype(*float)
-            );
-        }
-        write!(f, "element {at} is {value}; every weight must be finite")
-    }
-}
+/// Values that are converted at a time: a task long enough to be worth a thread, in a buffer that stays in cache.
+const CHUNK: usize = 1 << 14;
 
 /// The float type that a file spells `dtype`, if it is one that weights are read from.
 pub(super) fn float_type(dtype: Dtype) -> Option<FloatType> {
@@ -47,37 +29,60 @@ pub(super) fn dtype(float: FloatType) -> Dtype {
     }
 }
 
-/// The values of `bytes`, elements of `float` in little-endian order.
-pub(super) fn load(float: FloatType, bytes: &[u8]) -> Result<Vec<f32>, Unfit> {
-    check_finite(float, bytes)?;
-    Ok(values(float, bytes).collect())
+/// The values of `bytes`, elements of `float` in little-endian order; or what is wrong with the first bad one.
+pub(super) fn load(float: FloatType, bytes: &[u8]) -> Result<Vec<f32>, String> {
+    let mut values = vec![0.0; bytes.len() / float.bytes()];
+    let chunks = values.par_chunks_mut(CHUNK).zip(bytes.par_chunks(CHUNK * float.bytes())).enumerate();
+    let problem = chunks.find_map_first(|(i, (out, bytes))| load_chunk(float, i, bytes, out).err());
+    problem.map_or(Ok(values), Err)
 }
 
-/// Refuses bytes that [`load`] would refuse, without a copy of the values.
-pub(super) fn check_finite(float: FloatType, bytes: &[u8]) -> Result<(), Unfit> {
-    let unfit = values(float, bytes).enumerate().find(|(_, v)| !v.is_finite());
-    unfit.map_or(Ok(()), |(at, value)| Err(Unfit { at, value, float }))
+/// Refuses bytes that [`load`] would refuse, without a copy of all values.
+pub(super) fn check_finite(float: FloatType, bytes: &[u8]) -> Result<(), String> {
+    let chunks = bytes.par_chunks(CHUNK * float.bytes()).enumerate();
+    let problem = chunks
+        .map_init(
+            || vec![0.0; CHUNK],
+            |out, (i, bytes)| load_chunk(float, i, bytes, &mut out[..bytes.len() / float.bytes()]).err(),
+        )
+        .find_map_first(|problem| problem);
+    problem.map_or(Ok(()), Err)
 }
 
-/// The bytes of `values` as elements of `float`, little-endian.
-pub(super) fn store(float: FloatType, values: &[f32]) -> Result<Vec<u8>, Unfit> {
-    let bytes: Vec<u8> = match float {
-        FloatType::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-        FloatType::F16 => values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect(),
-        FloatType::BF16 => values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect(),
-    };
-    match check_finite(float, &bytes) {
-        Ok(()) => Ok(bytes),
-        // The value as given: an infinity here may be a large number that did not fit.
-        Err(unfit) => Err(Unfit { value: values[unfit.at], ..unfit }),
+/// The bytes of `values` as elements of `float`, little-endian; or what is wrong with the first bad one.
+pub(super) fn store(float: FloatType, values: &[f32]) -> Result<Vec<u8>, String> {
+    let mut bytes = vec![0; values.len() * float.bytes()];
+    let chunks = bytes.par_chunks_mut(CHUNK * float.bytes()).zip(values.par_chunks(CHUNK));
+    chunks.for_each(|(out, values)| match float {
+        FloatType::F32 => store_chunk(values, out, f32::to_le_bytes),
+        FloatType::F16 => store_chunk(values, out, |v| f16::from_f32(v).to_le_bytes()),
+        FloatType::BF16 => store_chunk(values, out, |v| bf16::from_f32(v).to_le_bytes()),
+    });
+    if let Some(at) = values.iter().position(|v| !v.is_finite()) {
+        return Err(not_finite(at, values[at]));
+    }
+    check_finite(float, &bytes).map(|()| bytes).map_err(|_| {
+        // All values were finite, so that what is not finite now was too large.
+        let largest = values.iter().fold(0.0_f32, |a, v| if v.abs() > a.abs() { *v } else { a });
+        format!("holds {largest}, beyond the range of {}; store it as F32", dtype(float))
+    })
+}
+
+/// Chunk number `index` of a tensor as f32.
+fn load_chunk(float: FloatType, index: usize, bytes: &[u8], out: &mut [f32]) -> Result<(), String> {
+    FloatRef::new("chunk", float, 1, out.len(), bytes).map_err(|e| e.to_string())?.decode_row(0, out);
+    match out.iter().position(|v| !v.is_finite()) {
+        Some(at) => Err(not_finite(index * CHUNK + at, out[at])),
+        None => Ok(()),
     }
 }
 
-fn values(float: FloatType, bytes: &[u8]) -> impl Iterator<Item = f32> {
-    let width = dtype(float).bitsize() / 8;
-    bytes.chunks_exact(width).map(move |b| match float {
-        FloatType::F32 => f32::from_le_bytes([b[0], b[1], b[2], b[3]]),
-        FloatType::F16 => f16::from_le_bytes([b[0], b[1]]).to_f32(),
-        FloatType::BF16 => bf16::from_le_bytes([b[0], b[1]]).to_f32(),
-    })
+fn store_chunk<const N: usize>(values: &[f32], out: &mut [u8], bytes: impl Fn(f32) -> [u8; N]) {
+    for (out, value) in out.as_chunks_mut().0.iter_mut().zip(values) {
+        *out = bytes(*value);
+    }
+}
+
+fn not_finite(at: usize, value: f32) -> String {
+    format!("element {at} is {value}; every weight must be finite")
 }

@@ -61,14 +61,6 @@ impl HfDir {
     pub fn tokenizer(&self) -> PathBuf {
         self.path.join(TOKENIZER_FILE)
     }
-
-    /// The tokenizer, generation and licence files that an export of this model copies.
-    ///
-    /// # Errors
-    /// When the directory can't be listed.
-    pub fn companions(&self) -> Result<Vec<PathBuf>> {
-        companions(&self.path)
-    }
 }
 
 /// The files of `dir` that travel with a model from export to export: tokenizer, generation settings,

@@ -101,7 +101,7 @@ impl TensorEntry {
                 rows * format.row_bytes(cols) + beside
             }
             (Storage::Packed(_), _) => 0,
-            (Storage::Float(float), _) => self.elements() * dtype(float).bitsize() / 8,
+            (Storage::Float(float), _) => self.elements() * float.bytes(),
         }
     }
 }

@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use super::digest::sha256_hex;
 use super::float::{check_finite, dtype};
-use super::hf::{CONFIG_FILE, TOKENIZER_FILE, companions};
+use super::hf::{CONFIG_FILE, TOKENIZER_FILE};
 use super::manifest::{Activations, MANIFEST_FILE, Manifest, Storage, TensorEntry};
 use super::mapped::Bytes;
 use super::tensors::{MODEL_FILE, TensorFiles, read_json};
@@ -115,14 +115,6 @@ impl PackedDir {
         self.path.join(TOKENIZER_FILE)
     }
 
-    /// The tokenizer, generation and licence files that an export of this model copies.
-    ///
-    /// # Errors
-    /// When the directory can't be listed.
-    pub fn companions(&self) -> Result<Vec<PathBuf>> {
-        companions(&self.path)
-    }
-
     fn entry(&self, name: &str, shape: &[usize]) -> Result<&TensorEntry> {
         let Some(entry) = self.manifest.tensors.get(name) else {
             let problem =
@@ -190,7 +182,7 @@ impl PackedDir {
                 valid.map_err(|e| Error::file(self.tensors.origin(), format!("{e}; export the model again")))
             }
             (Storage::Float(float), _) => {
-                check_finite(float, &bytes).map_err(|unfit| self.tensors.problem(name, unfit))
+                check_finite(float, &bytes).map_err(|problem| self.tensors.problem(name, problem))
             }
             // The manifest has only matrices that are packed.
             (Storage::Packed(_), _) => Ok(()),

@@ -32,7 +32,7 @@ pub struct PackedWriter {
 
 impl PackedWriter {
     /// Begins the packed model `target` with `config` as its `config.json` and copies of `companions` (see
-    /// [`HfDir::companions`](super::HfDir::companions)), which must have the tokenizer among them. `source` is told
+    /// [`companions`](super::companions)), which must have the tokenizer among them. `source` is told
     /// in the manifest.
     ///
     /// # Errors

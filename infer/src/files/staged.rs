@@ -3,7 +3,7 @@
 //! Knows no format. Invariants: until the commit the target is as it was; a directory is replaced only if it is
 //! empty or carries a marker that says qat wrote it; a process killed at any moment leaves the old target or the
 //! new one. (Exchanging two directories in one step needs Linux; elsewhere there is an instant between two renames
-//! in which the old one is only found as `.NAME.partial.old`.)
+//! in which the old one is only found as `.NAME.partial.old`, from where the next writer brings it back.)
 //!
 //! What a killed process leaves aside is `.NAME.partial`; the next writer of the same target removes it.
 
@@ -21,9 +21,12 @@ use crate::error::{Error, Result};
 #[derive(Debug)]
 pub struct StagedDir {
     target: PathBuf,
+    marker: String,
     partial: PathBuf,
+    /// Whether what is at `partial` is to be removed with this value.
+    unfinished: bool,
     /// Held while this process writes, so that a second writer of the same target is told.
-    lock: Option<DirLock>,
+    _lock: DirLock,
 }
 
 impl StagedDir {
@@ -35,8 +38,12 @@ impl StagedDir {
     /// written.
     pub fn create(target: &Path, marker: &str) -> Result<Self> {
         let target = resolve(target)?;
-        check_replaceable(&target, marker)?;
         let partial = sibling(&target, ".partial")?;
+        let aside = aside(&partial);
+        if aside.exists() && !target.exists() {
+            fs::rename(&aside, &target).map_err(|e| write_error(&target, e))?;
+        }
+        check_replaceable(&target, marker)?;
         if let Some(parent) = target.parent() {
             fs::create_dir_all(parent).map_err(|e| write_error(parent, e))?;
         }
@@ -46,7 +53,7 @@ impl StagedDir {
         }
         fs::create_dir(&partial).map_err(|e| write_error(&partial, e))?;
         let lock = DirLock::take(&partial, &target)?;
-        Ok(Self { target, partial, lock: Some(lock) })
+        Ok(Self { target, marker: marker.to_owned(), partial, unfinished: true, _lock: lock })
     }
 
     /// Where the directory is for now. Files may be made in it freely.
@@ -83,33 +90,41 @@ impl StagedDir {
     /// Syncs everything to the disk and puts the directory in the target's place.
     ///
     /// # Errors
-    /// When the disk is full, or the target can't be replaced; the target then is as it was.
+    /// When the disk is full, or the target can't be replaced (it is looked at again, since another may have made it
+    /// meanwhile); the target then is as it was.
     pub fn commit(mut self) -> Result<()> {
         sync_tree(&self.partial)?;
-        let replaced = self.target.exists();
-        let move_in = if replaced { exchange } else { |a: &Path, b: &Path| fs::rename(a, b) };
-        move_in(&self.partial, &self.target).map_err(|e| write_error(&self.target, e))?;
-        self.lock = None;
-        if let Some(parent) = self.target.parent() {
-            sync_dir(parent)?;
-        }
-        // The drop that follows removes the old directory, which now has the name of the partial one.
-        Ok(())
+        check_replaceable(&self.target, &self.marker)?;
+        let replaces = self.target.exists();
+        let moved = match replaces {
+            true => exchange(&self.partial, &self.target),
+            false => fs::rename(&self.partial, &self.target),
+        };
+        moved.map_err(|e| write_error(&self.target, e))?;
+        // What was replaced now has the name of what was partial, and goes with this value.
+        self.unfinished = replaces;
+        self.target.parent().map_or(Ok(()), sync_dir)
     }
 }
 
 impl Drop for StagedDir {
     fn drop(&mut self) {
-        // A leftover is removed by the next writer, so that failing here loses nothing.
-        let _ = fs::remove_dir_all(&self.partial);
+        if self.unfinished {
+            // A leftover is removed by the next writer, so that failing here loses nothing.
+            let _ = fs::remove_dir_all(&self.partial);
+        }
     }
 }
 
-/// Writes `bytes` to `path` so that a reader finds the old content or the new, never a part.
+/// Writes `bytes` to `path` so that a reader finds the old content or the new, never a part. What is neither file nor
+/// directory, like `/dev/stdout`, is written to as it is.
 ///
 /// # Errors
 /// When the disk is full or the directory can't be written; `path` then is as it was.
 pub fn write_file_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
+    if path.metadata().is_ok_and(|m| !m.is_file() && !m.is_dir()) {
+        return fs::write(path, bytes).map_err(|e| write_error(path, e));
+    }
     let path = resolve(path)?;
     let partial = sibling(&path, ".partial")?;
     let written = write_synced(&partial, bytes)
@@ -123,7 +138,7 @@ pub fn write_file_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
 }
 
 /// Writes `bytes` to a new or emptied file and waits until the disk has them.
-pub(super) fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
+fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
     let write = || {
         let mut file = File::create(path)?;
         file.write_all(bytes)?;
@@ -141,6 +156,7 @@ pub(super) fn write_error(path: &Path, source: io::Error) -> Error {
         ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem | ErrorKind::NotADirectory => {
             "cannot write (choose a directory that you may write to)"
         }
+        ErrorKind::NotFound => "cannot write (make its directory first)",
         _ => "cannot write",
     };
     Error::io(action, path, source)
@@ -207,12 +223,18 @@ fn sync_tree(dir: &Path) -> Result<()> {
     sync_dir(dir)
 }
 
-/// Makes the names in `dir` durable. Only Unix can open a directory for that; elsewhere the rename does it.
+/// Makes the names in `dir` durable, where the system can: not all open a directory for that, and some network file
+/// systems sync files only.
 fn sync_dir(dir: &Path) -> Result<()> {
     if !cfg!(unix) {
         return Ok(());
     }
-    File::open(dir).and_then(|d| d.sync_all()).map_err(|e| write_error(dir, e))
+    match File::open(dir).and_then(|d| d.sync_all()) {
+        Err(e) if !matches!(e.kind(), ErrorKind::Unsupported | ErrorKind::InvalidInput) => {
+            Err(write_error(dir, e))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Puts `new` in the place of `old` and `old` in the place of `new`.
@@ -225,14 +247,20 @@ fn exchange(new: &Path, old: &Path) -> io::Result<()> {
             return Ok(());
         }
     }
-    let mut aside = new.as_os_str().to_owned();
-    aside.push(".old");
+    let aside = aside(new);
     fs::rename(old, &aside)?;
     if let Err(e) = fs::rename(new, old) {
         fs::rename(&aside, old)?;
         return Err(e);
     }
     fs::rename(&aside, new)
+}
+
+/// Where the old directory waits while `partial` takes its place by two renames.
+fn aside(partial: &Path) -> PathBuf {
+    let mut name = partial.as_os_str().to_owned();
+    name.push(".old");
+    PathBuf::from(name)
 }
 
 /// An advisory lock on a directory, given back when dropped or when the process ends. File systems without

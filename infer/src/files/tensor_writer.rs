@@ -14,6 +14,7 @@ use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use qat_quant::kernels::FloatType;
+use rayon::prelude::*;
 use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 
@@ -99,7 +100,7 @@ impl TensorWriter {
         shape: &[usize],
         values: &[f32],
     ) -> Result<Vec<u8>> {
-        let bytes = float::store(float, values).map_err(|unfit| Error::tensor(name, unfit.to_string()))?;
+        let bytes = float::store(float, values).map_err(|problem| Error::tensor(name, problem))?;
         self.add(name, float::dtype(float), shape, &bytes)?;
         Ok(bytes)
     }
@@ -140,16 +141,20 @@ impl TensorWriter {
 
     fn check_written(&self) -> Result<()> {
         let written = TensorFiles::open_file(&self.path)?;
-        for (name, tensor) in &self.tensors {
-            let same =
-                *written.info(name)? == tensor.info && sha256_hex(&[&written.bytes(name)?]) == tensor.sha256;
-            if !same {
+        let differs = |name: &str, tensor: &Spooled| -> Result<bool> {
+            let same_info = *written.info(name)? == tensor.info;
+            Ok(!same_info || sha256_hex(&[&written.bytes(name)?]) != tensor.sha256)
+        };
+        let problem = self.tensors.par_iter().find_map_first(|(name, tensor)| match differs(name, tensor) {
+            Ok(false) => None,
+            Ok(true) => {
                 let problem =
                     format!("{name}: reads back differently from what was written; is the disk sound?");
-                return Err(Error::file(&self.path, problem));
+                Some(Error::file(&self.path, problem))
             }
-        }
-        Ok(())
+            Err(e) => Some(e),
+        });
+        problem.map_or(Ok(()), Err)
     }
 }
 

@@ -131,7 +131,7 @@ impl TensorFiles {
     /// NaN or infinite.
     pub fn f32(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
         let (float, bytes) = self.float(name, shape)?;
-        float::load(float, &bytes).map_err(|unfit| self.problem(name, unfit))
+        float::load(float, &bytes).map_err(|problem| self.problem(name, problem))
     }
 
     /// The float type and the bytes of `name`, without a copy and without a look at the values.

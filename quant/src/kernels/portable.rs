@@ -1,8 +1,8 @@
 //! The specification of the product, in safe loops that the compiler vectorizes.
 //!
 //! A row is decoded to f32 and multiplied with the activation rows; the matrix never exists as floats. Each output is
-//! a sum of `cols` products in [`LANES`] partial sums: lane l adds the products of columns l, l + 16, … in order, and
-//! lanes are then added in halves (l + l+8, then l + l+4, …). A product is rounded before it is added (never fused).
+//! a sum of `cols` products in [`LANES`] partial sums: lane l adds the products of columns l, l + 16, … in order (a row
+//! that ends within sixteen columns goes on in zeros), and lanes are then added in halves (l + l+8, then l + l+4, …). A product is rounded before it is added (never fused).
 //! That fixes the bits: tokens, rows and threads only decide which outputs are computed together.
 
 use rayon::prelude::*;
@@ -12,8 +12,8 @@ use crate::simd::vectorized;
 /// Partial sums of an output.
 pub const LANES: usize = 16;
 
-/// Activation rows multiplied together with one decoded row: four times sixteen lanes fill the AVX2 registers.
-const TOKENS: usize = 4;
+/// Outputs computed together: four times sixteen lanes are half of the AVX2 registers.
+const BLOCK: usize = 4;
 
 /// Rows that a task decodes before it multiplies them, so that activations are read from cache.
 const ROWS: usize = 16;
@@ -79,42 +79,84 @@ fn row_block<W: Rows>(w: &W, first: usize, decoded: &mut [f32], x: &[f32], out: 
     for (i, row) in decoded.chunks_exact_mut(cols).enumerate() {
         w.decode_row(first + i, row);
     }
-    for (x, out) in x.chunks(TOKENS * cols).zip(out.chunks_mut(TOKENS)) {
+    for (x, out) in x.chunks(BLOCK * cols).zip(out.chunks_mut(BLOCK)) {
         if let [a, b, c, d] = out {
-            let x = std::array::from_fn(|token| &x[token * cols..(token + 1) * cols]);
+            let x = block(x, cols);
             for (i, row) in decoded.chunks_exact(cols).enumerate() {
-                [a[i], b[i], c[i], d[i]] = dot::<TOKENS>(row, x);
+                [a[i], b[i], c[i], d[i]] = dot(row, x);
             }
         } else {
             for (x, out) in x.chunks_exact(cols).zip(out) {
-                for (out, row) in out.iter_mut().zip(decoded.chunks_exact(cols)) {
-                    [*out] = dot(row, [x]);
-                }
+                one_token(decoded, x, out);
             }
         }
     }
 }
 
-/// Products of one row with `N` activation rows of the same length.
+/// Outputs of all decoded rows for one token: rows take the place of the other tokens in the block.
 #[inline(always)]
-fn dot<const N: usize>(row: &[f32], x: [&[f32]; N]) -> [f32; N] {
-    let (whole, rest) = row.as_chunks::<LANES>();
-    let x_whole = x.map(|x| &x.as_chunks::<LANES>().0[..whole.len()]);
-    let x_rest = x.map(|x| &x[whole.len() * LANES..row.len()]);
-    let mut sums = [[0f32; LANES]; N];
-    for (i, w) in whole.iter().enumerate() {
-        for (sums, x) in sums.iter_mut().zip(x_whole) {
-            for lane in 0..LANES {
-                sums[lane] += w[lane] * x[i][lane];
+fn one_token(decoded: &[f32], x: &[f32], out: &mut [f32]) {
+    let cols = x.len();
+    for (rows, out) in decoded.chunks(BLOCK * cols).zip(out.chunks_mut(BLOCK)) {
+        if let [a, b, c, d] = out {
+            [*a, *b, *c, *d] = dot(x, block(rows, cols));
+        } else {
+            for (row, out) in rows.chunks_exact(cols).zip(out) {
+                [*out] = dot(x, [row]);
             }
         }
     }
-    for (sums, x) in sums.iter_mut().zip(x_rest) {
-        for ((sum, w), x) in sums.iter_mut().zip(rest).zip(x) {
-            *sum += w * x;
+}
+
+/// The first [`BLOCK`] rows of `of`.
+#[inline(always)]
+fn block(of: &[f32], cols: usize) -> [&[f32]; BLOCK] {
+    std::array::from_fn(
+        #[inline(always)]
+        |i| &of[i * cols..(i + 1) * cols],
+    )
+}
+
+/// Products of one row with `N` others of the same length; which are weights and which activations doesn't matter.
+#[inline(always)]
+fn dot<const N: usize>(row: &[f32], x: [&[f32]; N]) -> [f32; N] {
+    let (whole, rest) = row.as_chunks::<LANES>();
+    let x_whole = x.map(
+        #[inline(always)]
+        |x| &x.as_chunks::<LANES>().0[..whole.len()],
+    );
+    let mut sums = [[0f32; LANES]; N];
+    for (i, w) in whole.iter().enumerate() {
+        for token in 0..N {
+            sums[token] = plus_products(sums[token], w, &x_whole[token][i]);
         }
     }
-    sums.map(add_lanes)
+    if !rest.is_empty() {
+        let w = padded(rest);
+        for token in 0..N {
+            sums[token] = plus_products(sums[token], &w, &padded(&x[token][row.len() - rest.len()..]));
+        }
+    }
+    sums.map(
+        #[inline(always)]
+        |sums| add_lanes(sums),
+    )
+}
+
+/// By value, which keeps the lanes in registers: updated in place, they are not vectorized.
+#[inline(always)]
+fn plus_products(sums: [f32; LANES], w: &[f32; LANES], x: &[f32; LANES]) -> [f32; LANES] {
+    std::array::from_fn(
+        #[inline(always)]
+        |lane| sums[lane] + w[lane] * x[lane],
+    )
+}
+
+#[inline(always)]
+fn padded(rest: &[f32]) -> [f32; LANES] {
+    let mut lanes = [0.0; LANES];
+    lanes[..rest.len()].copy_from_slice(rest);
+    lanes
 }
 
 /// Adds lanes in halves.

@@ -33,9 +33,16 @@ impl Block for Q4_0 {
     #[inline(always)]
     fn codes(self, block: &[u8], codes: &mut [f32]) {
         let (low, high) = codes.split_at_mut(HALF);
-        for ((low, high), &byte) in low.iter_mut().zip(high).zip(&block[2..2 + HALF]) {
-            *low = f32::from(byte & 15) - 8.0;
-            *high = f32::from(byte >> 4) - 8.0;
+        let (low, high) = (low.as_chunks_mut::<8>().0, high.as_chunks_mut::<8>().0);
+        for ((low, high), bytes) in low.iter_mut().zip(high).zip(block[2..].as_chunks::<8>().0) {
+            *low = bytes.map(
+                #[inline(always)]
+                |byte| f32::from(byte & 15) - 8.0,
+            );
+            *high = bytes.map(
+                #[inline(always)]
+                |byte| f32::from(byte >> 4) - 8.0,
+            );
         }
     }
 

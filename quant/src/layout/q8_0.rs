@@ -30,8 +30,12 @@ impl Block for Q8_0 {
 
     #[inline(always)]
     fn codes(self, block: &[u8], codes: &mut [f32]) {
-        for (code, &byte) in codes.iter_mut().zip(&block[2..]) {
-            *code = f32::from(byte.cast_signed());
+        let bytes = block[2..].as_chunks::<8>().0;
+        for (codes, bytes) in codes.as_chunks_mut::<8>().0.iter_mut().zip(bytes) {
+            *codes = bytes.map(
+                #[inline(always)]
+                |byte| f32::from(byte.cast_signed()),
+            );
         }
     }
 

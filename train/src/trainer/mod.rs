@@ -26,7 +26,7 @@ use self::{
 };
 use crate::{
     Error, Result,
-    checkpoint::State,
+    checkpoint::{State, VERSION},
     recipe::Plan,
     schedule,
 };
@@ -134,6 +134,7 @@ fn save(job: &Job, run: &mut Prepared, report: &mut dyn FnMut(Event)) -> Result<
         return Ok(());
     }
     let state = State {
+        qat: VERSION,
         step: run.step,
         recipe: job.plan.recipe.clone(),
         cursor: run.batches.cursor((run.step * job.plan.recipe.train.accumulate) as u64),

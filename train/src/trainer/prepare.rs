@@ -179,7 +179,7 @@ impl Beginning {
                 Ok(Self {
                     floats: Floats::read(&dir, config)?,
                     tokenizer: dir.tokenizer(),
-                    companions: dir.companions()?,
+                    companions: companions(&dir.path)?,
                     path: Some(path.clone()),
                 })
             }

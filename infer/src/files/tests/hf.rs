@@ -29,7 +29,7 @@ fn tokenizer_and_licence_files_travel_along() {
         std::fs::write(dir.path().join(name), "{}").unwrap();
     }
     std::fs::create_dir(dir.path().join("LICENSES")).unwrap();
-    let found = HfDir::open(dir.path()).unwrap().companions().unwrap();
+    let found = companions(dir.path()).unwrap();
     let names: Vec<_> = found.iter().map(|p| p.file_name().unwrap().to_str().unwrap()).collect();
     assert_eq!(
         names,

@@ -1,5 +1,6 @@
 //! What the files of a model promise, one sentence a test. Files are made in temporary directories with the
 //! safetensors library, so that what is read here was not written by what is tested.
+#![allow(clippy::unwrap_used, reason = "a test says by a panic what went wrong")]
 
 mod hf;
 mod packed;
@@ -23,6 +24,15 @@ fn word_tokenizer(words: usize) -> String {
     let vocab: serde_json::Map<_, _> = (0..words).map(|i| (format!("w{i}"), i.into())).collect();
     let model = serde_json::json!({"type": "WordLevel", "vocab": vocab, "unk_token": "w0"});
     serde_json::json!({"version": "1.0", "model": model}).to_string()
+}
+
+/// A folder with the tokenizer to copy, and where the model goes.
+fn place() -> (TempDir, Vec<PathBuf>, PathBuf) {
+    let dir = TempDir::new().unwrap();
+    let tokenizer = dir.path().join(TOKENIZER_FILE);
+    std::fs::write(&tokenizer, word_tokenizer(4)).unwrap();
+    let target = dir.path().join("packed");
+    (dir, vec![tokenizer], target)
 }
 
 /// Writes f32 tensors with the safetensors library.

@@ -22,15 +22,6 @@ fn packed(name: &str, format: Format, weights: &[f32]) -> Packed {
     pack(name, format, weights, SHAPE[0], SHAPE[1], &scales).unwrap()
 }
 
-/// A folder with the tokenizer to copy, and where the packed model goes.
-fn place() -> (TempDir, Vec<PathBuf>, PathBuf) {
-    let dir = TempDir::new().unwrap();
-    let tokenizer = dir.path().join(TOKENIZER_FILE);
-    fs::write(&tokenizer, word_tokenizer(4)).unwrap();
-    let target = dir.path().join("packed");
-    (dir, vec![tokenizer], target)
-}
-
 /// A packed model of one matrix in `format`, one norm and one float matrix.
 fn small(format: Format) -> (TempDir, PathBuf) {
     let (dir, companions, target) = place();
@@ -94,7 +85,7 @@ fn every_format_comes_back_to_the_bit() {
     assert_eq!(read.config, config);
     assert_eq!(read.vector("norm", 3).unwrap(), [0.1, 0.2, 0.3]);
     assert_eq!(fs::read(read.tokenizer()).unwrap(), fs::read(&companions[0]).unwrap());
-    assert_eq!(read.companions().unwrap(), [read.tokenizer()]);
+    assert_eq!(super::companions(&read.path).unwrap(), [read.tokenizer()]);
     for (name, weights, packed) in matrices {
         let stored = read.matrix(&name, SHAPE).unwrap();
         assert_eq!(stored.storage, Storage::Packed(packed.format));

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{Error as IoError, ErrorKind};
 
-use super::super::staged::{write_error, write_synced};
+use super::super::staged::write_error;
 use super::*;
 
 const MARKER: &str = "manifest.json";
@@ -89,14 +89,25 @@ fn a_foreign_directory_is_refused() {
         "out/thesis.txt: is a file; choose another directory"
     );
     assert_eq!(
-        message(&dir, write_version(&dir.path().join(".."), "new")),
-        "..: exists and has no manifest.json written by qat, so it is not replaced; \
+        message(&dir, write_version(&target.join(".."), "new")),
+        "out/..: has no name of its own; give a directory or file to be made"
+    );
+}
+
+#[test]
+fn a_directory_that_another_made_meanwhile_is_kept() {
+    let dir = TempDir::new().unwrap();
+    let target = dir.path().join("out");
+    let staged = StagedDir::create(&target, MARKER).unwrap();
+    fs::create_dir(&target).unwrap();
+    fs::write(target.join("thesis.txt"), "").unwrap();
+    assert_eq!(
+        message(&dir, staged.commit()),
+        "out: exists and has no manifest.json written by qat, so it is not replaced; \
          choose another directory or remove it"
     );
-    assert_eq!(
-        message(&dir, write_version(&target.join("gone/.."), "new")),
-        "out/gone/..: has no name of its own; give a directory or file to be made"
-    );
+    assert_eq!(listing(dir.path()), ["out"]);
+    assert_eq!(listing(&target), ["thesis.txt"]);
 }
 
 #[test]
@@ -108,6 +119,17 @@ fn what_a_killed_writer_left_is_removed() {
     write_version(&dir.path().join("out"), "new").unwrap();
     assert_eq!(listing(dir.path()), ["out"]);
     assert_eq!(listing(&dir.path().join("out")), [MARKER, "text"]);
+}
+
+#[test]
+fn what_was_killed_between_two_renames_is_brought_back() {
+    let dir = TempDir::new().unwrap();
+    let target = dir.path().join("out");
+    write_version(&target, "old").unwrap();
+    fs::rename(&target, dir.path().join(".out.partial.old")).unwrap();
+    drop(StagedDir::create(&target, MARKER).unwrap());
+    assert_eq!(listing(dir.path()), ["out"]);
+    assert_eq!(fs::read(target.join("text")).unwrap(), b"old");
 }
 
 #[cfg(unix)]
@@ -160,6 +182,10 @@ fn a_directory_that_cannot_be_written_is_named_with_the_fix() {
         message(&dir, StagedDir::create(&file.join("sub/out"), MARKER)),
         "file/sub: cannot write (choose a directory that you may write to): Not a directory (os error 20)"
     );
+    assert_eq!(
+        message(&dir, write_file_atomic(&dir.path().join("gone/report.json"), b"new")),
+        "gone/.report.json.partial: cannot write (make its directory first): No such file or directory (os error 2)"
+    );
     // Whoever runs the tests may be allowed to write everywhere, so that the two other causes are given by hand.
     for kind in [ErrorKind::PermissionDenied, ErrorKind::ReadOnlyFilesystem] {
         let text = write_error(Path::new("out"), IoError::from(kind)).to_string();
@@ -173,7 +199,7 @@ fn a_full_disk_is_named_with_the_fix() {
     let full = Path::new("/dev/full");
     let dir = TempDir::new().unwrap();
     assert_eq!(
-        message(&dir, write_synced(full, b"text")),
+        message(&dir, write_file_atomic(full, b"text")),
         "/dev/full: cannot write (make room, or choose a place on another disk): \
          No space left on device (os error 28)"
     );

@@ -65,7 +65,7 @@ fn a_value_that_is_not_finite_is_not_written() {
     let mut writer = TensorWriter::create(&dir.path().join(MODEL_FILE)).unwrap();
     for (float, value, want) in [
         (FloatType::F32, f32::NAN, "a: element 1 is NaN; every weight must be finite"),
-        (FloatType::F16, 1e5, "a: element 1 is 100000, beyond what F16 holds; store it as F32"),
+        (FloatType::F16, 1e5, "a: holds 100000, beyond the range of F16; store it as F32"),
         (FloatType::BF16, f32::INFINITY, "a: element 1 is inf; every weight must be finite"),
     ] {
         assert_eq!(message(&dir, writer.add_values("a", float, &[2], &[0.0, value])), want);

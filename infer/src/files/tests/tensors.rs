@@ -1,5 +1,6 @@
 //! Safetensors files and shards: what is read, and each way in which a file may lie.
 
+use super::super::header::Header;
 use super::*;
 
 const ONE: &str = r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#;
@@ -77,6 +78,19 @@ fn a_value_that_is_not_finite_is_refused_with_its_index() {
     assert_eq!(
         message(&dir, files.f32("inf", &[1])),
         "inf: element 0 is -inf; every weight must be finite (in model.safetensors)"
+    );
+}
+
+#[test]
+fn of_several_bad_values_in_a_large_tensor_the_first_is_named() {
+    let dir = TempDir::new().unwrap();
+    let mut values = vec![0.5_f32; 100_000];
+    (values[70_000], values[99_999]) = (f32::INFINITY, f32::NAN);
+    write_f32(&dir.path().join(MODEL_FILE), &[("a", &[1000, 100], &values)]);
+    let files = TensorFiles::open(dir.path()).unwrap();
+    assert_eq!(
+        message(&dir, files.f32("a", &[1000, 100])),
+        "a: element 70000 is inf; every weight must be finite (in model.safetensors)"
     );
 }
 
@@ -217,6 +231,29 @@ fn offsets_whose_sum_overflows_are_refused() {
         refused(&header, 0),
         "model.safetensors: t7: offsets 16140901064495857657..18446744073709551608 overflow; write the file again"
     );
+}
+
+#[test]
+fn no_change_of_a_byte_leads_outside_the_file() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join(MODEL_FILE);
+    write_f32(&path, &[("a", &[2], &[1.0, 2.0]), ("b", &[1, 3], &[1.0, 2.0, 3.0])]);
+    let good = std::fs::read(&path).unwrap();
+    let header = good.len() - 5 * 4;
+    let mut accepted = 0;
+    for at in 0..header {
+        for byte in 0..=u8::MAX {
+            let mut bytes = good.clone();
+            bytes[at] = byte;
+            let Ok(Header(entries)) = Header::parse(&path, &bytes) else { continue };
+            accepted += 1;
+            for entry in entries.values() {
+                assert!(entry.range.start >= header && entry.range.end <= good.len(), "byte {at} = {byte}");
+            }
+        }
+    }
+    // The byte that was there, at least; other names, too.
+    assert!(accepted > header && accepted < 256 * header, "{accepted} of {}", 256 * header);
 }
 
 #[test]

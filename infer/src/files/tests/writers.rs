@@ -8,28 +8,19 @@ use serde_json::{Value, json};
 
 use super::*;
 
-/// A folder with the tokenizer to copy, and where the model goes.
-fn place() -> (TempDir, Vec<PathBuf>, PathBuf) {
-    let dir = TempDir::new().unwrap();
-    let tokenizer = dir.path().join(TOKENIZER_FILE);
-    fs::write(&tokenizer, word_tokenizer(4)).unwrap();
-    let target = dir.path().join("model");
-    (dir, vec![tokenizer], target)
-}
-
 #[test]
 fn what_the_disk_gives_back_differently_is_not_committed() {
     let (dir, companions, target) = place();
     let mut writer = PackedWriter::create(&target, &json!({}), &companions, Value::Null).unwrap();
     // Longer than the writer's buffer, so that it is on the disk at once.
     writer.float("big", FloatType::F32, &[600_000], &vec![0.5; 600_000]).unwrap();
-    let spool = dir.path().join(".model.partial/model.safetensors.spool");
+    let spool = dir.path().join(".packed.partial/model.safetensors.spool");
     let mut bytes = fs::read(&spool).unwrap();
     bytes[1_000_000] ^= 1;
     fs::write(&spool, bytes).unwrap();
     assert_eq!(
         message(&dir, writer.finish()),
-        ".model.partial/model.safetensors: big: reads back differently from what was written; is the disk sound?"
+        ".packed.partial/model.safetensors: big: reads back differently from what was written; is the disk sound?"
     );
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "only the tokenizer is left");
 }
@@ -67,7 +58,7 @@ fn what_cannot_be_packed_is_refused_before_it_is_written() {
     let whole = PackedRef::new("w", Format::TernaryTensor, 1, 4, &[0], Some(0.5)).unwrap();
     assert_eq!(
         message(&dir, writer.packed("w", whole, Activations::Float)),
-        "w: is already in .model.partial/model.safetensors"
+        "w: is already in .packed.partial/model.safetensors"
     );
 }
 
@@ -75,7 +66,7 @@ fn what_cannot_be_packed_is_refused_before_it_is_written() {
 fn a_model_without_a_tokenizer_is_not_written() {
     let (dir, _, target) = place();
     let writer = PackedWriter::create(&target, &json!({}), &[], Value::Null);
-    assert_eq!(message(&dir, writer), "model: wants a tokenizer.json to copy, found none");
+    assert_eq!(message(&dir, writer), "packed: wants a tokenizer.json to copy, found none");
     let writer = PackedWriter::create(&target, &json!({}), &[dir.path().join("gone.json")], Value::Null);
     assert_eq!(message(&dir, writer), "gone.json: cannot read: No such file or directory (os error 2)");
     assert!(!target.exists());
@@ -96,7 +87,7 @@ fn a_foreign_directory_is_replaced_by_neither_writer() {
         assert_eq!(
             text,
             format!(
-                "model: exists and has no {marker} written by qat, so it is not replaced; \
+                "packed: exists and has no {marker} written by qat, so it is not replaced; \
                  choose another directory or remove it"
             )
         );
@@ -123,7 +114,7 @@ fn a_float_model_is_a_hugging_face_directory() {
         assert_eq!(read.config, json!({"model_type": "llama", "torch_dtype": name, "hidden_size": 2}));
         assert_eq!(read.tensors.f32("norm.weight", &[2]).unwrap(), [1.0, third]);
         assert_eq!(read.tensors.float("norm.weight", &[2]).unwrap().0, float);
-        assert_eq!(read.companions().unwrap(), [read.tokenizer()]);
+        assert_eq!(super::companions(&read.path).unwrap(), [read.tokenizer()]);
         let provenance: Value =
             serde_json::from_slice(&fs::read(target.join(PROVENANCE_FILE)).unwrap()).unwrap();
         assert_eq!((&provenance["qat"], &provenance["source"]), (&json!(1), &source));
