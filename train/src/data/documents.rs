@@ -7,6 +7,7 @@ use super::digest;
 use super::jsonl::JsonLines;
 use super::parquet::ParquetColumn;
 use super::source::Source;
+use super::stories::{SEPARATOR, Stories, StoriesSpec};
 use super::text::TextPieces;
 use crate::{Error, Result};
 
@@ -42,6 +43,42 @@ pub(super) trait Pieces: Send {
     /// Entries without a text (nulls) met so far.
     fn skipped(&self) -> u64 {
         0
+    }
+
+    /// Entropy of the whole source in nats, where it is known.
+    fn nats(&self) -> Option<f64> {
+        None
+    }
+}
+
+/// Generated stories, one document each.
+struct StoryPieces {
+    stories: Stories,
+    /// Bytes of the text handed out.
+    at: usize,
+    /// Size that was announced; the text is a part of a story longer.
+    bytes: usize,
+}
+
+impl StoryPieces {
+    fn new(spec: &StoriesSpec) -> Self {
+        Self { stories: spec.generate(), at: 0, bytes: spec.bytes }
+    }
+}
+
+impl Pieces for StoryPieces {
+    fn next_piece(&mut self) -> Result<Option<Piece>> {
+        let story = self.stories.text[self.at..].split_once(SEPARATOR).map(|(story, _)| story.to_owned());
+        self.at += story.as_ref().map_or(0, |story| story.len() + SEPARATOR.len());
+        Ok(story.map(Piece::whole))
+    }
+
+    fn bytes_read(&self) -> u64 {
+        self.at.min(self.bytes) as u64
+    }
+
+    fn nats(&self) -> Option<f64> {
+        Some(self.stories.nats)
     }
 }
 
@@ -85,7 +122,15 @@ impl Corpus {
 
     /// All documents, source by source.
     pub fn documents(&self) -> Documents<'_> {
-        Documents { corpus: self, opened: 0, current: None, before: 0, skipped: 0, failed: false }
+        Documents {
+            corpus: self,
+            opened: 0,
+            current: None,
+            before: 0,
+            skipped: 0,
+            nats: Some(0.0),
+            failed: false,
+        }
     }
 
     /// Size of all sources, in bytes of their files. [`Documents::bytes_read`] ends there.
@@ -93,7 +138,7 @@ impl Corpus {
     /// # Errors
     /// A file that can't be looked at.
     pub fn bytes(&self) -> Result<u64> {
-        self.sources.iter().map(size).sum()
+        self.sources.iter().map(Source::bytes).sum()
     }
 
     /// What decides the documents, in a form to be hashed: the contents of the sources in order (their names
@@ -106,6 +151,8 @@ impl Corpus {
                 Source::Text(path) => (0, digest::of_file(path)?),
                 Source::Jsonl(path) => (1, digest::of_file(path)?),
                 Source::Parquet(path) => (2, digest::of_file(path)?),
+                // The text, not the spelling: another version of the grammar is another corpus.
+                Source::Stories(spec) => (3, digest::of_bytes(spec.generate().text.as_bytes())),
             };
             parts.push([&[kind], &digest[..]].concat());
         }
@@ -115,8 +162,7 @@ impl Corpus {
     /// The sources, for messages: the first few and how many more.
     pub(super) fn names(&self) -> String {
         const NAMED: usize = 3;
-        let mut names: Vec<_> =
-            self.sources.iter().take(NAMED).map(|source| source.path().display().to_string()).collect();
+        let mut names: Vec<_> = self.sources.iter().take(NAMED).map(Source::to_string).collect();
         if self.sources.len() > NAMED {
             names.push(format!("{} more", self.sources.len() - NAMED));
         }
@@ -134,13 +180,9 @@ impl Corpus {
             Source::Text(path) => Box::new(TextPieces::open(path, self.separator.as_deref())?),
             Source::Jsonl(path) => Box::new(JsonLines::open(path, &self.field)?),
             Source::Parquet(path) => Box::new(ParquetColumn::open(path, &self.field)?),
+            Source::Stories(spec) => Box::new(StoryPieces::new(spec)),
         })
     }
-}
-
-fn size(source: &Source) -> Result<u64> {
-    let path = source.path();
-    Ok(std::fs::metadata(path).map_err(|e| Error::io("cannot read", path, e))?.len())
 }
 
 /// The documents of a corpus, read as they are asked for. Ends after the first error.
@@ -151,6 +193,8 @@ pub struct Documents<'a> {
     /// Bytes and nulls of the sources that are done.
     before: u64,
     skipped: u64,
+    /// Entropy of the sources that are done, while it is known of all of them.
+    nats: Option<f64>,
     failed: bool,
 }
 
@@ -165,6 +209,11 @@ impl Documents<'_> {
         self.skipped + self.current.as_ref().map_or(0, |pieces| pieces.skipped())
     }
 
+    /// Entropy in nats of the sources that are done; `None` when it is unknown of one of them.
+    pub(super) fn nats(&self) -> Option<f64> {
+        self.nats
+    }
+
     fn next_piece(&mut self) -> Result<Option<Piece>> {
         loop {
             if let Some(pieces) = &mut self.current {
@@ -173,6 +222,7 @@ impl Documents<'_> {
                 }
                 self.before += pieces.bytes_read();
                 self.skipped += pieces.skipped();
+                self.nats = self.nats.zip(pieces.nats()).map(|(before, nats)| before + nats);
                 self.current = None;
             }
             let Some(source) = self.corpus.sources.get(self.opened) else { return Ok(None) };

@@ -35,6 +35,6 @@ impl Corpus {
         if text.trim().is_empty() {
             return Err(self.empty(documents.skipped()));
         }
-        Ok(EvalText { text, nats: None })
+        Ok(EvalText { text, nats: documents.nats() })
     }
 }

@@ -4,6 +4,7 @@
 //! counted; what can't be read is refused when the file is opened, before any work is done.
 
 use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use parquet::basic::{Compression, ConvertedType, LogicalType, Type as Physical};
@@ -39,7 +40,7 @@ impl ParquetColumn {
     pub(super) fn open(path: &Path, field: &str) -> Result<Self> {
         let handle = File::open(path).map_err(|e| Error::io("cannot read", path, e))?;
         let file_bytes = handle.metadata().map_err(|e| Error::io("cannot read", path, e))?.len();
-        let file = SerializedFileReader::new(handle).map_err(|e| unreadable(path, &e))?;
+        let file = guarded(path, || SerializedFileReader::new(handle))?;
         let column = find_column(&file, field).map_err(|problem| Error::file(path, problem))?;
         check_compression(&file, column).map_err(|problem| Error::file(path, problem))?;
         let rows_total = u64::try_from(file.metadata().file_metadata().num_rows())
@@ -102,7 +103,8 @@ impl Pieces for ParquetColumn {
                 })?;
                 return Ok(Some(Piece::whole(text.to_owned())));
             }
-            if !self.take_rows().map_err(|e| unreadable(&self.path, &e))? {
+            let path = self.path.clone();
+            if !guarded(&path, || self.take_rows())? {
                 return Ok(None);
             }
         }
@@ -121,8 +123,16 @@ impl Pieces for ParquetColumn {
     }
 }
 
-fn unreadable(path: &Path, error: &ParquetError) -> Error {
-    Error::file(path, format!("not a Parquet file that can be read: {error}"))
+/// Runs the library, which answers some damaged files with a panic: for the user that is a damaged file too. A
+/// reader that failed is not used again, so nothing half done is seen.
+fn guarded<T>(path: &Path, read: impl FnOnce() -> Result<T, ParquetError>) -> Result<T> {
+    match catch_unwind(AssertUnwindSafe(read)) {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(e)) => Err(Error::file(path, format!("not a Parquet file that can be read: {e}"))),
+        Err(_) => {
+            Err(Error::file(path, "damaged Parquet file: its parts contradict each other; make it again"))
+        }
+    }
 }
 
 /// Index of the column `field`, or why it can't be used.

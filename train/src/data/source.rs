@@ -1,11 +1,13 @@
 //! What a recipe lists as data, and where each entry leads.
 //!
-//! Knows no contents: a source is a kind and a place. Every source that this file hands out names an existing file.
+//! Knows no contents: a source is a kind and a place. A source that is a file exists when it is handed out.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use globset::GlobBuilder;
 
+use super::stories::StoriesSpec;
 use crate::{Error, Result};
 
 /// The kinds of entry a recipe may list, for messages.
@@ -21,6 +23,17 @@ pub enum Source {
     Jsonl(PathBuf),
     /// A Parquet file, the text in one of its columns.
     Parquet(PathBuf),
+    /// Generated stories.
+    Stories(StoriesSpec),
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Text(path) | Self::Jsonl(path) | Self::Parquet(path) => path.display().fmt(f),
+            Self::Stories(spec) => spec.fmt(f),
+        }
+    }
 }
 
 impl Source {
@@ -37,6 +50,10 @@ impl Source {
         }
         let mut sources = Vec::new();
         for entry in entries {
+            if entry.starts_with(StoriesSpec::SCHEME) {
+                sources.push(Self::Stories(entry.parse()?));
+                continue;
+            }
             let path = base.join(entry);
             if !path.exists() && entry.contains(GLOB_CHARACTERS) {
                 for path in glob(entry, base)? {
@@ -49,10 +66,16 @@ impl Source {
         Ok(sources)
     }
 
-    /// The file that holds the data.
-    pub fn path(&self) -> &Path {
+    /// Size in bytes: of the file, or of the text that will be generated (a story more or less).
+    ///
+    /// # Errors
+    /// A file that can't be looked at.
+    pub fn bytes(&self) -> Result<u64> {
         match self {
-            Self::Text(path) | Self::Jsonl(path) | Self::Parquet(path) => path,
+            Self::Text(path) | Self::Jsonl(path) | Self::Parquet(path) => {
+                Ok(std::fs::metadata(path).map_err(|e| Error::io("cannot read data", path, e))?.len())
+            }
+            Self::Stories(spec) => Ok(spec.bytes as u64),
         }
     }
 
@@ -177,6 +200,15 @@ mod tests {
         assert_eq!(resolve(&dir, &["t/*/d.txt"]).unwrap(), [at("t/deep/d.txt")]);
         let absolute = dir.path().join("t/*.txt").display().to_string();
         assert_eq!(resolve(&dir, &[&absolute]).unwrap(), [at("t/a.txt"), at("t/b.txt")]);
+    }
+
+    #[test]
+    fn stories_are_a_source_and_their_misspelling_is_refused() {
+        let dir = folder(&[]);
+        let spec = StoriesSpec { seed: 3, bytes: 50 };
+        assert_eq!(resolve(&dir, &["stories:seed=3,bytes=50"]).unwrap(), [Source::Stories(spec)]);
+        assert_eq!(Source::Stories(spec).to_string(), "stories:seed=3,bytes=50");
+        assert!(refusal(&dir, &["stories:sed=3"]).contains("unknown key `sed`"));
     }
 
     #[test]

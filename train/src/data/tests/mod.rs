@@ -8,7 +8,7 @@ mod tokens;
 
 use std::path::{Path, PathBuf};
 
-use super::{Corpus, Piece, Source};
+use super::{Corpus, Piece, Source, stories};
 use crate::Result;
 
 /// A folder for one test.
@@ -71,6 +71,22 @@ fn several_files_are_joined_by_a_blank_line_and_one_is_verbatim() {
     let both = folder.corpus(&["b.txt", "a.txt"], None).read_text().unwrap();
     assert_eq!(both.text, "two\r\n\n\n\n one \n\n");
     assert_eq!(both.nats, None, "nobody knows the entropy of these files");
+}
+
+#[test]
+fn stories_are_one_document_each_and_their_entropy_is_known() {
+    let folder = Folder::new();
+    let (one, two) = (stories::generate(1, 20_000), stories::generate(2, 5_000));
+    let corpus = folder.corpus(&["stories:seed=1,bytes=20000", "stories:seed=2,bytes=5000"], None);
+    let read = corpus.read_text().unwrap();
+    assert_eq!(read.text + stories::SEPARATOR, [one.text.as_str(), &two.text].concat());
+    assert_eq!(read.nats, Some(one.nats + two.nats));
+    let mut documents = corpus.documents();
+    assert_eq!(documents.by_ref().count(), one.stories + two.stories);
+    assert_eq!((documents.bytes_read(), corpus.bytes().unwrap()), (25_000, 25_000));
+
+    folder.file("a.txt", "x");
+    assert_eq!(folder.corpus(&["stories:bytes=1000", "a.txt"], None).read_text().unwrap().nats, None);
 }
 
 #[test]
