@@ -162,17 +162,6 @@ impl Batches {
     }
 }
 
-/// The windows of `tokens` from first to last, for validation: `batch` windows of `context` tokens at a time, the
-/// last time what is left. Tokens after the last whole window are left out.
-pub fn in_order(tokens: &Tokens, context: usize, batch: usize) -> impl Iterator<Item = Batch> + '_ {
-    let windows = tokens.len().saturating_sub(1) / context;
-    (0..windows).step_by(batch).map(move |first| {
-        let rows = batch.min(windows - first);
-        let run = tokens.slice(first * context..(first + rows) * context + 1);
-        Batch { inputs: run[..rows * context].to_vec(), targets: run[1..].to_vec(), rows, context }
-    })
-}
-
 /// The order of one epoch.
 #[derive(Clone, Copy)]
 struct Epoch {

@@ -21,7 +21,7 @@ mod tokenize;
 #[cfg(test)]
 mod tests;
 
-pub use batches::{Batch, Batches, Cursor, in_order};
+pub use batches::{Batch, Batches, Cursor};
 pub use documents::{Corpus, DEFAULT_FIELD, Documents, Piece};
 pub use eval_text::EvalText;
 pub use source::Source;

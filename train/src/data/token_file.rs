@@ -164,11 +164,6 @@ impl Tokens {
         &self.path
     }
 
-    /// Which tokens of the file this run has.
-    pub fn range(&self) -> Range<usize> {
-        self.range.clone()
-    }
-
     /// The ids at `range` of this run.
     ///
     /// # Panics

@@ -38,7 +38,9 @@ impl TokenWriter {
         std::fs::create_dir_all(folder).map_err(|e| Error::io("cannot make the folder", folder, e))?;
         sweep(folder);
         let writer = WRITERS.fetch_add(1, Ordering::Relaxed);
-        let part = target.with_added_extension(format!("{}-{writer}.part", std::process::id()));
+        let mut part = target.as_os_str().to_owned();
+        part.push(format!(".{}-{writer}.part", std::process::id()));
+        let part = PathBuf::from(part);
         let cannot_write = |e| Error::io(CANNOT_WRITE, &part, e);
         let mut file = BufWriter::with_capacity(1 << 20, File::create(&part).map_err(cannot_write)?);
         // Room for the header, which is known last.

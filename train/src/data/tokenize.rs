@@ -4,7 +4,7 @@
 //! names — so that a token file with the wanted key is the wanted one.
 
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use qat_infer::files::load_tokenizer;
 use rayon::prelude::*;
@@ -118,7 +118,7 @@ impl Tokenization<'_> {
         &self,
         tokenizer: &Tokenizer,
         key: [u8; 32],
-        path: &PathBuf,
+        path: &Path,
         progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<()> {
         let vocab_size = self.vocab_size as u64;

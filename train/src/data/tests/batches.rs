@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 
-use super::super::{Batch, Batches, Cursor, Tokenization, Tokens, in_order};
+use super::super::{Batch, Batches, Cursor, Tokenization, Tokens};
 use super::Folder;
 
 /// A run of tokens 0, 1, 2, … so that an id is its place.
@@ -162,15 +162,6 @@ fn a_window_is_equally_likely_at_every_time() {
             assert!((count - 2000 / 7).abs() < 80, "window {window} at time {time}: {count} of 2000");
         }
     }
-}
-
-#[test]
-fn validation_windows_come_in_order_and_end() {
-    let (_folder, tokens) = counting(75);
-    let batches: Vec<_> = in_order(&tokens, 10, 3).collect();
-    let starts: Vec<_> = batches.iter().map(starts).collect();
-    assert_eq!(starts, [vec![0, 10, 20], vec![30, 40, 50], vec![60]]);
-    assert_eq!(in_order(&tokens.split(0.1, 5).unwrap().1, 10, 3).count(), 0, "5 tokens are no window of 11");
 }
 
 #[test]
