@@ -51,7 +51,7 @@ pub(super) trait Pieces: Send {
     }
 }
 
-/// Generated stories, one document each.
+/// Generated stories, one document each, with the blank line that ends it: a model of them has to know where one ends.
 struct StoryPieces {
     stories: Stories,
     /// Bytes of the text handed out.
@@ -68,8 +68,8 @@ impl StoryPieces {
 
 impl Pieces for StoryPieces {
     fn next_piece(&mut self) -> Result<Option<Piece>> {
-        let story = self.stories.text[self.at..].split_once(SEPARATOR).map(|(story, _)| story.to_owned());
-        self.at += story.as_ref().map_or(0, |story| story.len() + SEPARATOR.len());
+        let story = self.stories.text[self.at..].split_inclusive(SEPARATOR).next().map(str::to_owned);
+        self.at += story.as_ref().map_or(0, String::len);
         Ok(story.map(Piece::whole))
     }
 

@@ -27,7 +27,7 @@ impl Corpus {
         let mut text = String::new();
         let mut documents = self.documents();
         while let Some(piece) = documents.next().transpose()? {
-            if piece.starts && !text.is_empty() {
+            if piece.starts && !text.is_empty() && !text.ends_with(BETWEEN) {
                 text.push_str(BETWEEN);
             }
             text.push_str(&piece.text);

@@ -136,9 +136,9 @@ pub struct Data {
     /// Put the model's beginning-of-sequence token before each document.
     #[serde(default)]
     pub bos: bool,
-    /// Put the model's end-of-sequence token after each document.
-    #[serde(default)]
-    pub eos: bool,
+    /// Put the model's end-of-sequence token after each document; without this key, where the model names one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eos: Option<bool>,
 }
 
 /// `[loss]`: weights of the terms, and what they need.

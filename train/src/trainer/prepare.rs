@@ -248,7 +248,8 @@ fn tokens(
         (true, None) => Err(Error::Config(format!("data.{key} = true: the model's config.json names no {key}_token_id"))),
     };
     let bos = special(settings.bos, "bos", config.bos_token_id)?;
-    let eos = special(settings.eos, "eos", config.eos_token_ids.first().copied())?;
+    let named = config.eos_token_ids.first().copied();
+    let eos = special(settings.eos.unwrap_or(named.is_some()), "eos", named)?;
     let mut tokenize = |list: &[String]| -> Result<Tokens> {
         let sources = Source::resolve(list, Path::new(""))?;
         let corpus = Corpus::new(sources, Some(&settings.field), settings.separator.as_deref())?;
