@@ -14,3 +14,4 @@ pub use error::Error;
 pub use format::{Affine, Format, ScaleType};
 pub use grid::fake_quant;
 pub use scales::{ScaleRule, Scales};
+pub use simd::{isa, vectorized};

@@ -20,6 +20,7 @@ mod norm;
 mod rope;
 mod softmax;
 mod swiglu;
+mod tile;
 
 pub use activations::quantize_activations;
 pub use attention::causal_attention;

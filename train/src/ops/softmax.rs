@@ -28,7 +28,7 @@ pub fn causal_softmax(scores: &Tensor, scale: f32, t: usize) -> Result<Tensor> {
     }
 }
 
-fn composed(scores: &Tensor, scale: f32, t: usize) -> Result<Tensor> {
+pub(super) fn composed(scores: &Tensor, scale: f32, t: usize) -> Result<Tensor> {
     let scaled = (scores.reshape(((), t, t))? * f64::from(scale))?;
     let visible = lower_triangle(t, scores.device())?.broadcast_as(scaled.shape())?;
     // Far below any score yet finite: candle's Metal kernels are compiled with fast math, which assumes no infinity.
@@ -92,14 +92,14 @@ impl CustomOp1 for CausalSoftmax {
 
 /// `w = softmax(scale·s)`. A NaN or +∞ among the scores makes the whole row NaN.
 #[inline(always)]
-fn softmax_row(s: &[f32], scale: f32, w: &mut [f32]) {
+pub(super) fn softmax_row(s: &[f32], scale: f32, w: &mut [f32]) {
     let shift = lanes::max_of(s, |v| v * scale);
     let total = lanes::map_sum(s, w, |v| lanes::exp(v * scale - shift));
     lanes::scale(w, 1.0 / total);
 }
 
 #[inline(always)]
-fn softmax_row_backward(w: &[f32], g: &[f32], scale: f32, out: &mut [f32]) {
+pub(super) fn softmax_row_backward(w: &[f32], g: &[f32], scale: f32, out: &mut [f32]) {
     let mean = lanes::dot(w, g);
     for ((out, &w), &g) in out.iter_mut().zip(w).zip(g) {
         *out = scale * w * (g - mean);
