@@ -32,4 +32,4 @@ pub use rope::rope;
 pub use softmax::causal_softmax;
 pub use swiglu::swiglu;
 
-pub(crate) use cpu::{Floats, blend, floats, floats_out, rows_per_chunk};
+pub(crate) use cpu::{Floats, blend, floats, floats_out, for_each_chunk, rows_per_chunk};
