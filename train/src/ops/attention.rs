@@ -155,7 +155,7 @@ impl Block {
             weights: square(),
             d_scores: square(),
             out: vec![0f32; BLOCK * shape.cols()],
-            panel: Vec::with_capacity(shape.rows()),
+            panel: vec![[0f32; TILE_ROWS]; shape.rows().max(shape.d)],
         }
     }
 
@@ -164,7 +164,7 @@ impl Block {
     fn score(&mut self, a: &[f32], bt: &[f32], (len, seen): (usize, usize), shape: HeadShape) {
         let scores = &mut self.scores[..len * seen];
         scores.fill(0.0);
-        let a = Left { data: a, row: shape.cols(), col: 1 };
+        let a = Left::Rows { values: a, stride: shape.cols() };
         multiply_add(a, (bt, shape.rows()), (scores, seen), (len, seen, shape.d), &mut self.panel);
     }
 
@@ -184,7 +184,7 @@ impl Block {
         let a = if gradient { &self.d_scores } else { &self.weights };
         let out = &mut self.out[..len * shape.cols()];
         out.fill(0.0);
-        let a = Left { data: a, row: seen, col: 1 };
+        let a = Left::Rows { values: a, stride: seen };
         multiply_add(a, (b, shape.cols()), (out, shape.cols()), (len, shape.cols(), seen), &mut self.panel);
     }
 }
@@ -239,7 +239,7 @@ impl Attention {
                 for (left, right, sum) in
                     [(&block.d_scores, q, &mut dk_sum), (&block.weights, g, &mut dv_sum)]
                 {
-                    let left = Left { data: left, row: 1, col: seen };
+                    let left = Left::Columns { values: left, stride: seen };
                     multiply_add(left, (right, cols), (sum, cols), (seen, cols, len), &mut block.panel);
                 }
             }

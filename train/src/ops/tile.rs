@@ -9,31 +9,51 @@ use super::lanes::LANES;
 /// Rows of a register tile; its columns are [`LANES`].
 pub(crate) const TILE_ROWS: usize = 4;
 
-/// The left operand, by strides: element (i, p) is `data[i·row + p·col]`.
+/// The left operand of a product.
 #[derive(Clone, Copy)]
-pub(crate) struct Left<'a> {
-    pub(crate) data: &'a [f32],
-    pub(crate) row: usize,
-    pub(crate) col: usize,
+pub(crate) enum Left<'a> {
+    /// Element (i, p) is `values[i·stride + p]`.
+    Rows { values: &'a [f32], stride: usize },
+    /// Element (i, p) is `values[p·stride + i]`: the transpose of what is in memory.
+    Columns { values: &'a [f32], stride: usize },
+}
+
+impl Left<'_> {
+    /// Rows `first..first + 4` of all columns, interleaved as the register tile reads them.
+    #[inline(always)]
+    fn pack(self, first: usize, panel: &mut [[f32; TILE_ROWS]]) {
+        match self {
+            Self::Rows { values, stride } => {
+                let row = |i: usize| values[(first + i) * stride..][..panel.len()].iter();
+                let rows = row(0).zip(row(1)).zip(row(2).zip(row(3)));
+                for (packed, ((&a, &b), (&c, &d))) in panel.iter_mut().zip(rows) {
+                    *packed = [a, b, c, d];
+                }
+            }
+            Self::Columns { values, stride } => {
+                for (packed, values) in panel.iter_mut().zip(values[first..].chunks(stride)) {
+                    packed.copy_from_slice(&values[..TILE_ROWS]);
+                }
+            }
+        }
+    }
 }
 
 /// `c[m, n] += a[m, k]·b[k, n]`, with the rows of `b` and `c` contiguous and `b_stride`, `c_stride` apart.
 ///
-/// `m` is a multiple of 4 and `n` of [`LANES`]. `panel` is scratch.
+/// `m` is a multiple of 4 and `n` of [`LANES`]. `panel` is scratch of at least k.
 #[inline(always)]
 pub(crate) fn multiply_add(
     a: Left<'_>,
     (b, b_stride): (&[f32], usize),
     (c, c_stride): (&mut [f32], usize),
     (m, n, k): (usize, usize, usize),
-    panel: &mut Vec<[f32; TILE_ROWS]>,
+    panel: &mut [[f32; TILE_ROWS]],
 ) {
     debug_assert!(m.is_multiple_of(TILE_ROWS) && n.is_multiple_of(LANES));
+    let panel = &mut panel[..k];
     for (tile, c) in c.chunks_mut(TILE_ROWS * c_stride).take(m / TILE_ROWS).enumerate() {
-        panel.clear();
-        panel.extend(
-            (0..k).map(|p| std::array::from_fn(|i| a.data[(tile * TILE_ROWS + i) * a.row + p * a.col])),
-        );
+        a.pack(tile * TILE_ROWS, panel);
         for column in (0..n).step_by(LANES) {
             let sums = tile_sums(panel, b[column..].chunks(b_stride));
             for (c, sums) in c.chunks_mut(c_stride).zip(sums) {
@@ -77,9 +97,10 @@ mod tests {
         let want: Vec<f32> = (0..m * n)
             .map(|i| 1.0 + (0..k).map(|p| a[i / n * k + p] * b[p * (n + 3) + i % n]).sum::<f32>())
             .collect();
-        for left in [Left { data: &a, row: k, col: 1 }, Left { data: &a_by_columns, row: 1, col: m }] {
+        for left in [Left::Rows { values: &a, stride: k }, Left::Columns { values: &a_by_columns, stride: m }]
+        {
             let mut c = vec![1f32; m * n];
-            multiply_add(left, (&b, n + 3), (&mut c, n), (m, n, k), &mut Vec::new());
+            multiply_add(left, (&b, n + 3), (&mut c, n), (m, n, k), &mut [[0.0; TILE_ROWS]; 9]);
             assert_eq!(c, want);
         }
     }
