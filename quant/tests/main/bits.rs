@@ -38,14 +38,6 @@ fn decoding_gives_the_fake_weights_for_every_adversarial_matrix() {
 #[test]
 fn mse_is_never_worse_than_absmax() {
     for (what, w) in adversarial() {
-        // Ternary scales that overflow their type saturate under both rules, and the optimum was of the unrounded grid.
-        if what.contains("huge")
-            || what.contains("largest")
-            || what.contains("least f16")
-            || what.contains("subnormals")
-        {
-            continue;
-        }
         for format in Format::all() {
             let error = |rule| {
                 let mut fake = vec![0.0; w.len()];
