@@ -92,3 +92,45 @@ fn gradient_rows<L: RowLoss>(
     });
     Tensor::from_vec(gradient, (n, vocab), logits.device())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::check::{bits, uniform};
+    use candle_core::Var;
+
+    #[test]
+    fn sums_and_gradients_do_not_depend_on_the_number_of_threads() -> Result<()> {
+        let (student, teacher) =
+            (Var::from_tensor(&uniform(1, 4.0, &[700, 90])?)?, uniform(2, 4.0, &[700, 90])?);
+        let targets =
+            Tensor::from_vec((0..700u32).map(|i| i % 90).collect::<Vec<_>>(), 700, student.device())?;
+        let on = |threads: usize| -> Result<Vec<Vec<u32>>> {
+            let pool = rayon::ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .build()
+                .map_err(candle_core::Error::wrap)?;
+            pool.install(|| {
+                let cross_entropy = cross_entropy_sum(&student, &targets)?;
+                let divergence = divergence_sum(&student, &teacher, 2.0, Divergence::Jsd { beta: 0.3 })?;
+                let mut all = vec![bits(&cross_entropy)?, bits(&divergence)?];
+                for loss in [cross_entropy, divergence] {
+                    all.extend(loss.backward()?.get(&student).map(bits).transpose()?);
+                }
+                Ok(all)
+            })
+        };
+        let one = on(1)?;
+        assert_eq!(one.len(), 4);
+        assert!(one == on(5)?);
+        Ok(())
+    }
+
+    #[test]
+    fn empty_logits_are_refused() -> Result<()> {
+        let none = Tensor::zeros((0, 5), candle_core::DType::F32, &candle_core::Device::Cpu)?;
+        let message = divergence_sum(&none, &none, 1.0, Divergence::ForwardKl).unwrap_err().to_string();
+        assert!(message.contains("want [n, vocab], not empty, found [0, 5]"), "{message}");
+        Ok(())
+    }
+}

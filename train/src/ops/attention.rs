@@ -5,16 +5,18 @@
 //! pass, which computes the scores again (as FlashAttention does, arXiv 2205.14135, but with whole rows). Knows no
 //! rotary embedding and no cache of keys.
 
+mod heads;
+
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::lanes::LANES;
+use self::heads::HeadShape;
 use super::tile::{Left, TILE_ROWS, multiply_add};
-use super::{Floats, floats, floats_out, rows_per_chunk, softmax};
+use super::{Floats, floats, floats_out, softmax};
 
 const NAME: &str = "causal_attention";
 
-/// Queries of a block, a multiple of [`LANES`]: with 512 keys a block of scores is 64 KiB.
+/// Queries of a block, a multiple of the lanes of a product: with 512 keys a block of scores is 64 KiB.
 const BLOCK: usize = 32;
 
 /// Attention of `q` `[b, t, heads, d]` over `k`, `v` `[b, t, kv_heads, d]`, scaled by 1/√d; position p sees 0..=p.
@@ -58,83 +60,6 @@ fn composed(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
 
 fn scale(d: usize) -> f32 {
     (d as f32).powf(-0.5)
-}
-
-/// What the units of one call, the key heads of all sequences, have in common.
-#[derive(Clone, Copy)]
-struct HeadShape {
-    t: usize,
-    d: usize,
-    kv_heads: usize,
-    /// Query heads of a key head.
-    group: usize,
-}
-
-impl HeadShape {
-    fn heads(self) -> usize {
-        self.kv_heads * self.group
-    }
-
-    /// Positions, padded for [`multiply_add`].
-    fn rows(self) -> usize {
-        self.t.next_multiple_of(LANES)
-    }
-
-    /// Elements of a head, padded for [`multiply_add`].
-    fn cols(self) -> usize {
-        self.d.next_multiple_of(LANES)
-    }
-
-    /// The blocks of queries: first row, number of rows, and how many keys their last row sees.
-    fn blocks(self) -> impl Iterator<Item = (usize, usize, usize)> {
-        (0..self.rows()).step_by(BLOCK).map(move |first| {
-            let len = BLOCK.min(self.rows() - first);
-            (first, len, first + len)
-        })
-    }
-
-    /// Head `head` of the sequence `x` `[t, heads, d]`, as `[rows, cols]` padded with zeros.
-    fn gather(self, x: &[f32], heads: usize, head: usize) -> Vec<f32> {
-        let mut out = vec![0f32; self.rows() * self.cols()];
-        for (out, x) in out.chunks_exact_mut(self.cols()).zip(x.chunks_exact(heads * self.d)) {
-            out[..self.d].copy_from_slice(&x[head * self.d..][..self.d]);
-        }
-        out
-    }
-
-    /// The transpose of a gathered head: `[d, rows]`.
-    fn transpose(self, x: &[f32]) -> Vec<f32> {
-        let mut out = vec![0f32; self.d * self.rows()];
-        for (j, out) in out.chunks_exact_mut(self.rows()).enumerate() {
-            for (out, x) in out.iter_mut().zip(x.chunks_exact(self.cols())) {
-                *out = x[j];
-            }
-        }
-        out
-    }
-
-    /// Rows `first..` of one head `[t, d]` from a padded block.
-    fn scatter(self, block: &[f32], first: usize, out: &mut [f32]) {
-        for (out, x) in out[first * self.d..].chunks_exact_mut(self.d).zip(block.chunks_exact(self.cols())) {
-            out.copy_from_slice(&x[..self.d]);
-        }
-    }
-
-    /// `[b, heads, t, d]`, the order in which units write, to `[b, t, heads, d]`.
-    fn interleave(self, x: &[f32], heads: usize) -> Vec<f32> {
-        let (t, d) = (self.t, self.d);
-        let mut out = vec![0f32; x.len()];
-        let rows = rows_per_chunk(heads * d);
-        out.par_chunks_mut(rows * heads * d).enumerate().for_each(|(chunk, out)| {
-            for (i, out) in out.chunks_exact_mut(heads * d).enumerate() {
-                let (sequence, position) = ((chunk * rows + i) / t, (chunk * rows + i) % t);
-                for (head, out) in out.chunks_exact_mut(d).enumerate() {
-                    out.copy_from_slice(&x[((sequence * heads + head) * t + position) * d..][..d]);
-                }
-            }
-        });
-        out
-    }
 }
 
 /// Scratch of one unit, for one block of queries at a time.
@@ -322,76 +247,4 @@ impl CustomOp3 for Attention {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::ops::check::{assert_close, assert_matches, bits, flat, uniform};
-
-    fn inputs(b: usize, t: usize, heads: usize, kv_heads: usize, d: usize) -> Result<[Tensor; 3]> {
-        let kv = [b, t, kv_heads, d];
-        Ok([uniform(31, 2.0, &[b, t, heads, d])?, uniform(32, 2.0, &kv)?, uniform(33, 2.0, &kv)?])
-    }
-
-    #[test]
-    fn value_and_gradients_agree_with_finite_differences() -> Result<()> {
-        for (b, t, heads, kv_heads, d) in [(1, 1, 1, 1, 1), (2, 5, 4, 2, 3), (1, 18, 3, 1, 4)] {
-            let inputs = inputs(b, t, heads, kv_heads, d)?;
-            let reference = |x: &[Tensor]| composed(&x[0], &x[1], &x[2]);
-            // Scores of magnitude ≤ 16 carry 1e-6 into exp, the sums of ≤ 18 terms in order another 1e-6.
-            assert_matches(|x| causal_attention(&x[0], &x[1], &x[2]), reference, &inputs, 4e-6)?;
-            assert_matches(|x| composed(&x[0], &x[1], &x[2]), reference, &inputs, 4e-6)?;
-        }
-        Ok(())
-    }
-
-    #[test]
-    fn several_blocks_of_queries_agree_with_the_composition_in_f64() -> Result<()> {
-        // 77 positions: two whole blocks, one ragged; finite differences of as many elements would take minutes.
-        let inputs = inputs(2, 77, 4, 2, 24)?;
-        let weights = uniform(34, 1.0, &[2, 77, 96])?;
-        let run = |wide: bool| -> Result<Vec<Vec<f64>>> {
-            let dtype = if wide { candle_core::DType::F64 } else { candle_core::DType::F32 };
-            let vars: Vec<_> = inputs
-                .iter()
-                .map(|x| candle_core::Var::from_tensor(&x.to_dtype(dtype)?))
-                .collect::<Result<_>>()?;
-            let out = if wide {
-                composed(&vars[0], &vars[1], &vars[2])?
-            } else {
-                causal_attention(&vars[0], &vars[1], &vars[2])?
-            };
-            let grads = out.mul(&weights.to_dtype(dtype)?)?.sum_all()?.backward()?;
-            let gradients = vars.iter().map(|v| grads.get(v).map_or(Ok(Vec::new()), flat));
-            std::iter::once(flat(&out)).chain(gradients).collect()
-        };
-        for (what, (found, want)) in
-            ["value", "dq", "dk", "dv"].into_iter().zip(run(false)?.into_iter().zip(run(true)?))
-        {
-            let n = found.len();
-            // As above, with sums of ≤ 154 terms.
-            assert_close(what, &Tensor::from_vec(found, n, &candle_core::Device::Cpu)?, &want, 1e-5)?;
-        }
-        Ok(())
-    }
-
-    #[test]
-    fn a_position_does_not_depend_on_what_comes_after_it() -> Result<()> {
-        let [q, k, v] = inputs(1, 40, 2, 1, 8)?;
-        let whole = causal_attention(&q, &k, &v)?;
-        for t in [1, 16, 33] {
-            let cut = |x: &Tensor| x.narrow(1, 0, t);
-            let part = causal_attention(&cut(&q)?, &cut(&k)?, &cut(&v)?)?;
-            // Sums are joined lane by lane over a padded row, so a longer row only adds zeros.
-            assert_eq!(bits(&part)?, bits(&whole.narrow(1, 0, t)?)?, "{t}");
-        }
-        Ok(())
-    }
-
-    #[test]
-    fn query_heads_that_no_key_head_divides_are_refused() -> Result<()> {
-        let [q, _, _] = inputs(1, 4, 3, 1, 8)?;
-        let [_, k, v] = inputs(1, 4, 4, 2, 8)?;
-        let message = causal_attention(&q, &k, &v).unwrap_err().to_string();
-        assert!(message.contains("a divisor of 3"), "{message}");
-        Ok(())
-    }
-}
+mod tests;
