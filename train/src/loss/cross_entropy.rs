@@ -1,4 +1,4 @@
-//! Cross entropy with one right answer per row: logsumexp(x) − x[target].
+//! Cross entropy with one right answer per row: logsumexp(x) − (logit of the answer).
 
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor};
 

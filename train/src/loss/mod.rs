@@ -6,6 +6,8 @@
 //!
 //! A NaN or +∞ among the logits makes the sum NaN (and never panics): that is how a diverged run is noticed.
 
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
 mod cross_entropy;
 mod divergence;
 

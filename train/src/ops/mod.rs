@@ -7,6 +7,8 @@
 //! Invariants: results do not depend on the number of threads (work is cut by shape, partial sums are joined in
 //! order), and an operation never silently cuts the graph: where an input gets no gradient, its documentation says so.
 
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
 mod activations;
 mod attention;
 #[cfg(test)]

@@ -22,12 +22,12 @@ impl HeadShape {
         self.kv_heads * self.group
     }
 
-    /// Positions, padded for [`multiply_add`].
+    /// Positions, padded for a product.
     pub(super) fn rows(self) -> usize {
         self.t.next_multiple_of(LANES)
     }
 
-    /// Elements of a head, padded for [`multiply_add`].
+    /// Elements of a head, padded for a product.
     pub(super) fn cols(self) -> usize {
         self.d.next_multiple_of(LANES)
     }
