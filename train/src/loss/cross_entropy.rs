@@ -1,8 +1,8 @@
-//! Cross entropy with one right answer per row: logsumexp(x) − x[target].
+//! Cross entropy with one right answer per row: logsumexp(x) − (logit of the answer).
 
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor};
 
-use super::{RowLoss, gradient_rows, sum_rows};
+use super::{RowLoss, check_logits, gradient_rows, sum_rows};
 use crate::ops::lanes;
 
 const NAME: &str = "cross_entropy_sum";
@@ -13,7 +13,7 @@ const NAME: &str = "cross_entropy_sum";
 /// # Errors
 /// Targets that are not u32 `[n]` or not below `vocab`; logits other than f32 on the CPU.
 pub fn cross_entropy_sum(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
-    let (n, vocab) = logits.dims2()?;
+    let (n, vocab) = check_logits(NAME, logits)?;
     if targets.dtype() != DType::U32 || targets.dims() != [n] {
         candle_core::bail!(
             "{NAME}: targets: want u32 [{n}], found {:?} {:?}",
@@ -58,6 +58,7 @@ impl RowLoss for CrossEntropy {
     const SCRATCH: usize = 0;
 
     /// The gradient is softmax(x), less one at the target.
+    #[inline(always)]
     fn row(&self, index: usize, logits: &[f32], _: &mut [f32], gradient: &mut [f32]) -> f64 {
         let target = self.targets[index] as usize;
         let shift = lanes::max(logits);

@@ -5,7 +5,7 @@
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
-use super::{RowLoss, gradient_rows, sum_rows};
+use super::{RowLoss, check_logits, gradient_rows, sum_rows};
 use crate::ops::{Floats, lanes};
 
 const NAME: &str = "divergence_sum";
@@ -39,7 +39,8 @@ pub fn divergence_sum(
     temperature: f32,
     kind: Divergence,
 ) -> Result<Tensor> {
-    if student.rank() != 2 || teacher.dims() != student.dims() {
+    check_logits(NAME, student)?;
+    if teacher.dims() != student.dims() {
         candle_core::bail!(
             "{NAME}: want student and teacher [n, vocab], found {:?} and {:?}",
             student.dims(),
@@ -121,6 +122,7 @@ struct Rows<'a> {
 impl RowLoss for Rows<'_> {
     const SCRATCH: usize = 3;
 
+    #[inline(always)]
     fn row(&self, index: usize, logits: &[f32], scratch: &mut [f32], gradient: &mut [f32]) -> f64 {
         let vocab = logits.len();
         let (p, scratch) = scratch.split_at_mut(vocab);
@@ -140,6 +142,7 @@ impl RowLoss for Rows<'_> {
 impl Rows<'_> {
     /// Fills `p` and `q` with the softened distributions and `ratio` with ln(p/q), the last from the logits, because
     /// a quotient of probabilities would be 0/0 where both underflow.
+    #[inline(always)]
     fn distributions(
         &self,
         teacher: &[f32],
@@ -162,6 +165,7 @@ impl Rows<'_> {
 }
 
 /// Σ p·ln(p/q); the derivative by the student's logit is (q − p)/τ.
+#[inline(always)]
 fn forward_kl(p: &[f32], q: &[f32], ratio: &[f32], factor: f32, gradient: &mut [f32]) -> f32 {
     for ((g, &p), &q) in gradient.iter_mut().zip(p).zip(q) {
         *g = factor * (q - p);
@@ -170,6 +174,7 @@ fn forward_kl(p: &[f32], q: &[f32], ratio: &[f32], factor: f32, gradient: &mut [
 }
 
 /// Σ q·ln(q/p); the derivative by the student's logit is q·(ln(q/p) − value)/τ.
+#[inline(always)]
 fn reverse_kl(q: &[f32], ratio: &[f32], factor: f32, gradient: &mut [f32]) -> f32 {
     let value = -lanes::dot(q, ratio);
     for ((g, &q), &ratio) in gradient.iter_mut().zip(q).zip(ratio) {
@@ -180,6 +185,7 @@ fn reverse_kl(q: &[f32], ratio: &[f32], factor: f32, gradient: &mut [f32]) -> f3
 
 /// β·Σ p·ln(p/m) + (1−β)·Σ q·ln(q/m); the derivative by the student's logit is (1−β)·q·(ln(q/m) − Σ q·ln(q/m))/τ.
 /// Overwrites `ratio` and `p`.
+#[inline(always)]
 fn jsd(beta: f32, p: &mut [f32], q: &[f32], ratio: &mut [f32], factor: f32, gradient: &mut [f32]) -> f32 {
     // Beyond e^±80 the smaller of p and q is 0 in f32 and its logarithm no longer matters.
     const FAR: f32 = 80.0;

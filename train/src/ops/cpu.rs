@@ -6,6 +6,7 @@
 use std::ops::{Deref, Range};
 
 use candle_core::{CpuStorage, Error, Layout, Result, Shape, Storage, StorageRef, Tensor};
+use qat_quant::vectorized;
 use rayon::prelude::*;
 
 /// About this many elements are one task: 64 KiB of f32, far above the cost of handing a task to a thread and small
@@ -34,14 +35,47 @@ pub(crate) fn floats_out(values: Vec<f32>, shape: impl Into<Shape>) -> Result<(C
     Ok((CpuStorage::F32(values), shape.into()))
 }
 
+/// Calls `f(first row, outputs, inputs)` for each chunk of rows of `row_len`, in parallel and compiled for the best
+/// instruction set. All tensors have the same length; `f` should be an `#[inline(always)]` closure, and its chunks are
+/// whole rows.
+pub(crate) fn for_each_chunk<const OUT: usize, const IN: usize>(
+    row_len: usize,
+    outputs: [&mut [f32]; OUT],
+    inputs: [&[f32]; IN],
+    f: impl Fn(usize, [&mut [f32]; OUT], [&[f32]; IN]) + Sync,
+) {
+    let rows = rows_per_chunk(row_len);
+    let chunk_len = (rows * row_len).max(1);
+    let chunks = outputs.iter().map(|x| x.len()).max().unwrap_or(0).div_ceil(chunk_len);
+    let (mut outputs, mut inputs) =
+        (outputs.map(|x| x.chunks_mut(chunk_len)), inputs.map(|x| x.chunks(chunk_len)));
+    let mut cut = || {
+        let outputs = outputs.each_mut().map(|x| x.next().unwrap_or_default());
+        (outputs, inputs.each_mut().map(|x| x.next().unwrap_or_default()))
+    };
+    let tasks: Vec<_> = (0..chunks).map(|_| cut()).collect();
+    tasks.into_par_iter().enumerate().for_each(|(chunk, (outputs, inputs))| {
+        vectorized(
+            #[inline(always)]
+            || f(chunk * rows, outputs, inputs),
+        );
+    });
+}
+
 /// Moves `quantized` to x + λ·(quantized − x); at λ = 1 it stays as it is, to the bit.
 pub(crate) fn blend(x: &[f32], quantized: &mut [f32], lambda: f32) {
     if lambda != 1.0 {
-        quantized.par_chunks_mut(CHUNK_LEN).zip(x.par_chunks(CHUNK_LEN)).for_each(|(quantized, x)| {
-            for (q, &x) in quantized.iter_mut().zip(x) {
-                *q = x + (*q - x) * lambda;
-            }
-        });
+        for_each_chunk(
+            1,
+            [quantized],
+            [x],
+            #[inline(always)]
+            |_, [quantized], [x]| {
+                for (q, &x) in quantized.iter_mut().zip(x) {
+                    *q = x + (*q - x) * lambda;
+                }
+            },
+        );
     }
 }
 

@@ -13,7 +13,7 @@ const NAME: &str = "embedding";
 /// The rows of `table` `[vocab, d]` that `ids` (u32, `[n]`) name, as `[n, d]`. `ids` get no gradient.
 ///
 /// # Errors
-/// An id that is not below `vocab`; ids that are not u32 `[n]`; tables other than f32 on the CPU.
+/// An id that is not below `vocab` (elsewhere than on the CPU the device reports it); ids that are not u32 `[n]`; tables other than f32 on the CPU.
 pub fn embedding(table: &Tensor, ids: &Tensor) -> Result<Tensor> {
     let (vocab, _) = table.dims2()?;
     if ids.dtype() != DType::U32 || ids.rank() != 1 {

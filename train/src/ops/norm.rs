@@ -4,9 +4,10 @@
 //! state and one head of it (qk-norm) are the same call.
 
 use candle_core::{CpuStorage, CustomOp2, D, Layout, Result, Shape, Tensor};
+use qat_quant::vectorized;
 use rayon::prelude::*;
 
-use super::{Floats, floats, floats_out, lanes, rows_per_chunk};
+use super::{Floats, floats, floats_out, for_each_chunk, lanes, rows_per_chunk};
 
 const NAME: &str = "rms_norm";
 
@@ -16,8 +17,12 @@ const NAME: &str = "rms_norm";
 /// A weight whose length is not the last dimension of `x`; dtypes other than f32 on the CPU.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
     let d = x.dim(D::Minus1)?;
-    if weight.dims() != [d] {
-        candle_core::bail!("{NAME}: weight: want [{d}], found {:?}", weight.dims());
+    if weight.dims() != [d] || d == 0 {
+        candle_core::bail!(
+            "{NAME}: x {:?}: want a weight of the last dimension, found {:?}",
+            x.dims(),
+            weight.dims()
+        );
     }
     if x.device().is_cpu() {
         x.contiguous()?.apply_op2(&weight.contiguous()?, RmsNorm { eps })
@@ -69,17 +74,20 @@ impl CustomOp2 for RmsNorm {
         let (x, w) = (floats(NAME, x, lx)?, floats(NAME, w, lw)?);
         let d = w.len();
         let mut y = vec![0f32; x.len()];
-        if d > 0 {
-            let chunk = rows_per_chunk(d) * d;
-            y.par_chunks_mut(chunk).zip(x.par_chunks(chunk)).for_each(|(y, x)| {
+        for_each_chunk(
+            d,
+            [&mut y],
+            [x],
+            #[inline(always)]
+            |_, [y], [x]| {
                 for (y, x) in y.chunks_exact_mut(d).zip(x.chunks_exact(d)) {
                     let r = self.reciprocal_root(x);
                     for ((y, &x), &w) in y.iter_mut().zip(x).zip(w) {
                         *y = x * r * w;
                     }
                 }
-            });
-        }
+            },
+        );
         floats_out(y, lx.shape().clone())
     }
 
@@ -97,17 +105,22 @@ impl CustomOp2 for RmsNorm {
             let chunk = rows_per_chunk(d) * d;
             let mut dx = vec![0f32; x.len()];
             // One partial weight gradient per chunk of rows, added up in order below.
-            let mut partials = vec![0f32; x.len().div_ceil(chunk.max(1)) * d];
-            if d > 0 {
-                let outputs = dx.par_chunks_mut(chunk).zip(partials.par_chunks_mut(d));
-                outputs.zip(x.par_chunks(chunk).zip(g.par_chunks(chunk))).for_each(|((dx, dw), (x, g))| {
-                    for ((dx, x), g) in dx.chunks_exact_mut(d).zip(x.chunks_exact(d)).zip(g.chunks_exact(d)) {
-                        self.row_backward(x, &w, g, dx, dw);
-                    }
-                });
-            }
+            let mut partials = vec![0f32; x.len().div_ceil(chunk) * d];
+            let outputs = dx.par_chunks_mut(chunk).zip(partials.par_chunks_mut(d));
+            outputs.zip(x.par_chunks(chunk).zip(g.par_chunks(chunk))).for_each(|((dx, dw), (x, g))| {
+                vectorized(
+                    #[inline(always)]
+                    || {
+                        for ((dx, x), g) in
+                            dx.chunks_exact_mut(d).zip(x.chunks_exact(d)).zip(g.chunks_exact(d))
+                        {
+                            self.row_backward(x, &w, g, dx, dw);
+                        }
+                    },
+                );
+            });
             let mut dw = vec![0f32; d];
-            partials.chunks_exact(d.max(1)).for_each(|partial| lanes::add(&mut dw, partial));
+            partials.chunks_exact(d).for_each(|partial| lanes::add(&mut dw, partial));
             (dx, dw)
         };
         let dx = Tensor::from_vec(dx, x.shape(), x.device())?;
@@ -151,7 +164,7 @@ mod tests {
     fn a_weight_of_the_wrong_length_is_refused() -> Result<()> {
         let message =
             rms_norm(&uniform(1, 1.0, &[2, 8])?, &uniform(2, 1.0, &[4])?, 1e-5).unwrap_err().to_string();
-        assert!(message.contains("want [8], found [4]"), "{message}");
+        assert!(message.contains("x [2, 8]: want a weight of the last dimension, found [4]"), "{message}");
         Ok(())
     }
 }

@@ -5,9 +5,8 @@
 //! forward pass with the sines negated.
 
 use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor};
-use rayon::prelude::*;
 
-use super::{Floats, floats, floats_out, rows_per_chunk};
+use super::{Floats, floats, floats_out, for_each_chunk};
 
 const NAME: &str = "rope";
 
@@ -19,9 +18,9 @@ const NAME: &str = "rope";
 pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     let (_, t, _, head_dim) = x.dims4()?;
     let want = [t, head_dim / 2];
-    if head_dim % 2 != 0 || cos.dims() != want || sin.dims() != want {
+    if x.elem_count() == 0 || head_dim % 2 != 0 || cos.dims() != want || sin.dims() != want {
         candle_core::bail!(
-            "{NAME}: x {:?} (head_dim even): want cos and sin {want:?}, found {:?} and {:?}",
+            "{NAME}: x {:?} (not empty, head_dim even): want cos and sin {want:?}, found {:?} and {:?}",
             x.dims(),
             cos.dims(),
             sin.dims()
@@ -63,17 +62,19 @@ impl CustomOp1 for Rope {
         let (cos, sin): (&[f32], &[f32]) = (&cos, &sin);
         let (row, half) = (heads * head_dim, head_dim / 2);
         let mut y = vec![0f32; x.len()];
-        if !x.is_empty() {
-            let rows = rows_per_chunk(row);
-            let chunks = y.par_chunks_mut(rows * row).zip(x.par_chunks(rows * row)).enumerate();
-            chunks.for_each(|(chunk, (y, x))| {
+        for_each_chunk(
+            row,
+            [&mut y],
+            [x],
+            #[inline(always)]
+            |first, [y], [x]| {
                 for (i, (y, x)) in y.chunks_exact_mut(row).zip(x.chunks_exact(row)).enumerate() {
-                    let position = (chunk * rows + i) % t;
+                    let position = (first + i) % t;
                     let angle = position * half..(position + 1) * half;
                     self.rotate_heads(x, &cos[angle.clone()], &sin[angle], y);
                 }
-            });
-        }
+            },
+        );
         floats_out(y, layout.shape().clone())
     }
 

@@ -4,9 +4,8 @@
 //! and are never read.
 
 use candle_core::{CpuStorage, CustomOp1, D, Device, Layout, Result, Shape, Tensor};
-use rayon::prelude::*;
 
-use super::{Floats, floats, floats_out, lanes, rows_per_chunk};
+use super::{Floats, floats, floats_out, for_each_chunk, lanes};
 
 const NAME: &str = "causal_softmax";
 
@@ -28,7 +27,7 @@ pub fn causal_softmax(scores: &Tensor, scale: f32, t: usize) -> Result<Tensor> {
     }
 }
 
-fn composed(scores: &Tensor, scale: f32, t: usize) -> Result<Tensor> {
+pub(super) fn composed(scores: &Tensor, scale: f32, t: usize) -> Result<Tensor> {
     let scaled = (scores.reshape(((), t, t))? * f64::from(scale))?;
     let visible = lower_triangle(t, scores.device())?.broadcast_as(scaled.shape())?;
     // Far below any score yet finite: candle's Metal kernels are compiled with fast math, which assumes no infinity.
@@ -57,49 +56,54 @@ impl CustomOp1 for CausalSoftmax {
 
     fn cpu_fwd(&self, scores: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let (scores, t) = (floats(NAME, scores, layout)?, self.t);
-        let rows = rows_per_chunk(t);
         let mut weights = vec![0f32; scores.len()];
-        let chunks = weights.par_chunks_mut(rows * t).zip(scores.par_chunks(rows * t)).enumerate();
-        chunks.for_each(|(chunk, (weights, scores))| {
-            for (i, (w, s)) in weights.chunks_exact_mut(t).zip(scores.chunks_exact(t)).enumerate() {
-                let seen = (chunk * rows + i) % t + 1;
-                softmax_row(&s[..seen], self.scale, &mut w[..seen]);
-            }
-        });
+        for_each_chunk(
+            t,
+            [&mut weights],
+            [scores],
+            #[inline(always)]
+            |first, [weights], [scores]| {
+                for (i, (w, s)) in weights.chunks_exact_mut(t).zip(scores.chunks_exact(t)).enumerate() {
+                    let seen = (first + i) % t + 1;
+                    softmax_row(&s[..seen], self.scale, &mut w[..seen]);
+                }
+            },
+        );
         floats_out(weights, layout.shape().clone())
     }
 
     /// ds = scale·w·(g − ⟨g, w⟩).
     fn bwd(&self, scores: &Tensor, weights: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let (t, rows) = (self.t, rows_per_chunk(self.t));
+        let t = self.t;
         let grad = grad.contiguous()?;
         let mut out = vec![0f32; scores.elem_count()];
-        {
-            let (w, g) = (Floats::of(NAME, weights)?, Floats::of(NAME, &grad)?);
-            let inputs = w.par_chunks(rows * t).zip(g.par_chunks(rows * t));
-            out.par_chunks_mut(rows * t).zip(inputs).enumerate().for_each(|(chunk, (out, (w, g)))| {
-                for (i, (out, (w, g))) in
-                    out.chunks_exact_mut(t).zip(w.chunks_exact(t).zip(g.chunks_exact(t))).enumerate()
-                {
-                    let seen = (chunk * rows + i) % t + 1;
+        for_each_chunk(
+            t,
+            [&mut out],
+            [&Floats::of(NAME, weights)?, &Floats::of(NAME, &grad)?],
+            #[inline(always)]
+            |first, [out], [w, g]| {
+                let rows = out.chunks_exact_mut(t).zip(w.chunks_exact(t).zip(g.chunks_exact(t)));
+                for (i, (out, (w, g))) in rows.enumerate() {
+                    let seen = (first + i) % t + 1;
                     softmax_row_backward(&w[..seen], &g[..seen], self.scale, &mut out[..seen]);
                 }
-            });
-        }
+            },
+        );
         Tensor::from_vec(out, scores.shape(), scores.device()).map(Some)
     }
 }
 
 /// `w = softmax(scale·s)`. A NaN or +∞ among the scores makes the whole row NaN.
 #[inline(always)]
-fn softmax_row(s: &[f32], scale: f32, w: &mut [f32]) {
+pub(super) fn softmax_row(s: &[f32], scale: f32, w: &mut [f32]) {
     let shift = lanes::max_of(s, |v| v * scale);
     let total = lanes::map_sum(s, w, |v| lanes::exp(v * scale - shift));
     lanes::scale(w, 1.0 / total);
 }
 
 #[inline(always)]
-fn softmax_row_backward(w: &[f32], g: &[f32], scale: f32, out: &mut [f32]) {
+pub(super) fn softmax_row_backward(w: &[f32], g: &[f32], scale: f32, out: &mut [f32]) {
     let mean = lanes::dot(w, g);
     for ((out, &w), &g) in out.iter_mut().zip(w).zip(g) {
         *out = scale * w * (g - mean);

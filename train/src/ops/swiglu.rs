@@ -3,9 +3,8 @@
 //! Knows no projections. The backward pass recomputes σ instead of keeping it.
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
-use rayon::prelude::*;
 
-use super::{Floats, floats, floats_out, lanes, rows_per_chunk};
+use super::{Floats, floats, floats_out, for_each_chunk, lanes};
 
 const NAME: &str = "swiglu";
 
@@ -44,9 +43,12 @@ impl CustomOp2 for SwiGlu {
     ) -> Result<(CpuStorage, Shape)> {
         let (gate, up) = (floats(NAME, gate, lg)?, floats(NAME, up, lu)?);
         let mut y = vec![0f32; gate.len()];
-        let chunk = rows_per_chunk(1);
-        y.par_chunks_mut(chunk).zip(gate.par_chunks(chunk).zip(up.par_chunks(chunk))).for_each(
-            |(y, (gate, up))| {
+        for_each_chunk(
+            1,
+            [&mut y],
+            [gate, up],
+            #[inline(always)]
+            |_, [y], [gate, up]| {
                 for ((y, &gate), &up) in y.iter_mut().zip(gate).zip(up) {
                     *y = gate * lanes::sigmoid(gate) * up;
                 }
@@ -65,20 +67,20 @@ impl CustomOp2 for SwiGlu {
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let g = g.contiguous()?;
         let (mut d_gate, mut d_up) = (vec![0f32; gate.elem_count()], vec![0f32; gate.elem_count()]);
-        {
-            let (gate, up, g) = (Floats::of(NAME, gate)?, Floats::of(NAME, up)?, Floats::of(NAME, &g)?);
-            let chunk = rows_per_chunk(1);
-            let outputs = d_gate.par_chunks_mut(chunk).zip(d_up.par_chunks_mut(chunk));
-            let inputs = gate.par_chunks(chunk).zip(up.par_chunks(chunk)).zip(g.par_chunks(chunk));
-            outputs.zip(inputs).for_each(|((d_gate, d_up), ((gate, up), g))| {
+        for_each_chunk(
+            1,
+            [&mut d_gate, &mut d_up],
+            [&Floats::of(NAME, gate)?, &Floats::of(NAME, up)?, &Floats::of(NAME, &g)?],
+            #[inline(always)]
+            |_, [d_gate, d_up], [gate, up, g]| {
                 let inputs = gate.iter().zip(up).zip(g);
                 for ((d_gate, d_up), ((&gate, &up), &g)) in d_gate.iter_mut().zip(d_up).zip(inputs) {
                     let sigmoid = lanes::sigmoid(gate);
                     *d_gate = g * up * sigmoid * (1.0 + gate * (1.0 - sigmoid));
                     *d_up = g * gate * sigmoid;
                 }
-            });
-        }
+            },
+        );
         let d_gate = Tensor::from_vec(d_gate, gate.shape(), gate.device())?;
         let d_up = Tensor::from_vec(d_up, gate.shape(), gate.device())?;
         Ok((Some(d_gate), Some(d_up)))
