@@ -6,12 +6,20 @@
 //! Invariant: tiles begin at multiples of [`TILE`] of the *absolute* position, and a query looks at them in order. What
 //! a token's attention gives is therefore the same bits however the tokens were cut into calls.
 
-use super::lanes::{LANES, exp, max, sum};
+use super::lanes::{LANES, Lanes, exp, fold, greater, lanes};
 use super::rows::for_each_row;
 use crate::model::AttentionShape;
 
 /// Positions of a tile: four AVX2 registers of scores, and few enough that a short context wastes little.
-const TILE: usize = 32;
+const TILE: usize = PARTS * LANES;
+/// Registers of a tile.
+const PARTS: usize = 4;
+
+/// Sums that run side by side over the values.
+const CHAINS: usize = 4;
+
+/// One number for each position of a tile.
+type TileLanes = [Lanes; PARTS];
 
 /// Keys and values of one layer for up to `capacity` positions.
 #[derive(Debug)]
@@ -87,61 +95,87 @@ impl LayerCache {
         for (index, tile) in keys.chunks_exact(TILE * head_dim).enumerate().take(seen.div_ceil(TILE)) {
             let first = index * TILE;
             let visible = TILE.min(seen - first);
-            let mut weights = scores(query, tile, scale);
-            weights[visible..].fill(f32::NEG_INFINITY);
+            let scores = scores(query, tile, scale, visible);
             let before = greatest;
-            greatest = max(&weights, before);
+            greatest = greater(before, fold(across(&scores, greater), greater));
             let shrink = if greatest > before { exp(before - greatest) } else { 1.0 };
-            for weight in &mut weights {
-                *weight = exp(*weight - greatest);
-            }
-            // What lies beyond the query has no weight at all, not just the least that `exp` knows.
-            weights[visible..].fill(0.0);
-            total = total * shrink + sum(&weights);
-            mix(&weights[..visible], &values[first * head_dim..], shrink, out);
+            let weights = weights(&scores, greatest, visible);
+            total = total * shrink + fold(across(&weights, |a, b| a + b), |a, b| a + b);
+            mix(&weights, &values[first * head_dim..][..visible * head_dim], shrink, out);
         }
         let inverse = 1.0 / total;
         out.iter_mut().for_each(|value| *value *= inverse);
     }
 }
 
-/// Scores of the positions of a tile: `scale · query · keyⱼ`, summed over the head in order.
+/// Scores of the positions of a tile: `scale · query · keyⱼ`, summed over the head in order; −∞ for those that are not
+/// visible.
 #[inline(always)]
-fn scores(query: &[f32], tile: &[f32], scale: f32) -> [f32; TILE] {
-    let mut scores = [0.0f32; TILE];
+fn scores(query: &[f32], tile: &[f32], scale: f32, visible: usize) -> TileLanes {
+    let mut sums = [[0.0; LANES]; PARTS];
     for (q, keys) in query.iter().zip(tile.as_chunks::<TILE>().0) {
-        for (score, key) in scores.iter_mut().zip(keys) {
-            *score += q * key;
+        for (part, keys) in keys.as_chunks::<LANES>().0.iter().enumerate() {
+            let sum = sums[part];
+            sums[part] = lanes(|lane| sum[lane] + q * keys[lane]);
         }
     }
-    for score in &mut scores {
-        *score *= scale;
+    for (part, sum) in sums.iter_mut().enumerate() {
+        let values = *sum;
+        let is_visible = |lane| part * LANES + lane < visible;
+        *sum = lanes(|lane| if is_visible(lane) { values[lane] * scale } else { f32::NEG_INFINITY });
     }
-    scores
+    sums
+}
+
+/// `e^(score − greatest)`. What is not visible has no weight at all, not just the least that `exp` knows.
+#[inline(always)]
+fn weights(scores: &TileLanes, greatest: f32, visible: usize) -> TileLanes {
+    let mut weights = [[0.0; LANES]; PARTS];
+    for (part, (weights, scores)) in weights.iter_mut().zip(scores).enumerate() {
+        let powers = lanes(|lane| exp(scores[lane] - greatest));
+        *weights = lanes(|lane| if part * LANES + lane < visible { powers[lane] } else { 0.0 });
+    }
+    weights
+}
+
+/// Merges four registers in halves.
+#[inline(always)]
+fn across(tile: &[Lanes; 4], merge: impl Fn(f32, f32) -> f32) -> Lanes {
+    let [a, b, c, d] = *tile;
+    lanes(|lane| merge(merge(a[lane], c[lane]), merge(b[lane], d[lane])))
 }
 
 /// `out = out · shrink + Σⱼ weightsⱼ · valuesⱼ`, a few elements of the head at a time so that they stay in registers.
+/// Positions take turns between [`CHAINS`] sums, which hides the latency of an addition.
 #[inline(always)]
-fn mix(weights: &[f32], values: &[f32], shrink: f32, out: &mut [f32]) {
+fn mix(weights: &TileLanes, values: &[f32], shrink: f32, out: &mut [f32]) {
     let head_dim = out.len();
+    let (turns, last) = weights.as_flattened()[..values.len() / head_dim].as_chunks::<CHAINS>();
+    let (turn_values, last_values) = values.split_at(turns.len() * CHAINS * head_dim);
     let (parts, rest) = out.as_chunks_mut::<LANES>();
     let whole = parts.len() * LANES;
     for (index, part) in parts.iter_mut().enumerate() {
-        let mut sums = *part;
-        for sum in &mut sums {
-            *sum *= shrink;
-        }
-        for (weight, row) in weights.iter().zip(values.chunks_exact(head_dim)) {
-            let row = &row[index * LANES..][..LANES];
-            for (sum, value) in sums.iter_mut().zip(row) {
-                *sum += weight * value;
+        let row = |rows: &[f32], at: usize| -> Lanes {
+            let row = &rows[at * head_dim + index * LANES..][..LANES];
+            lanes(|lane| row[lane])
+        };
+        let mut sums = [[0.0; LANES]; CHAINS];
+        for (weights, rows) in turns.iter().zip(turn_values.chunks_exact(CHAINS * head_dim)) {
+            for chain in 0..CHAINS {
+                let (sum, row) = (sums[chain], row(rows, chain));
+                sums[chain] = lanes(|lane| sum[lane] + weights[chain] * row[lane]);
             }
         }
-        *part = sums;
+        for (chain, weight) in last.iter().enumerate() {
+            let (sum, row) = (sums[chain], row(last_values, chain));
+            sums[chain] = lanes(|lane| sum[lane] + weight * row[lane]);
+        }
+        let sum = across(&sums, |a, b| a + b);
+        *part = lanes(|lane| part[lane] * shrink + sum[lane]);
     }
     for (lane, sum) in rest.iter_mut().enumerate() {
         *sum *= shrink;
-        for (weight, row) in weights.iter().zip(values.chunks_exact(head_dim)) {
+        for (weight, row) in weights.as_flattened().iter().zip(values.chunks_exact(head_dim)) {
             *sum += weight * row[whole + lane];
         }
     }

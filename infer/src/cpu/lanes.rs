@@ -19,40 +19,44 @@ pub(super) fn vectorized<R>(f: impl FnOnce() -> R) -> R {
     ARCH.dispatch(f)
 }
 
-/// `Σ x` in f32.
+/// A register's worth of values. Passed by value and rebuilt by [`lanes`], never updated in place: that is the form in
+/// which the compiler keeps them in one register.
+pub(super) type Lanes = [f32; LANES];
+
+/// The values that `f` gives for each lane.
 #[inline(always)]
-pub(super) fn sum(x: &[f32]) -> f32 {
-    fold(x, 0.0, |sum, value| sum + value, |a, b| a + b)
+pub(super) fn lanes(f: impl Fn(usize) -> f32) -> Lanes {
+    std::array::from_fn(
+        #[inline(always)]
+        |lane| f(lane),
+    )
+}
+
+/// Merges lanes in halves: `l` with `l + 4`, then with `l + 2`, then with `l + 1`.
+#[inline(always)]
+pub(super) fn fold(x: Lanes, merge: impl Fn(f32, f32) -> f32) -> f32 {
+    let pairs = [merge(x[0], x[4]), merge(x[1], x[5]), merge(x[2], x[6]), merge(x[3], x[7])];
+    merge(merge(pairs[0], pairs[2]), merge(pairs[1], pairs[3]))
+}
+
+/// The greater of two; a NaN is passed over if it is the second.
+#[inline(always)]
+pub(super) fn greater(a: f32, b: f32) -> f32 {
+    if b > a { b } else { a }
 }
 
 /// `Σ x²` in f32.
 #[inline(always)]
 fn sum_of_squares(x: &[f32]) -> f32 {
-    fold(x, 0.0, |sum, value| sum + value * value, |a, b| a + b)
-}
-
-/// The greatest of `x` and `least`; NaNs are passed over.
-#[inline(always)]
-pub(super) fn max(x: &[f32], least: f32) -> f32 {
-    let greater = |a, b| if b > a { b } else { a };
-    fold(x, least, greater, greater)
-}
-
-/// Takes the elements of `x` into `LANES` accumulators in turn, then merges those pairwise.
-#[inline(always)]
-fn fold(x: &[f32], init: f32, take: impl Fn(f32, f32) -> f32, merge: impl Fn(f32, f32) -> f32) -> f32 {
     let (chunks, rest) = x.as_chunks::<LANES>();
-    let mut lanes = [init; LANES];
+    let mut sums = [0.0; LANES];
     for chunk in chunks {
-        for (lane, value) in lanes.iter_mut().zip(chunk) {
-            *lane = take(*lane, *value);
-        }
+        sums = lanes(|lane| sums[lane] + chunk[lane] * chunk[lane]);
     }
-    for (lane, value) in lanes.iter_mut().zip(rest) {
-        *lane = take(*lane, *value);
-    }
-    let half: [f32; 4] = std::array::from_fn(|i| merge(lanes[i], lanes[i + 4]));
-    merge(merge(half[0], half[2]), merge(half[1], half[3]))
+    let mut last = [0.0; LANES];
+    last[..rest.len()].copy_from_slice(rest);
+    sums = lanes(|lane| sums[lane] + last[lane] * last[lane]);
+    fold(sums, |a, b| a + b)
 }
 
 /// `out = x / sqrt(mean(x²) + eps) · weight`, the mean in f32.
@@ -109,21 +113,23 @@ pub(super) fn rotate(x: &mut [f32], cos: &[f32], sin: &[f32]) {
 /// polynomial on ±ln 2 / 2.
 #[inline(always)]
 pub(super) fn exp(x: f32) -> f32 {
-    /// 1.5 · 2²³: adding it leaves no fraction bits, so that taking it off again rounds to the nearest integer.
+    /// 1.5 · 2²³: adding it leaves no fraction bits, so that taking it off again rounds to the nearest integer; in
+    /// between, that integer stands in the low bits of the sum.
     const ROUND: f32 = 12_582_912.0;
     /// ln 2 in two parts; the first has so few bits that its product with the power is exact.
     const LN2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
     const P: [f32; 6] = [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5e-1];
     let x = x.clamp(-87.3, 88.3);
-    let power = (x * std::f32::consts::LOG2_E + ROUND) - ROUND;
+    let shifted = x * std::f32::consts::LOG2_E + ROUND;
+    let power = shifted - ROUND;
     let r = (x - power * LN2[0]) - power * LN2[1];
     let mut p = P[0];
     for c in &P[1..] {
         p = p * r + c;
     }
     let mantissa = p * (r * r) + r + 1.0;
-    // The clamp keeps the exponent in 1..=254; a NaN becomes power 0 and stays NaN in the mantissa.
-    mantissa * f32::from_bits(((power as i32 + 127) as u32) << 23)
+    // The clamp keeps the biased exponent in 1..=254. A NaN has zeros there: its power is 0 and its mantissa a NaN.
+    mantissa * f32::from_bits(shifted.to_bits().wrapping_add(127) << 23)
 }
 
 #[cfg(test)]

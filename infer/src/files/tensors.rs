@@ -130,15 +130,22 @@ impl TensorFiles {
     /// When no tensor has that name, its shape is not `shape`, its type is none of the three, or a value is
     /// NaN or infinite.
     pub fn f32(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
-        let (float, bytes) = self.float(name, shape)?;
+        let (float, bytes) = self.unchecked_float(name, shape)?;
         float::load(float, &bytes).map_err(|problem| self.problem(name, problem))
     }
 
-    /// The float type and the bytes of `name`, without a copy and without a look at the values.
+    /// The float type and the bytes of `name`, without a copy.
     ///
     /// # Errors
-    /// When no tensor has that name, its shape is not `shape`, or its type is not F32, F16 or BF16.
+    /// As [`f32`](Self::f32).
     pub fn float(&self, name: &str, shape: &[usize]) -> Result<(FloatType, Bytes)> {
+        let (float, bytes) = self.unchecked_float(name, shape)?;
+        float::check_finite(float, &bytes).map_err(|problem| self.problem(name, problem))?;
+        Ok((float, bytes))
+    }
+
+    /// [`float`](Self::float) without a look at the values.
+    fn unchecked_float(&self, name: &str, shape: &[usize]) -> Result<(FloatType, Bytes)> {
         self.check_shape(name, shape)?;
         let found = self.info(name)?.dtype;
         let Some(float) = float_type(found) else {
