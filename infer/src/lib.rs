@@ -2,6 +2,10 @@
 //!
 //! Knows no gradients and no training.
 
+pub mod cpu;
 mod error;
+pub mod eval;
+pub mod files;
+pub mod model;
 
 pub use error::{Error, Result};

@@ -12,7 +12,7 @@ static ARCH: LazyLock<Arch> = LazyLock::new(Arch::new);
 /// Runs `f` compiled for the best instruction set. To gain from it, `f` must be an `#[inline(always)]` closure that calls
 /// only `#[inline(always)]` functions: code that stays outside is compiled for the oldest processor of the target.
 #[inline]
-pub(crate) fn vectorized<R>(f: impl FnOnce() -> R) -> R {
+pub fn vectorized<R>(f: impl FnOnce() -> R) -> R {
     ARCH.dispatch(f)
 }
 

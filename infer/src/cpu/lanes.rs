@@ -1,0 +1,173 @@
+//! The elementwise arithmetic of a decoder, in loops a compiler turns into vector instructions.
+//!
+//! Knows no tokens. Invariant: the same bits on every machine and at every vector width. Sums run in a fixed number of
+//! lanes that are folded in a fixed tree, products and sums are rounded separately, and the exponential is ours, because
+//! libm's differs from system to system.
+
+use std::sync::LazyLock;
+
+use pulp::Arch;
+
+/// Lanes of a sum; one register of AVX2, two of NEON.
+pub(super) const LANES: usize = 8;
+
+static ARCH: LazyLock<Arch> = LazyLock::new(Arch::new);
+
+/// Runs `f` compiled for the best instruction set of this processor. What `f` calls must be `#[inline(always)]`.
+#[inline]
+pub(super) fn vectorized<R>(f: impl FnOnce() -> R) -> R {
+    ARCH.dispatch(f)
+}
+
+/// A register's worth of values. Passed by value and rebuilt by [`lanes`], never updated in place: that is the form in
+/// which the compiler keeps them in one register.
+pub(super) type Lanes = [f32; LANES];
+
+/// The values that `f` gives for each lane.
+#[inline(always)]
+pub(super) fn lanes(f: impl Fn(usize) -> f32) -> Lanes {
+    std::array::from_fn(
+        #[inline(always)]
+        |lane| f(lane),
+    )
+}
+
+/// Merges lanes in halves: `l` with `l + 4`, then with `l + 2`, then with `l + 1`.
+#[inline(always)]
+pub(super) fn fold(x: Lanes, merge: impl Fn(f32, f32) -> f32) -> f32 {
+    let pairs = [merge(x[0], x[4]), merge(x[1], x[5]), merge(x[2], x[6]), merge(x[3], x[7])];
+    merge(merge(pairs[0], pairs[2]), merge(pairs[1], pairs[3]))
+}
+
+/// The greater of two; a NaN is passed over if it is the second.
+#[inline(always)]
+pub(super) fn greater(a: f32, b: f32) -> f32 {
+    if b > a { b } else { a }
+}
+
+/// `Σ x²` in f32.
+#[inline(always)]
+fn sum_of_squares(x: &[f32]) -> f32 {
+    let (chunks, rest) = x.as_chunks::<LANES>();
+    let mut sums = [0.0; LANES];
+    for chunk in chunks {
+        sums = lanes(|lane| sums[lane] + chunk[lane] * chunk[lane]);
+    }
+    let mut last = [0.0; LANES];
+    last[..rest.len()].copy_from_slice(rest);
+    sums = lanes(|lane| sums[lane] + last[lane] * last[lane]);
+    fold(sums, |a, b| a + b)
+}
+
+/// `out = x / sqrt(mean(x²) + eps) · weight`, the mean in f32.
+#[inline(always)]
+pub(super) fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    let inverse = inverse_rms(x, eps);
+    for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
+        *out = x * inverse * weight;
+    }
+}
+
+/// [`rms_norm`] in place.
+#[inline(always)]
+pub(super) fn rms_norm_in_place(x: &mut [f32], weight: &[f32], eps: f32) {
+    let inverse = inverse_rms(x, eps);
+    for (x, weight) in x.iter_mut().zip(weight) {
+        *x = *x * inverse * weight;
+    }
+}
+
+#[inline(always)]
+fn inverse_rms(x: &[f32], eps: f32) -> f32 {
+    1.0 / (sum_of_squares(x) / x.len() as f32 + eps).sqrt()
+}
+
+/// `gate = silu(gate) · up`, where `silu(x) = x / (1 + e⁻ˣ)`.
+#[inline(always)]
+pub(super) fn swiglu(gate: &mut [f32], up: &[f32]) {
+    for (gate, up) in gate.iter_mut().zip(up) {
+        *gate = *gate / (1.0 + exp(-*gate)) * up;
+    }
+}
+
+/// `a += b`.
+#[inline(always)]
+pub(super) fn add(a: &mut [f32], b: &[f32]) {
+    for (a, b) in a.iter_mut().zip(b) {
+        *a += b;
+    }
+}
+
+/// Turns the pairs `(x[i], x[i + half])` by the angles whose cosines and sines are given, `[half]` each.
+#[inline(always)]
+pub(super) fn rotate(x: &mut [f32], cos: &[f32], sin: &[f32]) {
+    let (left, right) = x.split_at_mut(cos.len());
+    for (((l, r), cos), sin) in left.iter_mut().zip(right).zip(cos).zip(sin) {
+        (*l, *r) = (*l * cos - *r * sin, *r * cos + *l * sin);
+    }
+}
+
+/// eˣ within 2 ulp (tested); below −87.3 the smallest normal number, above 88.3 about the largest finite one.
+///
+/// The method and the polynomial are those of `expf` in Cephes (Moshier): split off a whole power of two, then a
+/// polynomial on ±ln 2 / 2.
+#[inline(always)]
+pub(super) fn exp(x: f32) -> f32 {
+    /// 1.5 · 2²³: adding it leaves no fraction bits, so that taking it off again rounds to the nearest integer; in
+    /// between, that integer stands in the low bits of the sum.
+    const ROUND: f32 = 12_582_912.0;
+    /// ln 2 in two parts; the first has so few bits that its product with the power is exact.
+    const LN2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
+    const P: [f32; 6] = [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5e-1];
+    let x = x.clamp(-87.3, 88.3);
+    let shifted = x * std::f32::consts::LOG2_E + ROUND;
+    let power = shifted - ROUND;
+    let r = (x - power * LN2[0]) - power * LN2[1];
+    let mut p = P[0];
+    for c in &P[1..] {
+        p = p * r + c;
+    }
+    let mantissa = p * (r * r) + r + 1.0;
+    // The clamp keeps the biased exponent in 1..=254. A NaN has zeros there: its power is 0 and its mantissa a NaN.
+    mantissa * f32::from_bits(shifted.to_bits().wrapping_add(127) << 23)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_exponential_is_within_two_ulp_of_the_true_one() {
+        let mut worst = 0.0f64;
+        for step in 0..2_000_000 {
+            let x = -87.0 + step as f32 * (175.0 / 2_000_000.0);
+            let truth = f64::from(x).exp();
+            let ulp = f64::from(f32::EPSILON) * truth;
+            // An ulp is between ε/2 and ε of the value, so two of the smallest are ε.
+            worst = worst.max((f64::from(exp(x)) - truth).abs() / ulp);
+        }
+        assert!(worst <= 1.0, "worst error {worst} ε");
+        assert_eq!(exp(0.0), 1.0);
+        assert!(exp(f32::NEG_INFINITY) < 2e-38);
+        assert!(exp(f32::INFINITY).is_finite());
+        assert!(exp(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn a_norm_of_known_numbers() {
+        // mean(3², 4²) = 12.5, and 12.5 - 0.0 has the root 3.5355339.
+        let mut out = [0.0; 2];
+        rms_norm(&[3.0, 4.0], &[1.0, 2.0], 0.0, &mut out);
+        assert!((out[0] - 0.848_528_1).abs() < 1e-6 && (out[1] - 2.262_741_7).abs() < 1e-6);
+        let mut x = [3.0, 4.0];
+        rms_norm_in_place(&mut x, &[1.0, 2.0], 0.0);
+        assert_eq!(x, out);
+    }
+
+    #[test]
+    fn a_quarter_turn_swaps_a_pair() {
+        let mut x = [1.0, 2.0, 3.0, 4.0];
+        rotate(&mut x, &[0.0, 1.0], &[1.0, 0.0]);
+        assert_eq!(x, [-3.0, 2.0, 1.0, 4.0]);
+    }
+}

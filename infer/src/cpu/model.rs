@@ -1,0 +1,151 @@
+//! A model opened from a directory: the decoder over the bytes of its files, and what the files weigh.
+//!
+//! Knows no text and runs nothing. Invariant: every tensor the config asks for is there with its shape, and no matrix is
+//! copied.
+
+use std::path::{Path, PathBuf};
+
+use tokenizers::Tokenizer;
+
+use super::matrix::Matrix;
+use super::session::CpuDecoder;
+use crate::files::{Activations, HfDir, PackedDir, Storage, StoredMatrix, TensorFiles, load_tokenizer};
+use crate::model::{Config, Decoder, Param, Weights, names};
+use crate::{Error, Result};
+
+/// A model ready to run.
+#[derive(Debug)]
+pub struct Model {
+    /// Tensors and forward function.
+    pub decoder: CpuDecoder,
+    /// The directory it came from.
+    pub origin: PathBuf,
+    /// What its files weigh.
+    pub size: Size,
+    tokenizer: PathBuf,
+}
+
+/// The weight of a model's files.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Size {
+    /// Stored bits of all tensors, with scales, embeddings, norms and biases, per weight (a tied head counts once).
+    pub bits_per_weight: f64,
+    /// Bytes of the files that hold the tensors.
+    pub file_bytes: u64,
+}
+
+impl Model {
+    /// Opens a packed directory (one with a manifest) or a float one as Hugging Face lays it out.
+    ///
+    /// # Errors
+    /// When a file is missing or damaged, the config asks for something the decoder lacks, or a tensor is missing, has
+    /// another shape or holds values that are not finite.
+    pub fn open(dir: &Path) -> Result<Self> {
+        if PackedDir::is_at(dir) { Self::open_packed(dir) } else { Self::open_float(dir) }
+    }
+
+    /// The tokenizer beside the weights.
+    ///
+    /// # Errors
+    /// When it can't be read or gives ids that the model doesn't have.
+    pub fn tokenizer(&self) -> Result<Tokenizer> {
+        load_tokenizer(&self.tokenizer, self.decoder.config.vocab_size)
+    }
+
+    fn open_packed(path: &Path) -> Result<Self> {
+        let dir = PackedDir::open(path)?;
+        let config = Config::from_json(&dir.config, &dir.config_path())?;
+        let decoder = Decoder::build(config.clone(), &mut PackedWeights { config: &config, dir: &dir })?;
+        let size =
+            Size { bits_per_weight: dir.manifest.bits_per_weight, file_bytes: dir.manifest.file_bytes };
+        Ok(Self { decoder, origin: path.to_owned(), size, tokenizer: dir.tokenizer() })
+    }
+
+    fn open_float(path: &Path) -> Result<Self> {
+        let dir = HfDir::open(path)?;
+        let config = Config::from_json(&dir.config, &dir.config_path())?;
+        let mut weights = FloatWeights { config: &config, tensors: &dir.tensors, bytes: 0, elements: 0 };
+        let decoder = Decoder::build(config.clone(), &mut weights)?;
+        let bits_per_weight = 8.0 * weights.bytes as f64 / weights.elements as f64;
+        let size = Size { bits_per_weight, file_bytes: file_bytes(&dir.tensors)? };
+        Ok(Self { decoder, origin: path.to_owned(), size, tokenizer: dir.tokenizer() })
+    }
+}
+
+fn file_bytes(tensors: &TensorFiles) -> Result<u64> {
+    let mut files: Vec<&Path> = tensors.names().map(|name| tensors.file_of(name)).collect::<Result<_>>()?;
+    files.sort();
+    files.dedup();
+    files.iter().try_fold(0, |sum, path| {
+        let meta = std::fs::metadata(path).map_err(|e| Error::io("cannot read", path, e))?;
+        Ok(sum + meta.len())
+    })
+}
+
+fn matrix_shape(param: &Param) -> Result<[usize; 2]> {
+    let problem = || Error::tensor(&param.name, format!("a matrix has two sizes, found {:?}", param.shape));
+    <[usize; 2]>::try_from(param.shape.as_slice()).map_err(|_| problem())
+}
+
+/// Tensors of a packed directory.
+struct PackedWeights<'a> {
+    config: &'a Config,
+    dir: &'a PackedDir,
+}
+
+impl Weights for PackedWeights<'_> {
+    type M = Matrix;
+    type V = Vec<f32>;
+    type Error = Error;
+
+    fn matrix(&mut self, param: &Param) -> Result<Matrix> {
+        let name = names::stored_name(param, self.config, |name| self.dir.contains(name));
+        let shape = matrix_shape(param)?;
+        Matrix::new(name, shape, self.dir.matrix(name, shape)?)
+    }
+
+    fn vector(&mut self, param: &Param) -> Result<Vec<f32>> {
+        self.dir.vector(&param.name, param.shape.iter().product())
+    }
+}
+
+/// Tensors of a float directory, counted as they are handed out.
+struct FloatWeights<'a> {
+    config: &'a Config,
+    tensors: &'a TensorFiles,
+    bytes: usize,
+    elements: usize,
+}
+
+impl FloatWeights<'_> {
+    fn count(&mut self, name: &str, param: &Param) -> Result<()> {
+        self.bytes += self.tensors.bytes(name)?.len();
+        self.elements += param.shape.iter().product::<usize>();
+        Ok(())
+    }
+}
+
+impl Weights for FloatWeights<'_> {
+    type M = Matrix;
+    type V = Vec<f32>;
+    type Error = Error;
+
+    fn matrix(&mut self, param: &Param) -> Result<Matrix> {
+        let name = names::stored_name(param, self.config, |name| self.tensors.contains(name));
+        let (float, bytes) = self.tensors.float(name, &param.shape)?;
+        self.count(name, param)?;
+        let stored = StoredMatrix {
+            storage: Storage::Float(float),
+            bytes,
+            tensor_scale: None,
+            activations: Activations::Float,
+        };
+        Matrix::new(name, matrix_shape(param)?, stored)
+    }
+
+    fn vector(&mut self, param: &Param) -> Result<Vec<f32>> {
+        let values = self.tensors.f32(&param.name, &param.shape)?;
+        self.count(&param.name, param)?;
+        Ok(values)
+    }
+}

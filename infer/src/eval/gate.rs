@@ -1,0 +1,172 @@
+//! Conditions on a report: `kl<0.05`, `perplexity<=12`, `same_top1>0.9`.
+//!
+//! Knows no exit codes. Invariant: a gate that was parsed names a number that reports have, so that a misspelt one is
+//! refused before the measuring begins.
+
+use std::fmt;
+use std::str::FromStr;
+
+use super::Report;
+use crate::{Error, Result};
+
+/// The numbers of a report, in its order, and how to get at them. The first [`STABLE`] are the documented ones; when a
+/// name is shortened they win over the others.
+const NUMBERS: [(&str, fn(&Report) -> Option<f64>); 27] = [
+    ("perplexity", |r| Some(r.perplexity)),
+    ("perplexity_se", |r| Some(r.perplexity_se)),
+    ("bits_per_byte", |r| Some(r.bits_per_byte)),
+    ("tokens", |r| Some(r.tokens as f64)),
+    ("kl_mean", |r| r.kl_mean),
+    ("same_top1", |r| r.same_top1),
+    ("prefill_tps", |r| Some(r.prefill_tps)),
+    ("decode_tps", |r| Some(r.decode_tps)),
+    ("ttft_ms", |r| Some(r.ttft_ms)),
+    ("peak_rss_bytes", |r| r.peak_rss_bytes.map(|n| n as f64)),
+    ("bits_per_weight", |r| Some(r.bits_per_weight)),
+    ("file_bytes", |r| Some(r.file_bytes as f64)),
+    ("nll_mean", |r| Some(r.nll_mean)),
+    ("nll_se", |r| Some(r.nll_se)),
+    ("nll_clustered_se", |r| r.nll_clustered_se),
+    ("kl_se", |r| r.kl_se),
+    ("delta_ln_ppl", |r| r.delta_ln_ppl),
+    ("delta_ln_ppl_se", |r| r.delta_ln_ppl_se),
+    ("rms_delta_p", |r| r.rms_delta_p),
+    ("reference_perplexity", |r| r.reference_perplexity),
+    ("entropy_floor_nats", |r| r.entropy_floor_nats),
+    ("ctx", |r| Some(r.ctx as f64)),
+    ("windows", |r| Some(r.windows as f64)),
+    ("bos", |r| r.bos.map(f64::from)),
+    ("bytes", |r| Some(r.bytes as f64)),
+    ("prompt_tokens", |r| Some(r.prompt_tokens as f64)),
+    ("decoded_tokens", |r| Some(r.decoded_tokens as f64)),
+];
+const STABLE: usize = 12;
+/// Keys that only a reference gives.
+const OF_REFERENCE: [&str; 7] = [
+    "kl_mean",
+    "same_top1",
+    "kl_se",
+    "delta_ln_ppl",
+    "delta_ln_ppl_se",
+    "rms_delta_p",
+    "reference_perplexity",
+];
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Relation {
+    Less,
+    LessOrEqual,
+    Greater,
+    GreaterOrEqual,
+    Equal,
+}
+
+/// Longer spellings first, so that `<=` is not read as `<`.
+const RELATIONS: [(&str, Relation); 5] = [
+    ("<=", Relation::LessOrEqual),
+    (">=", Relation::GreaterOrEqual),
+    ("==", Relation::Equal),
+    ("<", Relation::Less),
+    (">", Relation::Greater),
+];
+
+/// One condition on a report.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Gate {
+    /// Index into [`NUMBERS`].
+    number: usize,
+    relation: Relation,
+    bound: f64,
+}
+
+/// A gate and what the report says to it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct GateResult {
+    /// The condition.
+    pub gate: Gate,
+    /// The number it is about.
+    pub value: f64,
+    /// Whether the condition holds.
+    pub passed: bool,
+}
+
+impl Gate {
+    /// The key it is about, in full.
+    pub fn key(&self) -> &'static str {
+        NUMBERS[self.number].0
+    }
+
+    /// Whether it can only be answered with a reference.
+    pub fn needs_reference(&self) -> bool {
+        OF_REFERENCE.contains(&self.key())
+    }
+
+    /// Holds the gate against a report.
+    ///
+    /// # Errors
+    /// When the report lacks the number.
+    pub fn check(&self, report: &Report) -> Result<GateResult> {
+        let Some(value) = NUMBERS[self.number].1(report) else {
+            let why = if self.needs_reference() {
+                "it compares with a reference, and none was given (--against DIR)"
+            } else {
+                "it was not measured here"
+            };
+            return Err(Error::Invalid(format!("{self}: the report has no {}; {why}", self.key())));
+        };
+        let passed = match self.relation {
+            Relation::Less => value < self.bound,
+            Relation::LessOrEqual => value <= self.bound,
+            Relation::Greater => value > self.bound,
+            Relation::GreaterOrEqual => value >= self.bound,
+            Relation::Equal => value == self.bound,
+        };
+        Ok(GateResult { gate: *self, value, passed })
+    }
+}
+
+impl FromStr for Gate {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let wrong = |problem: String| {
+            Error::Invalid(format!("{text:?} is no condition: {problem}; want for example kl<0.05"))
+        };
+        let split = text.find(['<', '>', '=']).map(|at| text.split_at(at));
+        let (key, rest) = split.ok_or_else(|| wrong("it has none of < <= > >= ==".into()))?;
+        let relation = RELATIONS.iter().find_map(|(spelling, relation)| {
+            rest.strip_prefix(spelling).map(|bound| (*relation, bound.trim()))
+        });
+        let (relation, bound) = relation.ok_or_else(|| wrong("a single = is not a comparison".into()))?;
+        let number = find(key.trim()).map_err(wrong)?;
+        match bound.parse::<f64>() {
+            Ok(value) if value.is_finite() => Ok(Self { number, relation, bound: value }),
+            _ => Err(wrong(format!("{bound:?} is not a number"))),
+        }
+    }
+}
+
+impl fmt::Display for Gate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let spelling = RELATIONS.iter().find(|(_, relation)| *relation == self.relation).map(|(s, _)| *s);
+        write!(f, "{}{}{}", self.key(), spelling.unwrap_or_default(), self.bound)
+    }
+}
+
+/// The number that `key` names, in full or by the beginning of its name.
+fn find(key: &str) -> std::result::Result<usize, String> {
+    if let Some(exact) = NUMBERS.iter().position(|(name, _)| *name == key) {
+        return Ok(exact);
+    }
+    let begins = |range: std::ops::Range<usize>| -> Vec<usize> {
+        range.filter(|at| !key.is_empty() && NUMBERS[*at].0.starts_with(key)).collect()
+    };
+    let stable = begins(0..STABLE);
+    let candidates = if stable.is_empty() { begins(STABLE..NUMBERS.len()) } else { stable };
+    let names = |list: &[usize]| list.iter().map(|at| NUMBERS[*at].0).collect::<Vec<_>>().join(", ");
+    match candidates.as_slice() {
+        [one] => Ok(*one),
+        [] => Err(format!("there is no {key:?}; there are {}", names(&Vec::from_iter(0..NUMBERS.len())))),
+        several => Err(format!("{key:?} may be {}", names(several))),
+    }
+}

@@ -1,0 +1,26 @@
+//! What a model is worth: how well it predicts a text, how far it is from a reference, how fast it runs, what it weighs.
+//!
+//! Everything is measured through the executor that will run the model, on the file that will be shipped; a float model
+//! goes through the same code. Prints nothing.
+
+mod evaluation;
+mod gate;
+mod mean;
+mod memory;
+mod report;
+mod score;
+mod speed;
+#[cfg(test)]
+mod tests;
+mod text;
+mod windows;
+
+pub use evaluation::{Options, evaluate};
+pub use gate::{Gate, GateResult};
+pub use mean::Mean;
+pub use memory::peak_rss_bytes;
+pub use report::Report;
+pub use score::{Score, Versus, score};
+pub use speed::{Speed, measure_speed};
+pub use text::{Text, read_texts};
+pub use windows::{Protocol, Windows};

@@ -1,0 +1,88 @@
+//! How fast a model reads and writes, on real text, with warm caches.
+//!
+//! Knows no scores. Wall-clock numbers: they belong to the machine and to what else ran on it.
+
+use std::time::{Duration, Instant};
+
+use super::score::top1;
+use crate::cpu::{CpuDecoder, Session};
+use crate::{Error, Result};
+
+/// Longest prompt, in tokens.
+const PROMPT: usize = 512;
+/// Most tokens decoded after it.
+const DECODED: usize = 64;
+/// Runs after the warm-up; the middle one counts.
+const RUNS: usize = 3;
+/// No run is begun after this much time.
+const ENOUGH: Duration = Duration::from_secs(60);
+
+/// Throughput and latency of one sequence.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Speed {
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Tokens decoded after it.
+    pub decoded_tokens: usize,
+    /// Prompt tokens read per second.
+    pub prefill_tps: f64,
+    /// Tokens written per second after the first, each chosen greedily and read again.
+    pub decode_tps: f64,
+    /// From an empty cache and the whole prompt to the first token, in milliseconds.
+    pub ttft_ms: f64,
+}
+
+/// Measures a session that reads the beginning of `ids` (as much as the model's context leaves room for, at most 512
+/// tokens) and then writes up to 64: once to warm up, then up to three times, of which the median counts.
+///
+/// # Errors
+/// When `ids` is empty or holds an id outside the vocabulary, or the model's context has no room for a token more.
+pub fn measure_speed(model: &CpuDecoder, ids: &[u32]) -> Result<Speed> {
+    let context = model.config.max_position_embeddings;
+    let decoded = DECODED.min(context / 2);
+    let prompt = &ids[..ids.len().min(PROMPT).min(context - decoded)];
+    if prompt.is_empty() || decoded == 0 {
+        return Err(Error::Invalid(format!(
+            "speed can't be measured on {} token(s) of text and a context of {context}; want at least 1 and 2",
+            ids.len()
+        )));
+    }
+    let mut session = Session::new(model, prompt.len() + decoded)?;
+    let began = Instant::now();
+    run(&mut session, prompt, decoded)?;
+    let mut runs = vec![run(&mut session, prompt, decoded)?];
+    while runs.len() < RUNS && began.elapsed() < ENOUGH {
+        runs.push(run(&mut session, prompt, decoded)?);
+    }
+    let first_secs = median(runs.iter().map(|run| run.first.as_secs_f64()).collect());
+    let rest_secs = median(runs.iter().map(|run| run.rest.as_secs_f64()).collect());
+    Ok(Speed {
+        prompt_tokens: prompt.len(),
+        decoded_tokens: decoded,
+        prefill_tps: prompt.len() as f64 / first_secs,
+        decode_tps: decoded as f64 / rest_secs,
+        ttft_ms: first_secs * 1e3,
+    })
+}
+
+/// Time to the first token, and for the `decoded` steps after it.
+struct Run {
+    first: Duration,
+    rest: Duration,
+}
+
+fn run(session: &mut Session<'_>, prompt: &[u32], decoded: usize) -> Result<Run> {
+    let began = Instant::now();
+    session.reset();
+    let mut next = top1(&session.prefill(prompt)?) as u32;
+    let first = began.elapsed();
+    for _ in 0..decoded {
+        next = top1(&session.step(next)?) as u32;
+    }
+    Ok(Run { first, rest: began.elapsed() - first })
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}

@@ -1,0 +1,84 @@
+//! Writes a float model as Hugging Face lays it out: for teachers that were trained here, and for other tools.
+//!
+//! Knows no architecture. Invariant: the directory appears whole, read back, or not at all. The tensors are in one
+//! file, however large; every reader of shards also reads that.
+
+use std::path::{Path, PathBuf};
+
+use qat_quant::kernels::FloatType;
+use serde_json::{Value, json};
+
+use super::hf::HfDir;
+use super::packed_writer::write_surroundings;
+use super::staged::StagedDir;
+use super::tensor_writer::TensorWriter;
+use super::tensors::MODEL_FILE;
+use crate::error::Result;
+
+/// Name of the file that tells where a float model came from, and that qat wrote it.
+pub const PROVENANCE_FILE: &str = "qat.json";
+
+/// A float model in the making. Dropping it without [`HfWriter::finish`] leaves nothing behind.
+#[derive(Debug)]
+pub struct HfWriter {
+    tensors: TensorWriter,
+    float: FloatType,
+    staged: StagedDir,
+}
+
+impl HfWriter {
+    /// Begins the model `target`, all of whose tensors are stored as `float`, with `config` as its `config.json`
+    /// (its `torch_dtype` or `dtype` is set to `float`) and copies of `companions`, which must have the tokenizer
+    /// among them. `source` is told in `qat.json`.
+    ///
+    /// # Errors
+    /// When `target` is not ours to replace or can't be written, or a companion can't be read.
+    pub fn create(
+        target: &Path,
+        config: &Value,
+        companions: &[PathBuf],
+        float: FloatType,
+        source: &Value,
+    ) -> Result<Self> {
+        let staged = StagedDir::create(target, PROVENANCE_FILE)?;
+        let files = write_surroundings(&staged, &with_dtype(config, float), companions)?;
+        let provenance = json!({"qat": 1, "source": source, "sha256": files});
+        staged.write(PROVENANCE_FILE, format!("{provenance:#}\n").as_bytes())?;
+        let tensors = TensorWriter::create(&staged.path().join(MODEL_FILE))?;
+        Ok(Self { tensors, float, staged })
+    }
+
+    /// Adds the tensor `name`, rounded to nearest even.
+    ///
+    /// # Errors
+    /// When the name was used, a value is not finite or beyond the range of the float type, or the disk is full.
+    pub fn add(&mut self, name: &str, shape: &[usize], values: &[f32]) -> Result<()> {
+        self.tensors.add_values(name, self.float, shape, values)?;
+        Ok(())
+    }
+
+    /// Reads everything back and puts the directory in the target's place.
+    ///
+    /// # Errors
+    /// When the disk is full, or what it gives back differs; the target then is as it was.
+    pub fn finish(self) -> Result<()> {
+        self.tensors.finish()?;
+        HfDir::open(self.staged.path())?;
+        self.staged.commit()
+    }
+}
+
+/// `config` with the float type under the key that it uses: `dtype` since transformers 5, `torch_dtype` before.
+fn with_dtype(config: &Value, float: FloatType) -> Value {
+    let name = match float {
+        FloatType::F32 => "float32",
+        FloatType::F16 => "float16",
+        FloatType::BF16 => "bfloat16",
+    };
+    let mut config = config.clone();
+    let key = if config.get("dtype").is_some() { "dtype" } else { "torch_dtype" };
+    if let Some(object) = config.as_object_mut() {
+        object.insert(key.to_owned(), name.into());
+    }
+    config
+}

@@ -1,0 +1,33 @@
+//! What a model is on disk: foreign directories read, our own read and written.
+//!
+//! Knows no architecture and runs nothing. Invariants: input is hostile until checked, and every message names the
+//! file, the thing in it and the fix; output appears whole or not at all.
+
+mod digest;
+mod float;
+mod header;
+mod hf;
+mod hf_writer;
+mod manifest;
+mod mapped;
+mod packed;
+mod packed_writer;
+mod staged;
+mod tensor_writer;
+mod tensors;
+#[cfg(test)]
+mod tests;
+mod tokenizer;
+
+pub use digest::sha256_hex;
+pub use header::TensorInfo;
+pub use hf::{CONFIG_FILE, HfDir, TOKENIZER_FILE, companions};
+pub use hf_writer::{HfWriter, PROVENANCE_FILE};
+pub use manifest::{Activations, MANIFEST_FILE, Manifest, Storage, TensorEntry};
+pub use mapped::{Bytes, Mapped};
+pub use packed::{PackedDir, StoredMatrix};
+pub use packed_writer::PackedWriter;
+pub use staged::{StagedDir, write_file_atomic};
+pub use tensor_writer::TensorWriter;
+pub use tensors::{INDEX_FILE, MODEL_FILE, TensorFiles};
+pub use tokenizer::{load_tokenizer, tokenizer_sha256};

@@ -1,0 +1,51 @@
+//! The tokenizer of a model, checked against the model, and its identity.
+//!
+//! Knows no text. Invariant: no id that the tokenizer gives is outside the model's vocabulary, and no text is cut
+//! or padded behind the caller's back.
+
+use std::path::Path;
+
+use tokenizers::Tokenizer;
+
+use super::digest::sha256_hex;
+use crate::error::{Error, Result};
+
+/// Loads `tokenizer.json` for a model of `vocab_size` ids. Truncation and padding that the file may ask for are
+/// switched off: a corpus must arrive whole.
+///
+/// # Errors
+/// When the file can't be read, or its highest id is not below `vocab_size`.
+pub fn load_tokenizer(path: &Path, vocab_size: usize) -> Result<Tokenizer> {
+    let bytes = std::fs::read(path).map_err(|e| Error::io("cannot read", path, e))?;
+    let mut tokenizer = Tokenizer::from_bytes(&bytes)
+        .map_err(|e| Error::file(path, format!("not a tokenizer.json of the tokenizers library: {e}")))?;
+    let highest = tokenizer.get_vocab(true).into_values().max();
+    let Some(highest) = highest else {
+        return Err(Error::file(path, "has an empty vocabulary; use the tokenizer of the model"));
+    };
+    if highest as usize >= vocab_size {
+        let problem = format!(
+            "its highest token id is {highest}, but the model's vocabulary ends at {} (vocab_size {vocab_size}); \
+             use the tokenizer of the model",
+            vocab_size.saturating_sub(1)
+        );
+        return Err(Error::file(path, problem));
+    }
+    tokenizer.with_padding(None);
+    tokenizer
+        .with_truncation(None)
+        .map_err(|e| Error::file(path, format!("truncation can't be switched off: {e}")))?;
+    Ok(tokenizer)
+}
+
+/// SHA-256, in hex, of what the tokenizer does: two files that differ only in white space, or in the truncation and
+/// padding that [`load_tokenizer`] switches off, have the same. Teacher, student and token files are compared by it.
+///
+/// # Errors
+/// When the tokenizer can't be written as JSON.
+pub fn tokenizer_sha256(tokenizer: &Tokenizer) -> Result<String> {
+    let json = tokenizer
+        .to_string(false)
+        .map_err(|e| Error::Invalid(format!("the tokenizer can't be written as JSON: {e}")))?;
+    Ok(sha256_hex(&[json.as_bytes()]))
+}

@@ -1,0 +1,193 @@
+//! The numbers and switches that make one decoder of the Llama family: a checked plan, in which nothing is optional
+//! that the forward function needs.
+//!
+//! Knows no JSON (see `hf_config`), no tensor and no device. Invariant: a `Config` that came through
+//! [`Config::check`] has positive sizes, an even head, whole groups of query heads, and products that fit `usize`.
+
+/// Which published architecture the model follows; it decides tensor names' presence and defaults, not the arithmetic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    /// Llama 1–3 and what copies it (SmolLM2, TinyLlama): no biases unless asked for.
+    Llama,
+    /// Qwen2 and Qwen2.5: always a bias on q, k and v, never elsewhere.
+    Qwen2,
+    /// Qwen3: RMS norm on every query and key head.
+    Qwen3,
+}
+
+impl Family {
+    /// All families, in the order error messages list them.
+    pub const ALL: [Self; 3] = [Self::Llama, Self::Qwen2, Self::Qwen3];
+
+    /// The `model_type` of Hugging Face's config.json.
+    pub fn model_type(self) -> &'static str {
+        match self {
+            Self::Llama => "llama",
+            Self::Qwen2 => "qwen2",
+            Self::Qwen3 => "qwen3",
+        }
+    }
+
+    /// The class in `architectures` of Hugging Face's config.json.
+    pub fn architecture(self) -> &'static str {
+        match self {
+            Self::Llama => "LlamaForCausalLM",
+            Self::Qwen2 => "Qwen2ForCausalLM",
+            Self::Qwen3 => "Qwen3ForCausalLM",
+        }
+    }
+}
+
+/// How rotary frequencies are stretched for contexts longer than those of pre-training.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum RopeScaling {
+    /// Frequencies as trained (`rope_type: "default"`).
+    None,
+    /// Every frequency divided by `factor` (`rope_type: "linear"`).
+    Linear {
+        /// How many times longer the context became.
+        factor: f64,
+    },
+    /// Llama 3.1: long waves divided by `factor`, short ones kept, a ramp between (`rope_type: "llama3"`).
+    Llama3 {
+        /// Division of the long waves.
+        factor: f64,
+        /// Waves longer than `original_context / low_freq_factor` are divided.
+        low_freq_factor: f64,
+        /// Waves shorter than `original_context / high_freq_factor` are kept.
+        high_freq_factor: f64,
+        /// Context of pre-training, in tokens.
+        original_context: usize,
+    },
+}
+
+/// One decoder, ready to be built. Sizes are counts of elements.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// Published architecture.
+    pub family: Family,
+    /// Rows of the embedding and of the head.
+    pub vocab_size: usize,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Width inside the gated MLP.
+    pub intermediate_size: usize,
+    /// Number of decoder layers.
+    pub layers: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key/value heads; a divisor of `heads`.
+    pub kv_heads: usize,
+    /// Width of a head; even.
+    pub head_dim: usize,
+    /// Longest context the model was made for, in tokens.
+    pub max_position_embeddings: usize,
+    /// Added to the mean square before the root in every RMS norm.
+    pub rms_norm_eps: f32,
+    /// Base of the rotary frequencies.
+    pub rope_theta: f64,
+    /// Stretching of the rotary frequencies.
+    pub rope_scaling: RopeScaling,
+    /// The head is the embedding.
+    pub tie_word_embeddings: bool,
+    /// q, k and v have biases.
+    pub qkv_bias: bool,
+    /// o has a bias.
+    pub o_bias: bool,
+    /// gate, up and down have biases.
+    pub mlp_bias: bool,
+    /// Queries and keys are RMS-normed per head before rotation.
+    pub qk_norm: bool,
+    /// Token that begins a text, if the model has one.
+    pub bos_token_id: Option<u32>,
+    /// Tokens that end a text.
+    pub eos_token_ids: Vec<u32>,
+}
+
+/// Largest sizes accepted. An order of magnitude above any published model; they keep every product of two sizes
+/// inside `usize` on 64-bit machines and turn a corrupt file into a message rather than an allocation failure.
+const CAPS: [(&str, usize); 7] = [
+    ("vocab_size", 1 << 24),
+    ("hidden_size", 1 << 18),
+    ("intermediate_size", 1 << 20),
+    ("num_hidden_layers", 1 << 12),
+    ("num_attention_heads", 1 << 12),
+    ("head_dim", 1 << 14),
+    ("max_position_embeddings", 1 << 26),
+];
+
+impl Config {
+    /// Width of the queries and of attention's output: `heads · head_dim`.
+    pub fn q_size(&self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    /// Width of the keys and of the values: `kv_heads · head_dim`.
+    pub fn kv_size(&self) -> usize {
+        self.kv_heads * self.head_dim
+    }
+
+    /// Checks what the forward function relies on.
+    ///
+    /// # Errors
+    /// A sentence that names the key (in Hugging Face's spelling), the value and what is wanted.
+    pub fn check(&self) -> Result<(), String> {
+        let sizes = [
+            self.vocab_size,
+            self.hidden_size,
+            self.intermediate_size,
+            self.layers,
+            self.heads,
+            self.head_dim,
+            self.max_position_embeddings,
+        ];
+        for ((key, cap), size) in CAPS.into_iter().zip(sizes) {
+            if size == 0 || size > cap {
+                return Err(format!("{key}: {size} is out of range; want 1 to {cap}"));
+            }
+        }
+        if self.kv_heads == 0 || !self.heads.is_multiple_of(self.kv_heads) {
+            return Err(format!(
+                "num_key_value_heads: {} does not divide num_attention_heads = {}",
+                self.kv_heads, self.heads
+            ));
+        }
+        if !self.head_dim.is_multiple_of(2) {
+            return Err(format!("head_dim: {} is odd; rotary embedding turns pairs", self.head_dim));
+        }
+        if !(self.rms_norm_eps.is_finite() && self.rms_norm_eps > 0.0) {
+            return Err(format!("rms_norm_eps: {} is not a positive number", self.rms_norm_eps));
+        }
+        if !(self.rope_theta.is_finite() && self.rope_theta > 0.0) {
+            return Err(format!("rope_theta: {} is not a positive number", self.rope_theta));
+        }
+        self.rope_scaling.check()
+    }
+}
+
+impl RopeScaling {
+    fn check(&self) -> Result<(), String> {
+        let at_least_one = |factor: f64| {
+            if factor.is_finite() && factor >= 1.0 {
+                return Ok(());
+            }
+            Err(format!("rope_scaling.factor: {factor} is out of range; want a number of at least 1"))
+        };
+        match *self {
+            Self::None => Ok(()),
+            Self::Linear { factor } => at_least_one(factor),
+            Self::Llama3 { factor, low_freq_factor: low, high_freq_factor: high, original_context } => {
+                at_least_one(factor)?;
+                if !(low.is_finite() && high.is_finite() && 0.0 < low && low < high) {
+                    return Err(format!(
+                        "rope_scaling: low_freq_factor = {low} and high_freq_factor = {high}; want 0 < low < high"
+                    ));
+                }
+                if original_context == 0 {
+                    return Err("rope_scaling.original_max_position_embeddings: 0; want at least 1".into());
+                }
+                Ok(())
+            }
+        }
+    }
+}

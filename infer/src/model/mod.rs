@@ -1,0 +1,17 @@
+//! What a model is: its configuration, the names and shapes of its tensors, and the one forward function.
+//!
+//! Knows no numbers' storage, no device and no file but the meaning of `config.json`. What carries the
+//! operations out is an [`Exec`]; what the weights are is decided by a [`Weights`].
+
+mod config;
+mod decoder;
+mod exec;
+mod hf_config;
+pub mod names;
+mod rope;
+
+pub use config::{Config, Family, RopeScaling};
+pub use decoder::{Decoder, Layer, Linear};
+pub use exec::{AttentionShape, Exec};
+pub use names::{Param, Role, Weights, params};
+pub use rope::Rope;
