@@ -16,6 +16,20 @@ pub fn vectorized<R>(f: impl FnOnce() -> R) -> R {
     ARCH.dispatch(f)
 }
 
+/// Combines lanes in halves: lane l with lane l + N/2, and so on down to one. `N` is a power of two.
+#[inline(always)]
+pub(crate) fn reduce<T: Copy, const N: usize>(mut lanes: [T; N], combine: impl Fn(T, T) -> T) -> T {
+    const { assert!(N.is_power_of_two()) };
+    let mut half = N / 2;
+    while half > 0 {
+        for lane in 0..half {
+            lanes[lane] = combine(lanes[lane], lanes[lane + half]);
+        }
+        half /= 2;
+    }
+    lanes[0]
+}
+
 /// The instruction set that the loops of this crate run on: `avx512`, `avx2`, `neon`, `simd128` or `scalar`.
 ///
 /// `scalar` is what the compiler may assume everywhere on the target (SSE2 on x86-64).

@@ -9,6 +9,9 @@ use crate::matrices::{fixture, shared, squared_error};
 /// A tensor's ggml type id, shape (rows, cols) and bytes.
 type Tensor = (u32, (usize, usize), Vec<u8>);
 
+/// A matrix's name, shape (rows, cols), bytes in the file, and original weights.
+type Matrix = (String, (usize, usize), Vec<u8>, Vec<f32>);
+
 /// Walks a GGUF file from the front.
 struct Cursor<'a>(&'a [u8]);
 
@@ -75,11 +78,7 @@ fn tensors(file: &str) -> Option<BTreeMap<String, Tensor>> {
 
 /// The matrices of llama.cpp's `block_type` in `file`, with our format over their bytes and the weights of the
 /// fixture. Query and key projections are left out: llama.cpp permutes their rows.
-fn matrices(
-    file: &str,
-    origin: &str,
-    block_type: u32,
-) -> Option<Vec<(String, (usize, usize), Vec<u8>, Vec<f32>)>> {
+fn matrices(file: &str, origin: &str, block_type: u32) -> Option<Vec<Matrix>> {
     const NAMES: [(&str, &str); 5] = [
         ("attn_v", "self_attn.v_proj"),
         ("attn_output", "self_attn.o_proj"),

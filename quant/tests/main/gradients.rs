@@ -63,7 +63,7 @@ impl Case {
         (s + ds) * (((w + dw - b - db) / (s + ds)).clamp(lo, hi) + r) + b + db
     }
 
-    /// Whether weight `i` lies within `margin` steps of a kink or a tie, where f32 and f64 may take different sides.
+    /// Whether weight `i` lies within a thousandth of a step of a kink or a tie, where f32 and f64 may take different sides.
     fn is_near_a_kink(&self, i: usize) -> bool {
         let ((s, b), (lo, hi)) = (self.grid(i), self.levels());
         let u = (f64::from(self.w[i]) - b) / s;

@@ -1,6 +1,6 @@
 //! Matrices to test with: seeded normal ones, adversarial ones, and those of the shared fixtures.
 
-use std::{io::Write, path::PathBuf};
+use std::{collections::BTreeMap, io::Write, path::PathBuf};
 
 use qat_quant::{Format, ScaleRule, Scales, pack};
 
@@ -74,8 +74,11 @@ pub fn shared(path: &str) -> Option<PathBuf> {
     None
 }
 
-/// The float tensors of a Hugging Face directory of the fixtures: name → shape and values.
-pub fn fixture(name: &str) -> Option<std::collections::BTreeMap<String, (Vec<usize>, Vec<f32>)>> {
+/// Tensors by name: shape and values.
+pub type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
+
+/// The float tensors of a Hugging Face directory of the fixtures.
+pub fn fixture(name: &str) -> Option<Tensors> {
     let bytes = std::fs::read(shared(&format!("fixtures/{name}/model.safetensors"))?).unwrap();
     let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
     let bf16 = |b: &[u8; 2]| f32::from_bits(u32::from(u16::from_le_bytes(*b)) << 16);

@@ -1,7 +1,5 @@
 //! Directories that MLX's own converter made from the fixtures: our codec reads its bytes and draws its grid.
 
-use std::collections::BTreeMap;
-
 use qat_quant::{Affine, Format, PackedRef, ScaleRule, ScaleType, Scales, pack};
 use safetensors::{Dtype, SafeTensors};
 
@@ -25,7 +23,7 @@ impl Reference {
     fn read(export: &str, origin: &str, bits: usize, group: usize) -> Option<Vec<Self>> {
         let bytes = std::fs::read(shared(&format!("reference-exports/{export}/model.safetensors"))?).unwrap();
         let file = SafeTensors::deserialize(&bytes).unwrap();
-        let originals: BTreeMap<_, _> = fixture(origin)?;
+        let originals = fixture(origin)?;
         let format = Format::Affine(Affine::new(bits, group, ScaleType::BF16).unwrap());
         let bf16 = |name: String| -> Vec<f32> {
             let view = file.tensor(&name).unwrap();
