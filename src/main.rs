@@ -1,1 +1,43 @@
-fn main() {}
+//! The front door: one parse, one match, and everything that is printed.
+//!
+//! Exit codes: 0 done, 1 a gate failed, 2 bad input or an error, 130 stopped by Ctrl-C after saving.
+
+mod cli;
+mod evaluate;
+mod export;
+mod progress;
+mod table;
+mod train;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use cli::{Cli, Command};
+
+/// How a command that did not fail ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// Everything that was asked for.
+    Done,
+    /// A gate of `--require` or `eval.require` doesn't hold.
+    GateFailed,
+    /// Ctrl-C or SIGTERM; what was done is saved.
+    Stopped,
+}
+
+fn main() -> ExitCode {
+    let ending = match Cli::parse().command {
+        Command::Train(args) => train::run(&args),
+        Command::Export(args) => export::run(&args),
+        Command::Eval(args) => evaluate::run(&args),
+    };
+    match ending {
+        Ok(Ending::Done) => ExitCode::SUCCESS,
+        Ok(Ending::GateFailed) => ExitCode::from(1),
+        Ok(Ending::Stopped) => ExitCode::from(130),
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}

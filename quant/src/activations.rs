@@ -4,10 +4,7 @@
 
 use rayon::prelude::*;
 
-use crate::simd::vectorized;
-
-/// Values handled by one task.
-const TASK: usize = 1 << 14;
+use crate::{grid::TASK, simd::vectorized};
 
 /// Rounds each row of `x` (`[tokens, cols]`) in place to `a·q`, `a = max|x|/127` and
 /// `q = clamp(round_ties_even(x/a), −128, 127)`. A row of zeros stays zero.

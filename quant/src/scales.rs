@@ -37,7 +37,7 @@ pub enum ScaleRule {
     /// - ternary, as BitNet b1.58 (arXiv 2402.17764): the scale is the mean magnitude.
     Absmax,
     /// The least squared error found by a search that starts from [`ScaleRule::Absmax`] and so is never worse than
-    /// it; for ternary the exact optimum.
+    /// it; for ternary the exact optimum, found before the scale is rounded.
     Mse,
 }
 

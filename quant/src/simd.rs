@@ -12,8 +12,22 @@ static ARCH: LazyLock<Arch> = LazyLock::new(Arch::new);
 /// Runs `f` compiled for the best instruction set. To gain from it, `f` must be an `#[inline(always)]` closure that calls
 /// only `#[inline(always)]` functions: code that stays outside is compiled for the oldest processor of the target.
 #[inline]
-pub(crate) fn vectorized<R>(f: impl FnOnce() -> R) -> R {
+pub fn vectorized<R>(f: impl FnOnce() -> R) -> R {
     ARCH.dispatch(f)
+}
+
+/// Combines lanes in halves: lane l with lane l + N/2, and so on down to one. `N` is a power of two.
+#[inline(always)]
+pub(crate) fn reduce<T: Copy, const N: usize>(mut lanes: [T; N], combine: impl Fn(T, T) -> T) -> T {
+    const { assert!(N.is_power_of_two()) };
+    let mut half = N / 2;
+    while half > 0 {
+        for lane in 0..half {
+            lanes[lane] = combine(lanes[lane], lanes[lane + half]);
+        }
+        half /= 2;
+    }
+    lanes[0]
 }
 
 /// The instruction set that the loops of this crate run on: `avx512`, `avx2`, `neon`, `simd128` or `scalar`.

@@ -20,8 +20,8 @@ pub struct Options {
     pub ctx: Option<usize>,
     /// Put the model's BOS in front of every window.
     pub bos: bool,
-    /// Entropy of the text's source per token in nats, for the report, if it is known.
-    pub entropy_floor_nats: Option<f64>,
+    /// Entropy of the whole text in nats under the process that made it, if it is known.
+    pub source_nats: Option<f64>,
 }
 
 /// Evaluates the model in `dir` on `text`, against the model in `against` if given. `progress` hears of windows done and
@@ -87,7 +87,7 @@ pub fn evaluate(
         delta_ln_ppl_se: versus.map(|v| v.delta_ln_ppl.se),
         rms_delta_p: versus.map(|v| v.rms_delta_p),
         reference_perplexity: versus.map(|v| v.reference_nll.mean.exp()),
-        entropy_floor_nats: options.entropy_floor_nats,
+        entropy_floor_nats: options.source_nats.map(|nats| nats / text.ids().len() as f64),
         ctx: protocol.ctx,
         windows: score.windows,
         bos: protocol.bos,

@@ -7,7 +7,7 @@
 
 use rayon::prelude::*;
 
-use crate::simd::vectorized;
+use crate::simd::{reduce, vectorized};
 
 /// Partial sums of an output.
 pub const LANES: usize = 16;
@@ -137,10 +137,7 @@ fn dot<const N: usize>(row: &[f32], x: [&[f32]; N]) -> [f32; N] {
             sums[token] = plus_products(sums[token], &w, &padded(&x[token][row.len() - rest.len()..]));
         }
     }
-    sums.map(
-        #[inline(always)]
-        |sums| add_lanes(sums),
-    )
+    sums.map(sum_lanes)
 }
 
 /// By value, which keeps the lanes in registers: updated in place, they are not vectorized.
@@ -159,15 +156,7 @@ fn padded(rest: &[f32]) -> [f32; LANES] {
     lanes
 }
 
-/// Adds lanes in halves.
 #[inline(always)]
-fn add_lanes(mut sums: [f32; LANES]) -> f32 {
-    let mut half = LANES / 2;
-    while half > 0 {
-        for lane in 0..half {
-            sums[lane] += sums[lane + half];
-        }
-        half /= 2;
-    }
-    sums[0]
+fn sum_lanes(sums: [f32; LANES]) -> f32 {
+    reduce(sums, |a, b| a + b)
 }

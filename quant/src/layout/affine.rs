@@ -55,11 +55,6 @@ impl<const BITS: usize> Block for AffineBlock<BITS> {
         block[2..HEADER].copy_from_slice(&self.scale.write(bias));
         bits::pack::<BITS>(codes, &mut block[HEADER..]);
     }
-
-    #[inline(always)]
-    fn legal(self, _block: &[u8]) -> bool {
-        true
-    }
 }
 
 #[cfg(test)]

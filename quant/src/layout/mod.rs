@@ -20,20 +20,28 @@ pub(crate) use q8_0::Q8_0;
 pub(crate) use tensor_row::TensorRow;
 pub(crate) use tq2_0::Tq2_0;
 
+use crate::ScaleType;
+
 /// A block layout. `block` is always [`Block::bytes`] long, `codes` [`Block::len`]; codes are integral floats.
 pub(crate) trait Block: Copy + Send + Sync {
     /// Weights of a block.
     fn len(self) -> usize;
     /// Bytes of a block.
     fn bytes(self) -> usize;
-    /// The stored scale and bias, 0 for a grid without bias.
-    fn scale_bias(self, block: &[u8]) -> (f32, f32);
+    /// The stored scale and bias, 0 for a grid without bias. Most blocks begin with an f16 scale.
+    #[inline(always)]
+    fn scale_bias(self, block: &[u8]) -> (f32, f32) {
+        (ScaleType::F16.read([block[0], block[1]]), 0.0)
+    }
     /// Reads the codes.
     fn codes(self, block: &[u8], codes: &mut [f32]);
     /// Writes a whole block.
     fn write(self, codes: &[f32], scale: f32, bias: f32, block: &mut [u8]);
-    /// Whether every code is on the grid.
-    fn legal(self, block: &[u8]) -> bool;
+    /// Whether every code is on the grid, as it must be where every bit pattern is one.
+    #[inline(always)]
+    fn legal(self, _block: &[u8]) -> bool {
+        true
+    }
 }
 
 /// Runs `$body` with `$block` bound to the layout of `$format`, for rows of `$cols` under `$tensor_scale`.

@@ -24,11 +24,6 @@ impl Block for Q2_0 {
     }
 
     #[inline(always)]
-    fn scale_bias(self, block: &[u8]) -> (f32, f32) {
-        (ScaleType::F16.read([block[0], block[1]]), 0.0)
-    }
-
-    #[inline(always)]
     fn codes(self, block: &[u8], codes: &mut [f32]) {
         trits::unpack(&block[2..], codes);
     }

@@ -24,11 +24,6 @@ impl Block for Q8_0 {
     }
 
     #[inline(always)]
-    fn scale_bias(self, block: &[u8]) -> (f32, f32) {
-        (ScaleType::F16.read([block[0], block[1]]), 0.0)
-    }
-
-    #[inline(always)]
     fn codes(self, block: &[u8], codes: &mut [f32]) {
         let bytes = block[2..].as_chunks::<8>().0;
         for (codes, bytes) in codes.as_chunks_mut::<8>().0.iter_mut().zip(bytes) {

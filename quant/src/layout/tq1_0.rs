@@ -61,7 +61,7 @@ fn store(number: u16) -> u8 {
 
 /// Trit `i` of a stored byte.
 fn trit(stored: u8, i: usize) -> u8 {
-    (u16::from(stored.wrapping_mul(POWERS[i])) * 3 >> 8) as u8
+    ((u16::from(stored.wrapping_mul(POWERS[i])) * 3) >> 8) as u8
 }
 
 /// Byte and shift of element `n` in a TQ2_0 block.

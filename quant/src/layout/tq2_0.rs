@@ -38,12 +38,12 @@ impl Block for Tq2_0 {
     fn codes(self, block: &[u8], codes: &mut [f32]) {
         for (codes, bytes) in codes.chunks_exact_mut(4 * STRIPE).zip(block[..CODES].chunks_exact(STRIPE)) {
             for (shift, codes) in [0, 2, 4, 6].into_iter().zip(codes.chunks_exact_mut(STRIPE)) {
-                for (codes, bytes) in codes.as_chunks_mut::<8>().0.iter_mut().zip(bytes.as_chunks::<8>().0) {
-                    *codes = bytes.map(
-                        #[inline(always)]
-                        |byte| f32::from(byte >> shift & 3) - 1.0,
-                    );
+                // In a local array, which can't alias the block: the loop below is vectorized only then.
+                let mut local = [0.0; STRIPE];
+                for (code, &byte) in local.iter_mut().zip(bytes) {
+                    *code = f32::from(byte >> shift & 3) - 1.0;
                 }
+                codes.copy_from_slice(&local);
             }
         }
     }

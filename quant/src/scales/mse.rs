@@ -1,13 +1,13 @@
 //! Scale search: shrink the runtime's own range step by step, then refine the best by least squares.
 //!
 //! Every candidate is judged on the stored grid with f64 sums, and the first is the runtime's own rule: the result is
-//! never worse than [`super::absmax`].
+//! never worse than [`super::absmax`]. About 35 candidates, so some 20 ns per weight and core.
 
 use super::absmax;
 use crate::{Format, format::ScaleType, grid::Grid};
 
-/// The ranges tried, as fractions of the full range. Below half, clipping costs more than it wins on any group that
-/// isn't one outlier among zeros, and such a group is exact at 1; the least-squares rounds cover what lies between.
+/// The ranges tried, as fractions of the full range. The narrowest that normal weights want is about 0.53: four levels
+/// reach to ±1.5σ (J. Max 1960), while 128 weights reach to 2.8σ. More codes or shorter groups want more.
 const FRACTIONS: [f32; 15] =
     [0.975, 0.95, 0.925, 0.9, 0.875, 0.85, 0.825, 0.8, 0.775, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5];
 

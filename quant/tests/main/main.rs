@@ -1,0 +1,11 @@
+//! What the crate promises to its users, tested from outside: one binary, one file per promise.
+
+#![allow(clippy::unwrap_used, reason = "in a test, unwrapping is the assertion")]
+
+mod bits;
+mod distortion;
+mod gguf;
+mod gradients;
+mod matrices;
+mod mlx;
+mod products;

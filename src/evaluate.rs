@@ -1,0 +1,80 @@
+//! `qat eval`: a model is scored, and gates decide the exit code.
+
+use std::path::Path;
+
+use anyhow::{Context as _, bail};
+use indicatif::{ProgressBar, ProgressStyle};
+use qat_infer::{
+    eval::{Gate, GateResult, Options, Report, evaluate},
+    files::write_file_atomic,
+};
+use qat_train::data::{Corpus, EvalText, Source};
+
+use crate::{Ending, cli, table};
+
+/// Runs the command.
+pub fn run(args: &cli::Eval) -> anyhow::Result<Ending> {
+    match args.device.as_str() {
+        "auto" | "cpu" => {}
+        "metal" | "cuda" => bail!("--device {}: the packed runtime runs on the CPU; use --device cpu", args.device),
+        other => bail!("--device {other}: want auto or cpu"),
+    }
+    let gates = gates(&args.require, args.against.is_some())?;
+    let text = text(&args.data)?;
+    let options = Options { ctx: args.ctx, bos: args.bos, source_nats: None };
+    let report = score(&args.dir, &text, args.against.as_deref(), options)?;
+    println!("{}", table::report(&report));
+    if let Some(path) = &args.json {
+        write_json(path, &report)?;
+    }
+    let results = check(&gates, &report)?;
+    Ok(if results.iter().all(|r| r.passed) { Ending::Done } else { Ending::GateFailed })
+}
+
+/// Reads what is to be scored.
+pub fn text(data: &[String]) -> anyhow::Result<EvalText> {
+    let corpus = Corpus::new(Source::resolve(data, Path::new(""))?, None, None)?;
+    Ok(corpus.read_text()?)
+}
+
+/// Parses gates before anything is measured.
+pub fn gates(require: &[String], has_reference: bool) -> anyhow::Result<Vec<Gate>> {
+    let mut gates = Vec::new();
+    for expression in require {
+        let gate: Gate = expression.parse().with_context(|| format!("--require {expression:?}"))?;
+        if gate.needs_reference() && !has_reference {
+            bail!("--require {expression:?}: compares with a reference; name one with --against DIR");
+        }
+        gates.push(gate);
+    }
+    Ok(gates)
+}
+
+/// Holds the gates against the report and says which hold.
+pub fn check(gates: &[Gate], report: &Report) -> anyhow::Result<Vec<GateResult>> {
+    let results = gates.iter().map(|gate| gate.check(report)).collect::<Result<Vec<_>, _>>()?;
+    for result in &results {
+        println!("{} {}: {:.6}", if result.passed { "pass" } else { "FAIL" }, result.gate, result.value);
+    }
+    Ok(results)
+}
+
+/// Scores the model in `dir`, with a bar on a terminal.
+pub fn score(dir: &Path, text: &EvalText, against: Option<&Path>, mut options: Options) -> anyhow::Result<Report> {
+    options.source_nats = text.nats;
+    let style = ProgressStyle::with_template("{prefix} {bar:24} {pos}/{len} windows")?;
+    let bar = ProgressBar::new(0).with_style(style).with_prefix(format!("scoring {}", dir.display()));
+    let report = evaluate(dir, &text.text, against, &options, &mut |done, total| {
+        bar.set_length(total as u64);
+        bar.set_position(done as u64);
+    });
+    bar.finish_and_clear();
+    Ok(report?)
+}
+
+/// Writes a report as JSON, whole or not at all.
+pub fn write_json(path: &Path, value: &impl serde::Serialize) -> anyhow::Result<()> {
+    let mut json = serde_json::to_string_pretty(value)?;
+    json.push('\n');
+    Ok(write_file_atomic(path, json.as_bytes())?)
+}

@@ -1,0 +1,97 @@
+//! Progress of a run: a bar on a terminal, plain lines elsewhere.
+
+use std::{io::IsTerminal as _, time::Duration};
+
+use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressStyle};
+use qat_train::trainer::{Event, StepLog};
+
+/// Shows what a run reports.
+pub struct Progress {
+    name: String,
+    bar: Option<ProgressBar>,
+    steps: usize,
+    tokens_per_step: usize,
+}
+
+impl Progress {
+    /// For the run called `name`.
+    pub fn new(name: &str) -> Self {
+        Self { name: name.to_owned(), bar: None, steps: 0, tokens_per_step: 1 }
+    }
+
+    /// Shows one event.
+    pub fn show(&mut self, event: Event) {
+        match event {
+            Event::Note(text) => self.line(&text),
+            Event::Tokenizing { done, total } => self.tokenizing(done, total),
+            Event::Begin { from, steps, parameters, tokens, tokens_per_step } => {
+                self.finish();
+                (self.steps, self.tokens_per_step) = (steps, tokens_per_step);
+                self.line(&format!(
+                    "{} parameters, {} training tokens, {steps} steps of {} tokens{}",
+                    HumanCount(parameters as u64),
+                    HumanCount(tokens),
+                    HumanCount(tokens_per_step as u64),
+                    if from > 0 { format!(", continuing after step {from}") } else { String::new() }
+                ));
+                let style = "{prefix} {bar:24} {pos}/{len} {msg}";
+                self.start_bar(steps as u64, style);
+                self.bar.iter().for_each(|bar| bar.set_position(from as u64));
+            }
+            Event::Step(log) => self.step(&log),
+            Event::Valid(log) => {
+                let kl = log.valid_kl.map_or(String::new(), |kl| format!(", KL to the teacher {kl:.4}"));
+                self.line(&format!("step {}: held out: {:.4} nats/token{kl}", log.step, log.valid_cross_entropy));
+            }
+            Event::Saved { step, path } => {
+                if self.bar.is_none() {
+                    self.line(&format!("step {step}: saved {}", path.display()));
+                }
+            }
+        }
+    }
+
+    /// Removes the bar.
+    pub fn finish(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+
+    fn step(&mut self, log: &StepLog) {
+        let terms: Vec<String> = log.terms.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
+        let left = (self.steps - log.step) as f64 * self.tokens_per_step as f64 / log.tps.max(1.0);
+        let eta = HumanDuration(Duration::from_secs_f64(left));
+        let text = format!("loss {:.4} ({}) {:.0} tokens/s, {eta:#} left", log.loss, terms.join(", "), log.tps);
+        match &self.bar {
+            Some(bar) => {
+                bar.set_position(log.step as u64);
+                bar.set_message(text);
+            }
+            None => self.line(&format!("step {}/{}: {text}", log.step, self.steps)),
+        }
+    }
+
+    fn tokenizing(&mut self, done: u64, total: u64) {
+        if self.bar.is_none() {
+            self.start_bar(total, "{prefix} tokenizing {bar:24} {bytes}/{total_bytes}");
+        }
+        self.bar.iter().for_each(|bar| bar.set_position(done));
+    }
+
+    fn start_bar(&mut self, len: u64, style: &str) {
+        if !std::io::stderr().is_terminal() {
+            return;
+        }
+        let style = ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar());
+        self.bar = Some(ProgressBar::new(len).with_style(style).with_prefix(self.name.clone()));
+    }
+
+    fn line(&self, text: &str) {
+        let text = format!("{}: {text}", self.name);
+        match &self.bar {
+            Some(bar) => bar.println(text),
+            None => eprintln!("{text}"),
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! `qat train`: recipes become runs, runs become packed models, packed models become a table.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use anyhow::Context as _;
+use qat_infer::eval::{Gate, Options, Report};
+use qat_train::{
+    data::EvalText,
+    device,
+    export::Shipment,
+    recipe::{self, EvalPlan, ExportFormat, Plan},
+    student::Quantization,
+    trainer::{Job, Outcome, Start, train},
+};
+
+use crate::{
+    Ending, cli, evaluate, export,
+    progress::Progress,
+    table::{self, Row},
+};
+
+/// A checked plan with its name and place.
+struct Run {
+    name: String,
+    out: PathBuf,
+    plan: Plan,
+}
+
+/// Runs the command.
+pub fn run(args: &cli::Train) -> anyhow::Result<Ending> {
+    let (out, runs) = runs(args)?;
+    let device = args.device.parse::<device::Choice>()?.open()?;
+    eprintln!("device: {}", device::name(&device));
+    let stop = stop_flag()?;
+    let cache = cache_dir();
+    let start = match (args.resume, args.restart) {
+        (true, _) => Start::Resume,
+        (_, true) => Start::Restart,
+        _ => Start::Fresh,
+    };
+    let mut comparison = Comparison::default();
+    for run in &runs {
+        let mut progress = Progress::new(&run.name);
+        let job = Job { plan: &run.plan, out: &run.out, cache: &cache, device: device.clone(), start };
+        let outcome = train(&job, &mut |event| progress.show(event), &stop);
+        progress.finish();
+        if let Outcome::Stopped { step } = outcome? {
+            eprintln!("stopped after step {step}; saved. Continue with the same command and --resume");
+            return Ok(Ending::Stopped);
+        }
+        finish(run, &mut comparison)?;
+    }
+    comparison.show(&out)
+}
+
+/// All runs of a recipe, checked before the first one begins.
+fn runs(args: &cli::Train) -> anyhow::Result<(PathBuf, Vec<Run>)> {
+    let stem = args.config.file_stem().and_then(|s| s.to_str()).unwrap_or("run");
+    let out = args.out.clone().unwrap_or_else(|| Path::new("runs").join(stem));
+    let mut runs = Vec::new();
+    for named in recipe::load(&args.config, &args.sets)? {
+        let plan = Plan::new(&named.recipe).with_context(|| args.config.display().to_string())?;
+        let run = match named.variant {
+            Some(name) => Run { out: out.join(&name), name, plan },
+            None => Run { out: out.clone(), name: stem.to_owned(), plan },
+        };
+        if let Some(eval) = &run.plan.eval {
+            evaluate::gates(&eval.require, eval.against.is_some()).context("eval.require")?;
+        }
+        runs.push(run);
+    }
+    Ok((out, runs))
+}
+
+/// A flag that Ctrl-C and SIGTERM raise; the second Ctrl-C ends the process at once.
+fn stop_flag() -> anyhow::Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let flag = stop.clone();
+    ctrlc::set_handler(move || {
+        if flag.swap(true, Ordering::SeqCst) {
+            std::process::exit(130);
+        }
+        eprintln!("\nstopping after this step; again to stop at once");
+    })?;
+    Ok(stop)
+}
+
+/// Where token files are kept: `$QAT_CACHE`, or the user's cache folder.
+fn cache_dir() -> PathBuf {
+    let var = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    if let Some(dir) = var("QAT_CACHE") {
+        return dir;
+    }
+    let home = || var("HOME").or_else(|| var("USERPROFILE"));
+    let base = match std::env::consts::OS {
+        "macos" => home().map(|h| h.join("Library/Caches")),
+        _ => var("XDG_CACHE_HOME").or_else(|| home().map(|h| h.join(".cache"))),
+    };
+    base.unwrap_or_else(std::env::temp_dir).join("qat")
+}
+
+/// Export and evaluation of a finished run, as its recipe asks.
+fn finish(run: &Run, comparison: &mut Comparison) -> anyhow::Result<()> {
+    let Some(plan) = &run.plan.export else { return Ok(()) };
+    let (shipment, _) = Shipment::of_run(&run.out)?;
+    let default = match plan.format {
+        ExportFormat::Qat => "qat",
+        ExportFormat::Hf => "hf",
+    };
+    let out = plan.out.clone().unwrap_or_else(|| run.out.join(default));
+    export::announce(&shipment.write(plan.format, plan.dtype, &out)?);
+    match &run.plan.eval {
+        Some(eval) => comparison.add(run, eval, &out),
+        None => Ok(()),
+    }
+}
+
+/// What the runs of a recipe scored, with what each gate said.
+#[derive(Default)]
+struct Comparison {
+    rows: Vec<Row>,
+    references: Vec<PathBuf>,
+    failed: bool,
+    floor: Option<f64>,
+}
+
+impl Comparison {
+    fn add(&mut self, run: &Run, plan: &EvalPlan, packed: &Path) -> anyhow::Result<()> {
+        let gates: Vec<Gate> = evaluate::gates(&plan.require, plan.against.is_some())?;
+        let text = evaluate::text(&plan.data)?;
+        if let Some(reference) = &plan.against
+            && !self.references.contains(reference)
+        {
+            let report = score(reference, &text, plan, None)?;
+            self.floor = report.entropy_floor_nats;
+            self.push(format!("{} (float)", reference.display()), report, Vec::new());
+            self.references.push(reference.clone());
+        }
+        let mut untrained = Vec::new();
+        for rule in &plan.baselines {
+            let out = run.out.join(format!("rounded-{rule}"));
+            let quantization = Quantization::untrained(run.plan.rules.clone(), *rule, run.plan.activations);
+            let start = Shipment::of_start(&run.out, quantization)?;
+            start.write(ExportFormat::Qat, qat_quant::kernels::FloatType::F32, &out)?;
+            let report = score(&out, &text, plan, plan.against.as_deref())?;
+            self.push(format!("{}: rounded, {rule}", run.name), report.clone(), Vec::new());
+            untrained.push(report);
+        }
+        let report = score(packed, &text, plan, plan.against.as_deref())?;
+        evaluate::write_json(&run.out.join("report.json"), &report)?;
+        for result in evaluate::check(&gates, &report)? {
+            self.failed |= !result.passed;
+        }
+        self.push(format!("{}: trained", run.name), report, untrained);
+        Ok(())
+    }
+
+    fn push(&mut self, name: String, report: Report, untrained: Vec<Report>) {
+        self.rows.push(Row { name, report, untrained });
+    }
+
+    fn show(&self, out: &Path) -> anyhow::Result<Ending> {
+        if self.rows.is_empty() {
+            return Ok(Ending::Done);
+        }
+        println!("\n{}", table::comparison(&self.rows));
+        if let Some(floor) = self.floor {
+            println!("true entropy of the text: {floor:.4} nats/token, perplexity {:.3}", floor.exp());
+        }
+        let rows: serde_json::Map<_, _> =
+            self.rows.iter().map(|r| Ok((r.name.clone(), serde_json::to_value(&r.report)?))).collect::<anyhow::Result<_>>()?;
+        evaluate::write_json(&out.join("comparison.json"), &rows)?;
+        Ok(if self.failed { Ending::GateFailed } else { Ending::Done })
+    }
+}
+
+fn score(dir: &Path, text: &EvalText, plan: &EvalPlan, against: Option<&Path>) -> anyhow::Result<Report> {
+    evaluate::score(dir, text, against, Options { ctx: Some(plan.ctx), bos: plan.bos, source_nats: None })
+}

@@ -1,0 +1,252 @@
+//! Checkpoints: all or nothing, and enough in them to continue to the same bits.
+//!
+//! A checkpoint is a folder `step-00000100` with `model.safetensors` (latent variables), `optimizer.safetensors` (both
+//! moments) and `state.json` (step, recipe, data cursor, checksums). Batches and schedules are pure functions of seed
+//! and step, so no generator state is lost. A folder appears under its name only when it is whole and on disk; one that is
+//! damaged afterwards is passed over for the one before it.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs,
+    path::{Path, PathBuf},
+};
+
+use candle_core::{DType, Device, Tensor};
+use qat_infer::files::{StagedDir, sha256_hex};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::{Error, Result, adamw::AdamW, data::Cursor, recipe::Recipe, student::Variable};
+
+const MODEL: &str = "model.safetensors";
+const OPTIMIZER: &str = "optimizer.safetensors";
+const STATE: &str = "state.json";
+/// Version of the layout that is written, and the only one that is read.
+pub const VERSION: u32 = 1;
+
+/// What a checkpoint knows beside its tensors.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct State {
+    /// Version of the layout.
+    pub qat: u32,
+    /// Steps done.
+    pub step: usize,
+    /// The recipe, as it ran.
+    pub recipe: Recipe,
+    /// The next micro-batch, and of which tokens: another text or tokenizer would continue with other batches.
+    pub cursor: Cursor,
+    /// Loss at the start, which divergence is measured from.
+    pub start_loss: f64,
+    /// SHA-256 of the tensor files.
+    pub sha256: BTreeMap<String, String>,
+}
+
+/// A checkpoint that was found whole.
+#[derive(Debug)]
+pub struct Checkpoint {
+    /// Its folder.
+    pub path: PathBuf,
+    /// What it knows.
+    pub state: State,
+}
+
+/// The checkpoints of one run.
+#[derive(Debug, Clone)]
+pub struct Checkpoints {
+    dir: PathBuf,
+}
+
+impl Checkpoints {
+    /// Those of the run in `out`.
+    pub fn of(out: &Path) -> Self {
+        Self { dir: out.join("checkpoints") }
+    }
+
+    /// Writes a checkpoint, then removes all but the `keep` newest; returns its folder.
+    ///
+    /// # Errors
+    /// The disk is full or can't be written; checkpoints written before are untouched then.
+    pub fn save(&self, mut state: State, variables: &[Variable], optimizer: &AdamW, keep: usize) -> Result<PathBuf> {
+        fs::create_dir_all(&self.dir).map_err(|e| Error::io("cannot create", &self.dir, e))?;
+        let target = self.dir.join(folder(state.step));
+        let staged = StagedDir::create(&target, STATE)?;
+        let model: HashMap<String, Tensor> =
+            variables.iter().map(|v| (v.name.clone(), v.var.as_tensor().clone())).collect();
+        let moments: HashMap<String, Tensor> = optimizer.state(variables).into_iter().collect();
+        for (file, tensors) in [(MODEL, &model), (OPTIMIZER, &moments)] {
+            let path = staged.path().join(file);
+            candle_core::safetensors::save(tensors, &path)
+                .map_err(|e| Error::file(&path, format!("cannot be written: {e}; earlier checkpoints are untouched")))?;
+            state.sha256.insert(file.to_owned(), digest(&path)?);
+        }
+        let path = staged.path().join(STATE);
+        let json = serde_json::to_vec_pretty(&state).map_err(|e| Error::file(&path, e.to_string()))?;
+        fs::write(&path, json).map_err(|e| Error::io("cannot write", &path, e))?;
+        staged.commit()?;
+        for old in self.list()?.iter().rev().skip(keep) {
+            fs::remove_dir_all(old).map_err(|e| Error::io("cannot remove an old checkpoint", old, e))?;
+        }
+        Ok(target)
+    }
+
+    /// Deletes all of them.
+    ///
+    /// # Errors
+    /// The folder can't be removed.
+    pub fn remove(&self) -> Result<()> {
+        match fs::remove_dir_all(&self.dir) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("cannot remove", &self.dir, e)),
+            _ => Ok(()),
+        }
+    }
+
+    /// The newest checkpoint that is whole, and the damaged ones that were passed over, each with what is wrong.
+    ///
+    /// # Errors
+    /// The folder can't be listed.
+    pub fn newest(&self) -> Result<(Option<Checkpoint>, Vec<String>)> {
+        let mut damaged = Vec::new();
+        for path in self.list()?.into_iter().rev() {
+            match read_state(&path) {
+                Ok(state) => return Ok((Some(Checkpoint { path, state }), damaged)),
+                Err(e) => damaged.push(e.to_string()),
+            }
+        }
+        Ok((None, damaged))
+    }
+
+    /// Folders of checkpoints, oldest first.
+    fn list(&self) -> Result<Vec<PathBuf>> {
+        if !self.dir.exists() {
+            return Ok(Vec::new());
+        }
+        let listed = |e| Error::io("cannot list", &self.dir, e);
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&self.dir).map_err(listed)? {
+            let path = entry.map_err(listed)?.path();
+            let step = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.strip_prefix("step-"));
+            if step.is_some_and(|s| s.len() == 8 && s.bytes().all(|b| b.is_ascii_digit())) {
+                found.push(path);
+            }
+        }
+        found.sort();
+        Ok(found)
+    }
+}
+
+impl Checkpoint {
+    /// Puts variables and optimizer back as they were.
+    ///
+    /// # Errors
+    /// A tensor that is missing or has another shape.
+    pub fn restore(&self, variables: &[Variable], optimizer: &mut AdamW) -> Result<()> {
+        self.restore_variables(variables)?;
+        let moments = self.tensors(OPTIMIZER)?;
+        optimizer.restore(variables, |name, like| take(&self.path, &moments, name, like), self.state.step)
+    }
+
+    /// Puts the variables alone back: for export.
+    ///
+    /// # Errors
+    /// A tensor that is missing or has another shape.
+    pub fn restore_variables(&self, variables: &[Variable]) -> Result<()> {
+        let model = self.tensors(MODEL)?;
+        for variable in variables {
+            variable.var.set(&take(&self.path, &model, &variable.name, variable.var.as_tensor())?)?;
+        }
+        Ok(())
+    }
+
+    fn tensors(&self, file: &str) -> Result<HashMap<String, Tensor>> {
+        let path = self.path.join(file);
+        candle_core::safetensors::load(&path, &Device::Cpu)
+            .map_err(|e| Error::file(&path, format!("not a readable checkpoint: {e}")))
+    }
+}
+
+fn take(dir: &Path, tensors: &HashMap<String, Tensor>, name: &str, like: &Tensor) -> Result<Tensor> {
+    let tensor = tensors
+        .get(name)
+        .ok_or_else(|| Error::file(dir, format!("{name} is missing; the checkpoint is of another model or recipe")))?;
+    if tensor.shape() != like.shape() || tensor.dtype() != DType::F32 {
+        let (want, found) = (like.shape(), tensor.shape());
+        return Err(Error::file(dir, format!("{name}: want F32 {want:?}, found {:?} {found:?}", tensor.dtype())));
+    }
+    Ok(tensor.to_device(like.device())?)
+}
+
+fn folder(step: usize) -> String {
+    format!("step-{step:08}")
+}
+
+fn digest(path: &Path) -> Result<String> {
+    let bytes = fs::read(path).map_err(|e| Error::io("cannot read", path, e))?;
+    Ok(sha256_hex(&[&bytes]))
+}
+
+fn read_state(dir: &Path) -> Result<State> {
+    let path = dir.join(STATE);
+    let text = fs::read(&path).map_err(|e| Error::io("cannot read", &path, e))?;
+    let state: State =
+        serde_json::from_slice(&text).map_err(|e| Error::file(&path, format!("not a checkpoint's state: {e}")))?;
+    if state.qat != VERSION {
+        return Err(Error::file(&path, format!("layout version {}, this qat reads {VERSION}", state.qat)));
+    }
+    for (file, wanted) in &state.sha256 {
+        let path = dir.join(file);
+        if digest(&path)? != *wanted {
+            return Err(Error::file(&path, "checksum differs from state.json: the file is damaged"));
+        }
+    }
+    Ok(state)
+}
+
+/// Keys that don't change the weights a run ends with, and so may differ when it is resumed.
+const FREE: [&str; 7] = [
+    "export",
+    "eval",
+    "train.log_every",
+    "train.valid_every",
+    "train.valid_windows",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+];
+
+/// Checks that `now` continues the run that `then` began.
+///
+/// # Errors
+/// The first key whose value differs, with both values.
+pub fn same_recipe(then: &Recipe, now: &Recipe, out: &Path) -> Result<()> {
+    let json = |recipe: &Recipe| serde_json::to_value(recipe).map_err(|e| Error::Config(e.to_string()));
+    let flat = |value: &Value| {
+        let mut keys = BTreeMap::new();
+        flatten("", value, &mut keys);
+        keys
+    };
+    let (then, now) = (flat(&json(then)?), flat(&json(now)?));
+    let free = |key: &str| FREE.iter().any(|f| key == *f || key.starts_with(&format!("{f}.")));
+    let changed = then.keys().chain(now.keys()).find(|key| !free(key) && then.get(*key) != now.get(*key));
+    let Some(key) = changed else { return Ok(()) };
+    let shown = |keys: &BTreeMap<String, Value>| keys.get(key).map_or("not set".to_owned(), Value::to_string);
+    Err(Error::Config(format!(
+        "--resume: {key} is {} now, but the run in {} began with {}; restore it, or train into another --out",
+        shown(&now),
+        out.display(),
+        shown(&then)
+    )))
+}
+
+fn flatten(prefix: &str, value: &Value, into: &mut BTreeMap<String, Value>) {
+    match value {
+        Value::Object(map) => {
+            for (key, value) in map {
+                let path = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+                flatten(&path, value, into);
+            }
+        }
+        leaf => {
+            into.insert(prefix.to_owned(), leaf.clone());
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! JSON Lines as documents: one object a line, the text in one of its fields.
+//!
+//! Knows no tokens. A line that can't be used is named by its number, never passed over; a null is passed over and
+//! counted.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::documents::{Piece, Pieces};
+use crate::{Error, Result};
+
+/// No line is longer than this, in bytes: it bounds the memory that a file without line ends can take.
+const LONGEST_LINE: u64 = 256 << 20;
+
+/// The documents of one JSON Lines file.
+pub(super) struct JsonLines {
+    path: PathBuf,
+    reader: BufReader<File>,
+    field: String,
+    buffer: Vec<u8>,
+    line: u64,
+    bytes_read: u64,
+    skipped: u64,
+}
+
+impl JsonLines {
+    /// Opens `path`, whose texts are in `field`.
+    pub(super) fn open(path: &Path, field: &str) -> Result<Self> {
+        let file = File::open(path).map_err(|e| Error::io("cannot read", path, e))?;
+        Ok(Self {
+            path: path.to_owned(),
+            reader: BufReader::with_capacity(256 << 10, file),
+            field: field.to_owned(),
+            buffer: Vec::new(),
+            line: 0,
+            bytes_read: 0,
+            skipped: 0,
+        })
+    }
+
+    fn bad_line(&self, problem: impl std::fmt::Display) -> Error {
+        Error::file(&self.path, format!("line {}: {problem}", self.line))
+    }
+
+    /// The text of the line in the buffer; `None` for a null.
+    fn text(&self) -> Result<Option<String>> {
+        if let Err(e) = std::str::from_utf8(&self.buffer) {
+            let offset = self.bytes_read - (self.buffer.len() - e.valid_up_to()) as u64;
+            return Err(self.bad_line(format!("not UTF-8 at byte {offset} of the file; convert it to UTF-8")));
+        }
+        let value: Value = serde_json::from_slice(self.buffer.trim_ascii_end()).map_err(|e| {
+            // The parser sees one line and calls it line 1.
+            self.bad_line(format!("not JSON: {}", e.to_string().replace(" at line 1 column", " at column")))
+        })?;
+        let Value::Object(mut object) = value else {
+            return Err(self.bad_line(format!("want an object such as {{\"{}\": \"…\"}}", self.field)));
+        };
+        match object.swap_remove(&self.field) {
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(Value::Null) => Ok(None),
+            Some(_) => Err(self.bad_line(format!("field \"{}\" is not a string", self.field))),
+            None => {
+                let present: Vec<_> = object.keys().map(|key| format!("\"{key}\"")).collect();
+                Err(self.bad_line(format!("no field \"{}\"; present are {}", self.field, present.join(", "))))
+            }
+        }
+    }
+}
+
+impl Pieces for JsonLines {
+    fn next_piece(&mut self) -> Result<Option<Piece>> {
+        loop {
+            self.buffer.clear();
+            let read = (&mut self.reader)
+                .take(LONGEST_LINE)
+                .read_until(b'\n', &mut self.buffer)
+                .map_err(|e| Error::io("cannot read", &self.path, e))? as u64;
+            if read == 0 {
+                return Ok(None);
+            }
+            self.line += 1;
+            self.bytes_read += read;
+            if read == LONGEST_LINE && !self.buffer.ends_with(b"\n") {
+                return Err(self.bad_line(format!("longer than {LONGEST_LINE} bytes; is this JSON Lines?")));
+            }
+            if self.buffer.trim_ascii().is_empty() {
+                continue;
+            }
+            match self.text()? {
+                Some(text) => return Ok(Some(Piece::whole(text))),
+                None => self.skipped += 1,
+            }
+        }
+    }
+
+    fn bytes_read(&self) -> u64 {
+        self.bytes_read
+    }
+
+    fn skipped(&self) -> u64 {
+        self.skipped
+    }
+}

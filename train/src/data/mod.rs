@@ -1,0 +1,29 @@
+//! The way of the data: text ─▶ documents ─▶ token file ─▶ windows ─▶ batches.
+//!
+//! Knows no model and no loop. Everything streams: memory is bounded by a batch of text while tokenizing and by a
+//! batch of windows while training, whatever the size of the corpus. (Generated stories are the exception: they are
+//! made in memory, at most 4 GB.)
+
+mod batches;
+mod digest;
+mod documents;
+mod eval_text;
+mod jsonl;
+mod parquet;
+mod permutation;
+mod source;
+pub mod stories;
+mod text;
+mod token_file;
+mod token_writer;
+mod tokenize;
+
+#[cfg(test)]
+mod tests;
+
+pub use batches::{Batch, Batches, Cursor};
+pub use documents::{Corpus, DEFAULT_FIELD, Documents, Piece};
+pub use eval_text::EvalText;
+pub use source::Source;
+pub use token_file::{Header, Tokens};
+pub use tokenize::{Origin, Progress, Tokenization};

@@ -1,0 +1,121 @@
+//! The decoder carried out with autograd: activations are candle tensors, matrices are (fake-quantized) latent weights.
+//!
+//! Knows no loss and no optimizer. Activations travel as `[batch · ctx, width]`, sequence by sequence; every window
+//! starts at position 0 and attends to itself only.
+
+use candle_core::{Device, Tensor};
+use qat_infer::model::{AttentionShape, Exec, Linear, Rope};
+
+use crate::{Error, Result, ops};
+
+/// A matrix as the forward pass sees it.
+#[derive(Debug, Clone)]
+pub struct Matrix {
+    /// Values, `[out, in]`: on the grid where the matrix is quantized.
+    pub weight: Tensor,
+    /// Share (λ) of the int8 rounding of its inputs, where its inputs are quantized per token.
+    pub int8_inputs: Option<f32>,
+}
+
+/// Cosines and sines of the first `ctx` positions, made once per model.
+#[derive(Debug, Clone)]
+pub struct RopeTable {
+    cos: Tensor,
+    sin: Tensor,
+}
+
+impl RopeTable {
+    /// Angles of positions `0..ctx`: two `[ctx, head_dim / 2]` tables.
+    ///
+    /// # Errors
+    /// The device is out of memory.
+    pub fn new(rope: &Rope, ctx: usize, device: &Device) -> Result<Self> {
+        let angles = (0..ctx).flat_map(|t| rope.inv_freq.iter().map(move |f| t as f32 * f));
+        let (cos, sin): (Vec<f32>, Vec<f32>) = angles.map(|a| (a.cos(), a.sin())).unzip();
+        let shape = (ctx, rope.inv_freq.len());
+        Ok(Self { cos: Tensor::from_vec(cos, shape, device)?, sin: Tensor::from_vec(sin, shape, device)? })
+    }
+}
+
+/// Executes a decoder over a batch of windows of equal length.
+#[derive(Debug)]
+pub struct TrainExec<'a> {
+    batch: usize,
+    ctx: usize,
+    rope: &'a RopeTable,
+}
+
+impl<'a> TrainExec<'a> {
+    /// An executor for `batch` windows of `ctx` tokens each.
+    pub fn new(batch: usize, ctx: usize, rope: &'a RopeTable) -> Self {
+        Self { batch, ctx, rope }
+    }
+
+    fn by_head(&self, x: &Tensor, heads: usize) -> Result<Tensor> {
+        let width = x.dim(1)?;
+        Ok(x.reshape((self.batch, self.ctx, heads, width / heads))?)
+    }
+}
+
+impl Exec for TrainExec<'_> {
+    type T = Tensor;
+    type M = Matrix;
+    type V = Tensor;
+    type Error = Error;
+
+    fn embed(&mut self, table: &Matrix, ids: &[u32]) -> Result<Tensor> {
+        let ids = Tensor::new(ids, table.weight.device())?;
+        Ok(ops::embedding(&table.weight, &ids)?)
+    }
+
+    fn rms_norm(&mut self, x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
+        Ok(ops::rms_norm(x, weight, eps)?)
+    }
+
+    fn linears<const N: usize>(&mut self, x: &Tensor, linears: [&Linear<Matrix, Tensor>; N]) -> Result<[Tensor; N]> {
+        // Matrices with the same input share its rounding, as the runtime rounds it once.
+        let lambda = linears.iter().find_map(|l| l.weight.int8_inputs);
+        let rounded = lambda.map(|lambda| ops::quantize_activations(x, lambda)).transpose()?;
+        let one = |linear: &Linear<Matrix, Tensor>| -> Result<Tensor> {
+            let input = match (&rounded, linear.weight.int8_inputs) {
+                (Some(rounded), Some(_)) => rounded,
+                _ => x,
+            };
+            let y = ops::linear(input, &linear.weight.weight)?;
+            Ok(match &linear.bias {
+                Some(bias) => y.broadcast_add(bias)?,
+                None => y,
+            })
+        };
+        let outputs = linears.into_iter().map(one).collect::<Result<Vec<_>>>()?;
+        outputs.try_into().map_err(|_| Error::Config("as many outputs as matrices".into()))
+    }
+
+    fn unembed(&mut self, x: &Tensor, table: &Matrix) -> Result<Tensor> {
+        Ok(ops::linear(x, &table.weight)?)
+    }
+
+    fn head_norm(&mut self, x: Tensor, weight: &Tensor, heads: usize, eps: f32) -> Result<Tensor> {
+        Ok(ops::rms_norm(&self.by_head(&x, heads)?, weight, eps)?.reshape(x.shape())?)
+    }
+
+    fn rope(&mut self, x: Tensor, heads: usize, _: &Rope) -> Result<Tensor> {
+        Ok(ops::rope(&self.by_head(&x, heads)?, &self.rope.cos, &self.rope.sin)?.reshape(x.shape())?)
+    }
+
+    fn attention(&mut self, _: usize, q: Tensor, k: Tensor, v: Tensor, shape: &AttentionShape) -> Result<Tensor> {
+        let q = self.by_head(&q, shape.heads)?;
+        let k = self.by_head(&k, shape.kv_heads)?;
+        let v = self.by_head(&v, shape.kv_heads)?;
+        let mixed = ops::causal_attention(&q, &k, &v)?;
+        Ok(mixed.reshape((self.batch * self.ctx, shape.heads * shape.head_dim))?)
+    }
+
+    fn swiglu(&mut self, gate: Tensor, up: Tensor) -> Result<Tensor> {
+        Ok(ops::swiglu(&gate, &up)?)
+    }
+
+    fn add(&mut self, a: Tensor, b: Tensor) -> Result<Tensor> {
+        Ok((a + b)?)
+    }
+}

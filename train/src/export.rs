@@ -1,0 +1,138 @@
+//! From latent variables to a directory that ships: each tensor encoded once, by the codec that it was trained with.
+//!
+//! Knows no bytes of files (`qat_infer::files` writes them) and prints nothing. A trained run and the untrained rounding of
+//! a float model take the same way: both are a [`Student`], one restored from a checkpoint, one fresh from its directory.
+
+use std::path::{Path, PathBuf};
+
+use candle_core::Device;
+use qat_infer::{
+    files::{CONFIG_FILE, HfDir, HfWriter, Manifest, PackedWriter, companions},
+    model::{Config, params},
+};
+use qat_quant::kernels::FloatType;
+use serde_json::{Value, json};
+
+use crate::{
+    Error, Result,
+    checkpoint::Checkpoints,
+    recipe::{ExportFormat, Plan},
+    student::{Floats, Quantization, Shipped, Student, prune, read_config},
+    trainer::student_dir,
+};
+
+/// A student with the files that travel along, ready to be written in some format.
+#[derive(Debug)]
+pub struct Shipment {
+    student: Student,
+    companions: Vec<PathBuf>,
+    /// Where it came from, for the manifest.
+    source: Value,
+}
+
+/// What was written.
+#[derive(Debug)]
+pub struct Written {
+    /// The directory.
+    pub path: PathBuf,
+    /// The manifest of a packed directory.
+    pub manifest: Option<Manifest>,
+}
+
+/// Whether `dir` holds a run of `qat train`.
+pub fn is_run(dir: &Path) -> bool {
+    student_dir(dir).join(CONFIG_FILE).is_file()
+}
+
+impl Shipment {
+    /// The newest whole checkpoint of the run in `dir`; also says which checkpoints are damaged.
+    ///
+    /// # Errors
+    /// No checkpoint, or one that doesn't hold what its recipe asks for.
+    pub fn of_run(dir: &Path) -> Result<(Self, Vec<String>)> {
+        let (found, damaged) = Checkpoints::of(dir).newest()?;
+        let checkpoint = found.ok_or_else(|| {
+            Error::file(dir, "holds no whole checkpoint yet; let qat train reach its first one, or --resume it")
+        })?;
+        let plan = Plan::new(&checkpoint.state.recipe)?;
+        let origin = student_dir(dir);
+        let config = read_config(&origin.join(CONFIG_FILE))?;
+        let student = Student::new(&Floats::zeros(config), Quantization::of(&plan), &Device::Cpu)?;
+        checkpoint.restore_variables(student.variables())?;
+        let recipe = serde_json::to_value(&checkpoint.state.recipe).map_err(|e| Error::Config(e.to_string()))?;
+        let source = json!({"method": "trained", "step": checkpoint.state.step, "recipe": recipe});
+        Ok((Self { student, companions: companions(&origin)?, source }, damaged))
+    }
+
+    /// The float model in `dir`, rounded without training.
+    ///
+    /// # Errors
+    /// A directory that is no model, or a format that can't hold one of its tensors.
+    pub fn of_model(dir: &Path, quantization: Quantization, pad_intermediate: Option<usize>) -> Result<Self> {
+        let files = HfDir::open(dir)?;
+        let config = Config::from_json(&files.config, &files.config_path())?;
+        let mut floats = Floats::read(&files, config)?;
+        if let Some(multiple) = pad_intermediate {
+            floats = prune::pad_intermediate(&floats, multiple)?;
+        }
+        Self::of_floats(&floats, quantization, companions(&files.path)?)
+    }
+
+    /// The weights that the run in `dir` started from, rounded without training: what its training is measured against.
+    ///
+    /// # Errors
+    /// The start was not kept, or can't be read.
+    pub fn of_start(dir: &Path, quantization: Quantization) -> Result<Self> {
+        Self::of_model(&student_dir(dir), quantization, None)
+    }
+
+    fn of_floats(floats: &Floats, quantization: Quantization, companions: Vec<PathBuf>) -> Result<Self> {
+        let source = json!({"method": "rounded", "scales": quantization.scales.to_string()});
+        Ok(Self { student: Student::new(floats, quantization, &Device::Cpu)?, companions, source })
+    }
+
+    /// Writes the directory `out`, reads it back, and only then puts it in place.
+    ///
+    /// # Errors
+    /// `out` is not ours to replace or can't be written, the disk is full, or it reads back differently.
+    pub fn write(&self, format: ExportFormat, dtype: FloatType, out: &Path) -> Result<Written> {
+        match format {
+            ExportFormat::Qat => self.write_packed(out),
+            ExportFormat::Hf => self.write_float(dtype, out),
+        }
+    }
+
+    fn write_packed(&self, out: &Path) -> Result<Written> {
+        let config = self.student.config.to_json();
+        let mut writer = PackedWriter::create(out, &config, &self.companions, self.source.clone())?;
+        for param in params(&self.student.config) {
+            match self.student.ship(&param)? {
+                Shipped::Packed(packed) => {
+                    writer.packed(&param.name, packed.as_ref(), self.student.activations(&param))?;
+                }
+                Shipped::Float(values) => writer.float(&param.name, FloatType::F32, &param.shape, &values)?,
+            }
+        }
+        Ok(Written { path: out.to_owned(), manifest: Some(writer.finish()?) })
+    }
+
+    fn write_float(&self, dtype: FloatType, out: &Path) -> Result<Written> {
+        let config = self.student.config.to_json();
+        let mut writer = HfWriter::create(out, &config, &self.companions, dtype, &self.source)?;
+        for param in params(&self.student.config) {
+            let values = match self.student.ship(&param)? {
+                Shipped::Packed(_) if dtype != FloatType::F32 => {
+                    return Err(Error::Config(format!(
+                        "{}: values of a quantized matrix are exact only in f32; leave export.dtype out",
+                        param.name
+                    )));
+                }
+                Shipped::Packed(packed) => packed.as_ref().decode(),
+                Shipped::Float(values) => values,
+            };
+            writer.add(&param.name, &param.shape, &values)?;
+        }
+        writer.finish()?;
+        Ok(Written { path: out.to_owned(), manifest: None })
+    }
+}

@@ -1,0 +1,138 @@
+//! Losses as sums over rows of logits `[n, vocab]`: the caller divides once, where it knows the number of tokens.
+//!
+//! A loss is a pure function of one row, giving its value and, on demand, its gradient; what turns that into a
+//! differentiable operation is written once, below. The backward pass recomputes from the logits, so that a loss keeps
+//! no `[n, vocab]` buffer between the passes and allocates one, the gradient, in the second. Knows no model.
+//!
+//! A NaN or +∞ among the logits makes the sum NaN (and never panics): that is how a diverged run is noticed.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod cross_entropy;
+mod divergence;
+
+pub use cross_entropy::cross_entropy_sum;
+pub use divergence::{Divergence, divergence_sum};
+
+use candle_core::{CpuStorage, Layout, Result, Shape, Tensor};
+use qat_quant::vectorized;
+use rayon::prelude::*;
+
+use crate::ops::{Floats, floats, lanes, rows_per_chunk};
+
+/// One row of a loss.
+trait RowLoss: Sync {
+    /// Buffers of `vocab` floats that a row needs besides its gradient.
+    const SCRATCH: usize;
+
+    /// The loss of row `index` with these `logits`. If a gradient is asked for, `gradient` has the length of `logits`
+    /// and receives the derivative; it is empty otherwise. `scratch` holds [`Self::SCRATCH`]·`logits.len()` floats.
+    fn row(&self, index: usize, logits: &[f32], scratch: &mut [f32], gradient: &mut [f32]) -> f64;
+}
+
+/// Refuses logits that are no `[n, vocab]` with at least one element.
+fn check_logits(name: &'static str, logits: &Tensor) -> Result<(usize, usize)> {
+    match *logits.dims() {
+        [n, vocab] if n * vocab > 0 => Ok((n, vocab)),
+        _ => candle_core::bail!("{name}: logits: want [n, vocab], not empty, found {:?}", logits.dims()),
+    }
+}
+
+/// Σ over rows, as the scalar that a custom op's `cpu_fwd` returns.
+///
+/// Each row is summed in f32 lanes, the rows in f64 and in their order.
+fn sum_rows<L: RowLoss>(
+    name: &'static str,
+    loss: &L,
+    logits: &CpuStorage,
+    layout: &Layout,
+) -> Result<(CpuStorage, Shape)> {
+    let (n, vocab) = layout.shape().dims2()?;
+    let logits = floats(name, logits, layout)?;
+    let mut values = vec![0f64; n];
+    let rows = rows_per_chunk(vocab);
+    let chunks = values.par_chunks_mut(rows).zip(logits.par_chunks(rows * vocab));
+    chunks.enumerate().for_each(|(chunk, (values, logits))| {
+        let mut scratch = vec![0f32; L::SCRATCH * vocab];
+        vectorized(
+            #[inline(always)]
+            || {
+                for (i, (value, row)) in values.iter_mut().zip(logits.chunks_exact(vocab)).enumerate() {
+                    *value = loss.row(chunk * rows + i, row, &mut scratch, &mut []);
+                }
+            },
+        );
+    });
+    Ok((CpuStorage::F32(vec![values.iter().sum::<f64>() as f32]), Shape::from(())))
+}
+
+/// The gradient of [`sum_rows`] times the scalar `upstream`, for a custom op's `bwd`.
+fn gradient_rows<L: RowLoss>(
+    name: &'static str,
+    loss: &L,
+    logits: &Tensor,
+    upstream: &Tensor,
+) -> Result<Tensor> {
+    let (n, vocab) = logits.dims2()?;
+    let upstream = upstream.to_scalar::<f32>()?;
+    let mut gradient = vec![0f32; n * vocab];
+    let values = Floats::of(name, logits)?;
+    let rows = rows_per_chunk(vocab);
+    let chunks = gradient.par_chunks_mut(rows * vocab).zip(values.par_chunks(rows * vocab));
+    chunks.enumerate().for_each(|(chunk, (gradient, logits))| {
+        let mut scratch = vec![0f32; L::SCRATCH * vocab];
+        vectorized(
+            #[inline(always)]
+            || {
+                let pairs = gradient.chunks_exact_mut(vocab).zip(logits.chunks_exact(vocab));
+                for (i, (gradient, row)) in pairs.enumerate() {
+                    loss.row(chunk * rows + i, row, &mut scratch, gradient);
+                    lanes::scale(gradient, upstream);
+                }
+            },
+        );
+    });
+    Tensor::from_vec(gradient, (n, vocab), logits.device())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::check::{bits, uniform};
+    use candle_core::Var;
+
+    #[test]
+    fn sums_and_gradients_do_not_depend_on_the_number_of_threads() -> Result<()> {
+        let (student, teacher) =
+            (Var::from_tensor(&uniform(1, 4.0, &[700, 90])?)?, uniform(2, 4.0, &[700, 90])?);
+        let targets =
+            Tensor::from_vec((0..700u32).map(|i| i % 90).collect::<Vec<_>>(), 700, student.device())?;
+        let on = |threads: usize| -> Result<Vec<Vec<u32>>> {
+            let pool = rayon::ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .build()
+                .map_err(candle_core::Error::wrap)?;
+            pool.install(|| {
+                let cross_entropy = cross_entropy_sum(&student, &targets)?;
+                let divergence = divergence_sum(&student, &teacher, 2.0, Divergence::Jsd { beta: 0.3 })?;
+                let mut all = vec![bits(&cross_entropy)?, bits(&divergence)?];
+                for loss in [cross_entropy, divergence] {
+                    all.extend(loss.backward()?.get(&student).map(bits).transpose()?);
+                }
+                Ok(all)
+            })
+        };
+        let one = on(1)?;
+        assert_eq!(one.len(), 4);
+        assert!(one == on(5)?);
+        Ok(())
+    }
+
+    #[test]
+    fn empty_logits_are_refused() -> Result<()> {
+        let none = Tensor::zeros((0, 5), candle_core::DType::F32, &candle_core::Device::Cpu)?;
+        let message = divergence_sum(&none, &none, 1.0, Divergence::ForwardKl).unwrap_err().to_string();
+        assert!(message.contains("want [n, vocab], not empty, found [0, 5]"), "{message}");
+        Ok(())
+    }
+}

@@ -1,0 +1,73 @@
+//! Attention against its composition in f64, by finite differences where those are affordable.
+
+use super::*;
+use crate::ops::check::{assert_close, assert_matches, bits, flat, uniform};
+
+fn inputs(b: usize, t: usize, heads: usize, kv_heads: usize, d: usize) -> Result<[Tensor; 3]> {
+    let kv = [b, t, kv_heads, d];
+    Ok([uniform(31, 2.0, &[b, t, heads, d])?, uniform(32, 2.0, &kv)?, uniform(33, 2.0, &kv)?])
+}
+
+#[test]
+fn value_and_gradients_agree_with_finite_differences() -> Result<()> {
+    for (b, t, heads, kv_heads, d) in [(1, 1, 1, 1, 1), (2, 5, 4, 2, 3), (1, 18, 3, 1, 4)] {
+        let inputs = inputs(b, t, heads, kv_heads, d)?;
+        let reference = |x: &[Tensor]| composed(&x[0], &x[1], &x[2]);
+        // Scores of magnitude ≤ 16 carry 1e-6 into exp, the sums of ≤ 18 terms in order another 1e-6.
+        assert_matches(|x| causal_attention(&x[0], &x[1], &x[2]), reference, &inputs, 4e-6)?;
+        assert_matches(|x| composed(&x[0], &x[1], &x[2]), reference, &inputs, 4e-6)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn several_blocks_of_queries_agree_with_the_composition_in_f64() -> Result<()> {
+    // 77 positions: two whole blocks, one ragged; finite differences of as many elements would take minutes.
+    let inputs = inputs(2, 77, 4, 2, 24)?;
+    let weights = uniform(34, 1.0, &[2, 77, 96])?;
+    let run = |wide: bool| -> Result<Vec<Vec<f64>>> {
+        let dtype = if wide { candle_core::DType::F64 } else { candle_core::DType::F32 };
+        let vars: Vec<_> = inputs
+            .iter()
+            .map(|x| candle_core::Var::from_tensor(&x.to_dtype(dtype)?))
+            .collect::<Result<_>>()?;
+        let out = if wide {
+            composed(&vars[0], &vars[1], &vars[2])?
+        } else {
+            causal_attention(&vars[0], &vars[1], &vars[2])?
+        };
+        let grads = out.mul(&weights.to_dtype(dtype)?)?.sum_all()?.backward()?;
+        let gradients = vars.iter().map(|v| grads.get(v).map_or(Ok(Vec::new()), flat));
+        std::iter::once(flat(&out)).chain(gradients).collect()
+    };
+    for (what, (found, want)) in
+        ["value", "dq", "dk", "dv"].into_iter().zip(run(false)?.into_iter().zip(run(true)?))
+    {
+        let n = found.len();
+        // As above, with sums of ≤ 154 terms.
+        assert_close(what, &Tensor::from_vec(found, n, &candle_core::Device::Cpu)?, &want, 1e-5)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_position_does_not_depend_on_what_comes_after_it() -> Result<()> {
+    let [q, k, v] = inputs(1, 40, 2, 1, 8)?;
+    let whole = causal_attention(&q, &k, &v)?;
+    for t in [1, 16, 33] {
+        let cut = |x: &Tensor| x.narrow(1, 0, t);
+        let part = causal_attention(&cut(&q)?, &cut(&k)?, &cut(&v)?)?;
+        // Sums are joined lane by lane over a padded row, so a longer row only adds zeros.
+        assert_eq!(bits(&part)?, bits(&whole.narrow(1, 0, t)?)?, "{t}");
+    }
+    Ok(())
+}
+
+#[test]
+fn query_heads_that_no_key_head_divides_are_refused() -> Result<()> {
+    let [q, _, _] = inputs(1, 4, 3, 1, 8)?;
+    let [_, k, v] = inputs(1, 4, 4, 2, 8)?;
+    let message = causal_attention(&q, &k, &v).unwrap_err().to_string();
+    assert!(message.contains("a divisor of 3"), "{message}");
+    Ok(())
+}

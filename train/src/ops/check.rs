@@ -1,0 +1,87 @@
+//! Tests hold an operation to one f64 reference: its own candle composition, evaluated and differentiated in f64.
+//!
+//! The gradient of the reference is a central difference of the f64 *values*, so that no backward pass, ours or
+//! candle's, is trusted. Knows nothing of any particular operation.
+
+use candle_core::{DType, Device, Result, Tensor, Var};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+/// A seeded tensor with elements uniform in (−`range`, `range`).
+pub(crate) fn uniform(seed: u64, range: f32, shape: &[usize]) -> Result<Tensor> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let values: Vec<f32> = (0..shape.iter().product()).map(|_| rng.random_range(-range..range)).collect();
+    Tensor::from_vec(values, shape, &Device::Cpu)
+}
+
+/// Holds `op` (f32, with the backward under test) to `reference` (any dtype) at `inputs`: values, and gradients of a
+/// fixed random projection of the output with respect to every input.
+///
+/// `tolerance` is relative to the largest magnitude of the tensor compared: f32 rounding of sums is relative to the
+/// terms, not to a result in which they cancel.
+pub(crate) fn assert_matches(
+    op: impl Fn(&[Tensor]) -> Result<Tensor>,
+    reference: impl Fn(&[Tensor]) -> Result<Tensor>,
+    inputs: &[Tensor],
+    tolerance: f64,
+) -> Result<()> {
+    let wide: Vec<Tensor> = inputs.iter().map(|t| t.to_dtype(DType::F64)).collect::<Result<_>>()?;
+    let want = reference(&wide)?;
+    let vars: Vec<Var> = inputs.iter().map(Var::from_tensor).collect::<Result<_>>()?;
+    let tensors: Vec<Tensor> = vars.iter().map(|v| v.as_tensor().clone()).collect();
+    let found = op(&tensors)?;
+    assert_close("value", &found, &flat(&want)?, tolerance)?;
+
+    let weights = uniform(99, 1.0, found.dims())?;
+    let grads = found.mul(&weights)?.sum_all()?.backward()?;
+    let weights = weights.to_dtype(DType::F64)?;
+    for (i, var) in vars.iter().enumerate() {
+        let want = central_difference(&reference, &wide, i, &weights)?;
+        let found = grads.get(var).unwrap_or_else(|| panic!("input {i} got no gradient"));
+        assert_close(&format!("gradient of input {i}"), found, &want, tolerance)?;
+    }
+    Ok(())
+}
+
+/// Compares `found` with `want`, elementwise, relative to the largest magnitude of `want` (at least 1e-3).
+pub(crate) fn assert_close(what: &str, found: &Tensor, want: &[f64], tolerance: f64) -> Result<()> {
+    let found = flat(found)?;
+    assert_eq!(found.len(), want.len(), "{what}: number of elements");
+    let bound = tolerance * want.iter().fold(1e-3f64, |m, v| m.max(v.abs()));
+    for (i, (f, w)) in found.iter().zip(want).enumerate() {
+        assert!((f - w).abs() <= bound, "{what}[{i}]: want {w}, found {f}, bound {bound:e}");
+    }
+    Ok(())
+}
+
+/// All elements in row-major order, as f64.
+pub(crate) fn flat(t: &Tensor) -> Result<Vec<f64>> {
+    t.to_dtype(DType::F64)?.flatten_all()?.to_vec1()
+}
+
+/// The bits of all elements in row-major order: for comparisons that allow no rounding.
+pub(crate) fn bits(t: &Tensor) -> Result<Vec<u32>> {
+    Ok(t.flatten_all()?.to_vec1::<f32>()?.into_iter().map(f32::to_bits).collect())
+}
+
+/// d⟨weights, reference(inputs)⟩/d inputs[i]. With h = 1e-4 in f64 the truncation error is h²/6·f‴ ≈ 2e-9·f‴ and
+/// the rounding error 1e-16/h = 1e-12: both far below any f32 tolerance.
+fn central_difference(
+    reference: impl Fn(&[Tensor]) -> Result<Tensor>,
+    inputs: &[Tensor],
+    i: usize,
+    weights: &Tensor,
+) -> Result<Vec<f64>> {
+    const STEP: f64 = 1e-4;
+    let base = flat(&inputs[i])?;
+    let value_at = |j: usize, x: f64| -> Result<f64> {
+        let mut moved = base.clone();
+        moved[j] = x;
+        let mut inputs = inputs.to_vec();
+        inputs[i] = Tensor::from_vec(moved, inputs[i].shape(), &Device::Cpu)?;
+        reference(&inputs)?.mul(weights)?.sum_all()?.to_scalar::<f64>()
+    };
+    (0..base.len())
+        .map(|j| Ok((value_at(j, base[j] + STEP)? - value_at(j, base[j] - STEP)?) / (2.0 * STEP)))
+        .collect()
+}

@@ -1,0 +1,238 @@
+//! Fake quantization of weights: the value that ships, with a gradient.
+//!
+//! Knows no codec: values, scales and gradients are `qat_quant`'s. The forward value is `qat_quant::fake_quant`, hence
+//! `decode(encode(w))`, to the bit; there is no second expression for it, on any device. Backward is straight through
+//! (arXiv 1308.3432), clipped, or LSQ (arXiv 1902.08153) as `qat_quant::gradient` defines them.
+
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Device, Layout, Result, Shape, Tensor};
+use qat_quant::{Format, ScaleRule, Scales, gradient};
+
+use super::{Floats, blend, floats, floats_out};
+
+const NAME: &str = "fake_quant";
+
+/// How the gradient passes the quantizer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gradient {
+    /// dw = g.
+    Ste,
+    /// dw = g where w lies inside the grid, else 0.
+    ClippedSte,
+    /// As [`Gradient::ClippedSte`], and the scales (and biases) are trained too.
+    Lsq,
+}
+
+/// What happens to one weight matrix on its way into the forward pass.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct FakeQuant {
+    /// The grid that ships.
+    pub format: Format,
+    /// How gradients come back.
+    pub gradient: Gradient,
+    /// How scales are chosen from the weights in each forward pass; [`Gradient::Lsq`] doesn't use it.
+    pub rule: ScaleRule,
+    /// Warm-up from float (0) to quantized (1): the value is w + λ·(ŵ − w), and exactly ŵ at 1. The gradient is that
+    /// of the chosen estimator at any λ.
+    pub lambda: f32,
+}
+
+/// Fake-quantizes `w` `[rows, cols]` with scales chosen from `w` by `spec.rule`.
+///
+/// # Errors
+/// `cols` that the format can't hold, [`Gradient::Lsq`] (see [`fake_quant_learned`]), dtypes other than f32.
+pub fn fake_quant(w: &Tensor, spec: &FakeQuant) -> Result<Tensor> {
+    if spec.gradient == Gradient::Lsq {
+        candle_core::bail!("{NAME}: learned scales are operands: call fake_quant_learned");
+    }
+    if !w.device().is_cpu() {
+        return fake_quant(&w.to_device(&Device::Cpu)?, spec)?.to_device(w.device());
+    }
+    let (rows, cols) = held_by(spec.format, w)?;
+    let w = w.contiguous()?;
+    let scales = Scales::choose(spec.format, spec.rule, &Floats::of(NAME, &w)?, rows, cols);
+    w.apply_op1(Quantizer { spec: *spec, scales })
+}
+
+/// Fake-quantizes `w` `[rows, cols]` with learned `scale` `[groups]` and, for formats that have one, `bias`
+/// `[groups]`, in row-major group order.
+///
+/// Scales and biases are rounded to their storage type in the forward pass, which their gradients ignore (straight
+/// through). Those gradients carry LSQ's γ = 1/√(group·Qp), with Qp the highest code.
+///
+/// # Errors
+/// `cols` that the format can't hold, scales or biases of another length, a bias too many or too few, a gradient
+/// other than [`Gradient::Lsq`], dtypes other than f32.
+pub fn fake_quant_learned(
+    w: &Tensor,
+    scale: &Tensor,
+    bias: Option<&Tensor>,
+    spec: &FakeQuant,
+) -> Result<Tensor> {
+    if spec.gradient != Gradient::Lsq {
+        candle_core::bail!(
+            "{NAME}: {:?} chooses its scales from the weights: call fake_quant",
+            spec.gradient
+        );
+    }
+    if !w.device().is_cpu() {
+        let (cpu, home) = (Device::Cpu, w.device());
+        let bias = bias.map(|b| b.to_device(&cpu)).transpose()?;
+        let quantized =
+            fake_quant_learned(&w.to_device(&cpu)?, &scale.to_device(&cpu)?, bias.as_ref(), spec)?;
+        return quantized.to_device(home);
+    }
+    let (rows, cols) = held_by(spec.format, w)?;
+    let groups = spec.format.groups(rows, cols);
+    let biases = bias.map(|b| b.dims());
+    let want = spec.format.has_bias().then_some([groups]);
+    if scale.dims() != [groups] || biases != want.as_ref().map(|w| w.as_slice()) {
+        candle_core::bail!(
+            "{NAME}: {} of [{rows}, {cols}]: want scale [{groups}] and bias {want:?}, found {:?} and {biases:?}",
+            spec.format,
+            scale.dims()
+        );
+    }
+    let (w, scale) = (w.contiguous()?, scale.contiguous()?);
+    match bias {
+        None => {
+            let scales = Scales::rounded(spec.format, &Floats::of(NAME, &scale)?, &[]);
+            w.apply_op2(&scale, Quantizer { spec: *spec, scales })
+        }
+        Some(bias) => {
+            let bias = bias.contiguous()?;
+            let scales = Scales::rounded(spec.format, &Floats::of(NAME, &scale)?, &Floats::of(NAME, &bias)?);
+            w.apply_op3(&scale, &bias, Quantizer { spec: *spec, scales })
+        }
+    }
+}
+
+/// The shape of `w`, if `format` can hold it.
+fn held_by(format: Format, w: &Tensor) -> Result<(usize, usize)> {
+    let (rows, cols) = w.dims2()?;
+    format.check_row_len("weight", cols).map_err(candle_core::Error::wrap)?;
+    Ok((rows, cols))
+}
+
+/// With one operand scales come from the weights, with two and three they (and the biases) are operands: then
+/// `scales` are those operands, rounded as they will be stored.
+struct Quantizer {
+    spec: FakeQuant,
+    scales: Scales,
+}
+
+impl Quantizer {
+    fn forward(&self, w: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (rows, cols) = layout.shape().dims2()?;
+        let w = floats(NAME, w, layout)?;
+        let mut out = vec![0f32; w.len()];
+        qat_quant::fake_quant(self.spec.format, w, rows, cols, &self.scales, &mut out);
+        blend(w, &mut out, self.spec.lambda);
+        floats_out(out, (rows, cols))
+    }
+
+    /// dw, ds·γ and, for formats with biases, db·γ.
+    fn backward_learned(&self, w: &Tensor, grad: &Tensor) -> Result<(Tensor, Tensor, Option<Tensor>)> {
+        let (rows, cols) = w.dims2()?;
+        let format = self.spec.format;
+        let grad = grad.contiguous()?;
+        let mut dw = vec![0f32; rows * cols];
+        let (w, grad) = (Floats::of(NAME, w)?, Floats::of(NAME, &grad)?);
+        let sums = gradient::learned(format, &w, rows, cols, &self.scales, &grad, &mut dw);
+        let gamma = lsq_factor(format, rows, cols);
+        let vector = |sums: Vec<f32>| -> Result<Tensor> {
+            let scaled: Vec<f32> = sums.iter().map(|v| v * gamma).collect();
+            Tensor::from_vec(scaled, sums.len(), &Device::Cpu)
+        };
+        let db = if format.has_bias() { Some(vector(sums.bias)?) } else { None };
+        Ok((Tensor::from_vec(dw, (rows, cols), &Device::Cpu)?, vector(sums.scale)?, db))
+    }
+}
+
+/// γ = 1/√(group·Qp): brings the gradient of a scale to the size of the gradient of a weight (LSQ, section 2.2).
+fn lsq_factor(format: Format, rows: usize, cols: usize) -> f32 {
+    let group = format.group_len().unwrap_or(rows * cols);
+    let (_, highest) = format.levels();
+    ((group as f64 * f64::from(highest)).powf(-0.5)) as f32
+}
+
+impl CustomOp1 for Quantizer {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn cpu_fwd(&self, w: &CpuStorage, lw: &Layout) -> Result<(CpuStorage, Shape)> {
+        self.forward(w, lw)
+    }
+
+    fn bwd(&self, w: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        if self.spec.gradient == Gradient::Ste {
+            return Ok(Some(grad.clone()));
+        }
+        let (rows, cols) = w.dims2()?;
+        let grad = grad.contiguous()?;
+        let mut dw = vec![0f32; rows * cols];
+        let (w, grad) = (Floats::of(NAME, w)?, Floats::of(NAME, &grad)?);
+        gradient::clipped(self.spec.format, &w, rows, cols, &self.scales, &grad, &mut dw);
+        Tensor::from_vec(dw, (rows, cols), &Device::Cpu).map(Some)
+    }
+}
+
+impl CustomOp2 for Quantizer {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn cpu_fwd(
+        &self,
+        w: &CpuStorage,
+        lw: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        self.forward(w, lw)
+    }
+
+    fn bwd(
+        &self,
+        w: &Tensor,
+        _: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let (dw, ds, _) = self.backward_learned(w, grad)?;
+        Ok((Some(dw), Some(ds)))
+    }
+}
+
+impl CustomOp3 for Quantizer {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn cpu_fwd(
+        &self,
+        w: &CpuStorage,
+        lw: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        self.forward(w, lw)
+    }
+
+    fn bwd(
+        &self,
+        w: &Tensor,
+        _: &Tensor,
+        _: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let (dw, ds, db) = self.backward_learned(w, grad)?;
+        Ok((Some(dw), Some(ds), db))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,229 @@
+//! Fake quantization against the codec, to the bit, and against the definition of each gradient.
+
+use super::*;
+use crate::ops::check::{assert_close, bits, flat, uniform};
+use candle_core::Var;
+
+const ROWS: usize = 3;
+const COLS: usize = 256;
+const RULES: [ScaleRule; 2] = [ScaleRule::Absmax, ScaleRule::Mse];
+
+fn spec(format: Format, gradient: Gradient, lambda: f32) -> FakeQuant {
+    FakeQuant { format, gradient, rule: ScaleRule::Absmax, lambda }
+}
+
+/// A matrix, and scales and biases for it that leave some weights outside the grid and are not yet rounded.
+fn learned(format: Format) -> Result<(Tensor, Tensor, Option<Tensor>)> {
+    let w = uniform(20, 1.0, &[ROWS, COLS])?;
+    let chosen = Scales::choose(format, ScaleRule::Absmax, &Floats::of("test", &w)?, ROWS, COLS);
+    let scale: Vec<f32> = chosen.scale.iter().map(|s| s * 0.777).collect();
+    let bias: Vec<f32> = chosen.bias.iter().map(|b| b * 0.777).collect();
+    let groups = scale.len();
+    let bias = if bias.is_empty() { None } else { Some(Tensor::from_vec(bias, groups, &Device::Cpu)?) };
+    Ok((w, Tensor::from_vec(scale, groups, &Device::Cpu)?, bias))
+}
+
+/// The bits of `w` after it was packed on this grid and read back: what the runtime will see.
+fn packed_bits(format: Format, w: &Tensor, scales: &Scales) -> Result<Vec<u32>> {
+    let packed = qat_quant::pack("w", format, &Floats::of("test", w)?, ROWS, COLS, scales)
+        .map_err(candle_core::Error::wrap)?;
+    Ok(packed.as_ref().decode().into_iter().map(f32::to_bits).collect())
+}
+
+#[test]
+fn the_value_is_what_packing_and_reading_back_gives_to_the_bit_in_every_format() -> Result<()> {
+    let w = uniform(20, 1.0, &[ROWS, COLS])?;
+    for format in Format::all() {
+        for (gradient, rule) in [(Gradient::Ste, RULES[0]), (Gradient::ClippedSte, RULES[1])] {
+            let scales = Scales::choose(format, rule, &Floats::of("test", &w)?, ROWS, COLS);
+            let want = packed_bits(format, &w, &scales)?;
+            let found = fake_quant(&w, &FakeQuant { rule, ..spec(format, gradient, 1.0) })?;
+            assert_eq!(bits(&found)?, want, "{format} {rule}");
+            let strided =
+                fake_quant(&w.t()?.contiguous()?.t()?, &FakeQuant { rule, ..spec(format, gradient, 1.0) })?;
+            assert_eq!(bits(&strided)?, want, "{format} {rule}, transposed in memory");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn the_learned_value_is_what_packing_and_reading_back_gives_to_the_bit_in_every_format() -> Result<()> {
+    for format in Format::all() {
+        let (w, scale, bias) = learned(format)?;
+        let biases = bias.as_ref().map(|b| b.to_vec1::<f32>()).transpose()?.unwrap_or_default();
+        let stored = Scales::rounded(format, &scale.to_vec1::<f32>()?, &biases);
+        assert_ne!(stored.scale, scale.to_vec1::<f32>()?, "the test needs scales that rounding changes");
+        let want = packed_bits(format, &w, &stored)?;
+        let found = fake_quant_learned(&w, &scale, bias.as_ref(), &spec(format, Gradient::Lsq, 1.0))?;
+        assert_eq!(bits(&found)?, want, "{format}");
+    }
+    Ok(())
+}
+
+#[test]
+fn warm_up_goes_from_the_weight_to_the_quantized_value_in_a_straight_line() -> Result<()> {
+    let w = uniform(20, 1.0, &[ROWS, COLS])?;
+    let at = |lambda| fake_quant(&w, &spec(Format::TernaryG64, Gradient::Ste, lambda));
+    assert_eq!(bits(&at(0.0)?)?, bits(&w)?);
+    let middle = ((&w + at(1.0)?)? / 2.0)?;
+    // Three roundings of 6e-8.
+    assert_close("half way", &at(0.5)?, &flat(&middle)?, 2e-7)
+}
+
+#[test]
+fn straight_through_returns_the_gradient_to_the_bit_at_any_lambda() -> Result<()> {
+    let w = Var::from_tensor(&uniform(20, 1.0, &[ROWS, COLS])?)?;
+    let g = uniform(21, 1.0, &[ROWS, COLS])?;
+    for format in Format::all() {
+        for lambda in [0.25, 1.0] {
+            let grads =
+                fake_quant(&w, &spec(format, Gradient::Ste, lambda))?.mul(&g)?.sum_all()?.backward()?;
+            let Some(dw) = grads.get(&w) else { panic!("no gradient") };
+            assert_eq!(bits(dw)?, bits(&g)?, "{format}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn clipping_blocks_exactly_the_gradients_of_weights_outside_the_grid() -> Result<()> {
+    let w = Var::from_tensor(&uniform(20, 1.0, &[ROWS, COLS])?)?;
+    let g = uniform(21, 1.0, &[ROWS, COLS])?;
+    let values = w.flatten_all()?.to_vec1::<f32>()?;
+    for format in Format::all() {
+        let scales = Scales::choose(format, ScaleRule::Absmax, &values, ROWS, COLS);
+        let (lo, hi) = format.levels();
+        let margin = if format.is_ternary() { 0.5 } else { 0.0 };
+        let group = format.group_len().unwrap_or(ROWS * COLS);
+        let want: Vec<u32> = values
+            .iter()
+            .zip(g.flatten_all()?.to_vec1::<f32>()?)
+            .enumerate()
+            .map(|(i, (w, g))| {
+                let bias = scales.bias.get(i / group).copied().unwrap_or(0.0);
+                let u = (w - bias) / scales.scale[i / group];
+                let inside = u >= lo as f32 - margin && u <= hi as f32 + margin;
+                if inside { g.to_bits() } else { 0f32.to_bits() }
+            })
+            .collect();
+        let grads =
+            fake_quant(&w, &spec(format, Gradient::ClippedSte, 1.0))?.mul(&g)?.sum_all()?.backward()?;
+        let Some(dw) = grads.get(&w) else { panic!("no gradient") };
+        assert_eq!(bits(dw)?, want, "{format}");
+        if format.is_ternary() {
+            assert!(want.contains(&0), "{format}: the test needs weights outside the grid");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn learned_gradients_are_those_of_the_definition_in_every_format() -> Result<()> {
+    let g = uniform(21, 1.0, &[ROWS, COLS])?;
+    for format in Format::all() {
+        let (w, scale, bias) = learned(format)?;
+        let (w, scale) = (Var::from_tensor(&w)?, Var::from_tensor(&scale)?);
+        let bias = bias.map(|b| Var::from_tensor(&b)).transpose()?;
+        let quantized = fake_quant_learned(
+            &w,
+            &scale,
+            bias.as_ref().map(|b| b.as_tensor()),
+            &spec(format, Gradient::Lsq, 1.0),
+        )?;
+        let grads = quantized.mul(&g)?.sum_all()?.backward()?;
+        let want = defined_gradients(format, &w, &scale, bias.as_ref(), &g)?;
+        // Sums of up to 768 terms in lanes: 50 sequential roundings of 6e-8 bound 3e-6, of (w−b)/s another 1e-6.
+        for (what, var, want) in
+            [("dw", Some(&w), &want.0), ("ds", Some(&scale), &want.1), ("db", bias.as_ref(), &want.2)]
+        {
+            let Some(var) = var else { continue };
+            let Some(found) = grads.get(var) else { panic!("{format}: no {what}") };
+            assert_close(&format!("{format} {what}"), found, want, 4e-6)?;
+        }
+    }
+    Ok(())
+}
+
+/// dw, ds and db as finite differences of a piecewise linear function in f64: the quantizer with its codes frozen
+/// outside the grid and its rounding error frozen inside, which is what "straight through" means.
+fn defined_gradients(
+    format: Format,
+    w: &Tensor,
+    scale: &Tensor,
+    bias: Option<&Var>,
+    g: &Tensor,
+) -> Result<(Vec<f64>, Vec<f64>, Vec<f64>)> {
+    let biases = bias.map(|b| b.to_vec1::<f32>()).transpose()?.unwrap_or_default();
+    let stored = Scales::rounded(format, &scale.to_vec1::<f32>()?, &biases);
+    let (lo, hi) = (f64::from(format.levels().0), f64::from(format.levels().1));
+    let group = format.group_len().unwrap_or(ROWS * COLS);
+    let gamma = 1.0 / (group as f64 * hi).sqrt();
+    let (mut dw, mut ds, mut db) = (Vec::new(), vec![0.0; stored.scale.len()], vec![0.0; stored.bias.len()]);
+    for (i, (w, g)) in flat(w)?.into_iter().zip(flat(g)?).enumerate() {
+        let (s, b) =
+            (f64::from(stored.scale[i / group]), stored.bias.get(i / group).map_or(0.0, |&b| f64::from(b)));
+        let u = (w - b) / s;
+        let error = u.round_ties_even() - u;
+        // Straight through, ŵ moves like this when w, s and b move:
+        let value = |w: f64, s: f64, b: f64| {
+            if u < lo {
+                s * lo + b
+            } else if u > hi {
+                s * hi + b
+            } else {
+                s * ((w - b) / s + error) + b
+            }
+        };
+        // ŵ is linear in s and b, and a step of 2⁻²⁰ is exact: the differences have only f64's rounding.
+        let h = 2f64.powi(-20);
+        let difference = |up: f64, down: f64| g * (up - down) / (2.0 * h);
+        let passes = format.is_ternary() && u.abs() <= 1.5;
+        dw.push(if passes { g } else { difference(value(w + h, s, b), value(w - h, s, b)) });
+        ds[i / group] += gamma * difference(value(w, s + h, b), value(w, s - h, b));
+        if let Some(db) = db.get_mut(i / group) {
+            *db += gamma * difference(value(w, s, b + h), value(w, s, b - h));
+        }
+    }
+    Ok((dw, ds, db))
+}
+
+#[test]
+fn nan_weights_are_seen_in_the_value_unless_their_scale_is_zero_and_never_panic() -> Result<()> {
+    let mut values = uniform(20, 1.0, &[ROWS * COLS])?.to_vec1::<f32>()?;
+    values[5] = f32::NAN;
+    values[300] = f32::INFINITY;
+    let w = Tensor::from_vec(values, (ROWS, COLS), &Device::Cpu)?;
+    for format in Format::all() {
+        for rule in RULES {
+            let value = fake_quant(&w, &FakeQuant { rule, ..spec(format, Gradient::Ste, 1.0) })?;
+            let scales = Scales::choose(format, rule, &Floats::of("test", &w)?, ROWS, COLS);
+            let seen = scales.scale[0] != 0.0;
+            assert!(seen || rule == ScaleRule::Mse, "{format}: absmax hides a NaN weight");
+            assert_eq!(value.sum_all()?.to_scalar::<f32>()?.is_nan(), seen, "{format} {rule}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_row_that_the_format_cannot_hold_is_refused_with_formats_that_can() -> Result<()> {
+    let w = uniform(20, 1.0, &[4, 96])?;
+    let message = fake_quant(&w, &spec(Format::TernaryG64, Gradient::Ste, 1.0)).unwrap_err().to_string();
+    assert!(message.contains("96") && message.contains("int4-g32"), "{message}");
+    Ok(())
+}
+
+#[test]
+fn learned_scales_of_the_wrong_length_or_kind_are_refused() -> Result<()> {
+    let (w, scale, _) = learned(Format::Int4G32)?;
+    let lsq = spec(Format::Int4G32, Gradient::Lsq, 1.0);
+    let short = scale.narrow(0, 0, 5)?;
+    let message = fake_quant_learned(&w, &short, None, &lsq).unwrap_err().to_string();
+    assert!(message.contains("want scale [24] and bias None, found [5] and None"), "{message}");
+    let message = fake_quant_learned(&w, &scale, Some(&scale), &lsq).unwrap_err().to_string();
+    assert!(message.contains("bias None"), "{message}");
+    let message = fake_quant(&w, &lsq).unwrap_err().to_string();
+    assert!(message.contains("fake_quant_learned"), "{message}");
+    Ok(())
+}

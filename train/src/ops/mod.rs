@@ -1,0 +1,97 @@
+//! The differentiable operations of the trainer, one file each.
+//!
+//! Every operation takes and gives f32 tensors, contiguous or not. On the CPU it is one fused pass with a
+//! hand-written backward; on any other device it is a composition of candle operations that have gradients.
+//! The two are held to the same f64 reference. Knows no model, no optimizer and no loop.
+//!
+//! Invariants: results do not depend on the number of threads (work is cut by shape, partial sums are joined in
+//! order), and an operation never silently cuts the graph: where an input gets no gradient, its documentation says so.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod activations;
+mod attention;
+#[cfg(test)]
+pub(crate) mod check;
+mod cpu;
+mod embedding;
+mod fake_quant;
+pub(crate) mod lanes;
+mod linear;
+mod norm;
+mod rope;
+mod softmax;
+mod swiglu;
+mod tile;
+
+pub use activations::quantize_activations;
+pub use attention::causal_attention;
+pub use embedding::embedding;
+pub use fake_quant::{FakeQuant, Gradient, fake_quant, fake_quant_learned};
+pub use linear::linear;
+pub use norm::rms_norm;
+pub use rope::rope;
+pub use softmax::causal_softmax;
+pub use swiglu::swiglu;
+
+pub(crate) use cpu::{Floats, blend, floats, floats_out, for_each_chunk, rows_per_chunk};
+
+#[cfg(test)]
+mod tests {
+    use super::check::{bits, uniform};
+    use super::*;
+    use candle_core::{Device, Result, Tensor, Var};
+
+    /// The bits of an operation's value and of its gradients, computed on `threads` threads.
+    fn bits_on(
+        threads: usize,
+        op: impl Fn(&[Var]) -> Result<Tensor> + Sync,
+        shapes: &[&[usize]],
+    ) -> Result<Vec<Vec<u32>>> {
+        let pool =
+            rayon::ThreadPoolBuilder::new().num_threads(threads).build().map_err(candle_core::Error::wrap)?;
+        pool.install(|| {
+            let vars: Vec<Var> = shapes
+                .iter()
+                .enumerate()
+                .map(|(i, shape)| Var::from_tensor(&uniform(i as u64, 2.0, shape)?))
+                .collect::<Result<_>>()?;
+            let value = op(&vars)?;
+            let grads = value.mul(&uniform(99, 1.0, value.dims())?)?.sum_all()?.backward()?;
+            let gradients = vars.iter().filter_map(|v| grads.get(v)).map(bits);
+            std::iter::once(bits(&value)).chain(gradients).collect()
+        })
+    }
+
+    #[test]
+    fn results_do_not_depend_on_the_number_of_threads() -> Result<()> {
+        let ids = Tensor::from_vec((0..900u32).map(|i| i * i % 37).collect::<Vec<_>>(), 900, &Device::Cpu)?;
+        let angle = uniform(50, 3.0, &[300, 16])?;
+        let (cos, sin) = (angle.cos()?, angle.sin()?);
+        let format = qat_quant::Format::TernaryTensor;
+        let quantizer =
+            FakeQuant { format, gradient: Gradient::Lsq, rule: qat_quant::ScaleRule::Absmax, lambda: 0.5 };
+        type Op<'a> = Box<dyn Fn(&[Var]) -> Result<Tensor> + Sync + 'a>;
+        let heads: [usize; 4] = [2, 300, 2, 32];
+        // Large enough that every operation cuts its work into several chunks.
+        let ops: [(Op, &[&[usize]]); 8] = [
+            (Box::new(|x| rms_norm(&x[0], &x[1], 1e-5)), &[&[3000, 100], &[100]]),
+            (Box::new(|x| rope(&x[0], &cos, &sin)), &[&heads]),
+            (Box::new(|x| causal_softmax(&x[0], 0.3, 150)), &[&[4, 300, 150]]),
+            (
+                Box::new(|x| causal_attention(&x[0], &x[1], &x[2])),
+                &[&heads, &[2, 300, 1, 32], &[2, 300, 1, 32]],
+            ),
+            (Box::new(|x| swiglu(&x[0], &x[1])), &[&[700, 100], &[700, 100]]),
+            (Box::new(|x| embedding(&x[0], &ids)), &[&[37, 1000]]),
+            (Box::new(|x| quantize_activations(&x[0], 0.5)), &[&[700, 100]]),
+            (Box::new(|x| fake_quant_learned(&x[0], &x[1], None, &quantizer)), &[&[700, 100], &[1]]),
+        ];
+        for (i, (op, shapes)) in ops.iter().enumerate() {
+            let (one, five) = (bits_on(1, op, shapes)?, bits_on(5, op, shapes)?);
+            assert_eq!(one.len(), 1 + shapes.len(), "operation {i}: a gradient is missing");
+            assert!(one == five, "operation {i}");
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,161 @@
+//! The softmax of causal attention: query at position p sees keys 0..=p.
+//!
+//! Knows no heads: rows are positions modulo `t`. Masked entries are exactly zero in the value and in the gradient,
+//! and are never read.
+
+use candle_core::{CpuStorage, CustomOp1, D, Device, Layout, Result, Shape, Tensor};
+
+use super::{Floats, floats, floats_out, for_each_chunk, lanes};
+
+const NAME: &str = "causal_softmax";
+
+/// softmax(`scale`·`scores`) over the last dimension of `scores` `[.., q_rows, t]`, where row r is the query at
+/// position r mod `t` (several heads that share their keys may be stacked in `q_rows`) and sees positions up to its
+/// own. Entries after it are exactly 0.
+///
+/// # Errors
+/// A last dimension other than `t`, or `q_rows` that is no multiple of it; dtypes other than f32 on the CPU.
+pub fn causal_softmax(scores: &Tensor, scale: f32, t: usize) -> Result<Tensor> {
+    let (rows, columns) = (scores.dim(D::Minus2)?, scores.dim(D::Minus1)?);
+    if t == 0 || columns != t || rows % t != 0 {
+        candle_core::bail!("{NAME}: want [.., multiple of {t}, {t}], found {:?}", scores.dims());
+    }
+    if scores.device().is_cpu() {
+        scores.contiguous()?.apply_op1(CausalSoftmax { scale, t })
+    } else {
+        composed(scores, scale, t)
+    }
+}
+
+pub(super) fn composed(scores: &Tensor, scale: f32, t: usize) -> Result<Tensor> {
+    let scaled = (scores.reshape(((), t, t))? * f64::from(scale))?;
+    let visible = lower_triangle(t, scores.device())?.broadcast_as(scaled.shape())?;
+    // Far below any score yet finite: candle's Metal kernels are compiled with fast math, which assumes no infinity.
+    let masked = Tensor::full(-1e30f32, scaled.shape(), scores.device())?.to_dtype(scores.dtype())?;
+    let scaled = visible.where_cond(&scaled, &masked)?;
+    let shifted = scaled.broadcast_sub(&scaled.max_keepdim(D::Minus1)?.detach())?;
+    let weights = shifted.exp()?;
+    weights.broadcast_div(&weights.sum_keepdim(D::Minus1)?)?.reshape(scores.shape())
+}
+
+/// 1 where the column is not after the row, as u8 `[t, t]`.
+fn lower_triangle(t: usize, device: &Device) -> Result<Tensor> {
+    let positions = Tensor::arange(0u32, t as u32, device)?;
+    positions.reshape((1, t))?.broadcast_le(&positions.reshape((t, 1))?)
+}
+
+struct CausalSoftmax {
+    scale: f32,
+    t: usize,
+}
+
+impl CustomOp1 for CausalSoftmax {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn cpu_fwd(&self, scores: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (scores, t) = (floats(NAME, scores, layout)?, self.t);
+        let mut weights = vec![0f32; scores.len()];
+        for_each_chunk(
+            t,
+            [&mut weights],
+            [scores],
+            #[inline(always)]
+            |first, [weights], [scores]| {
+                for (i, (w, s)) in weights.chunks_exact_mut(t).zip(scores.chunks_exact(t)).enumerate() {
+                    let seen = (first + i) % t + 1;
+                    softmax_row(&s[..seen], self.scale, &mut w[..seen]);
+                }
+            },
+        );
+        floats_out(weights, layout.shape().clone())
+    }
+
+    /// ds = scale·w·(g − ⟨g, w⟩).
+    fn bwd(&self, scores: &Tensor, weights: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let t = self.t;
+        let grad = grad.contiguous()?;
+        let mut out = vec![0f32; scores.elem_count()];
+        for_each_chunk(
+            t,
+            [&mut out],
+            [&Floats::of(NAME, weights)?, &Floats::of(NAME, &grad)?],
+            #[inline(always)]
+            |first, [out], [w, g]| {
+                let rows = out.chunks_exact_mut(t).zip(w.chunks_exact(t).zip(g.chunks_exact(t)));
+                for (i, (out, (w, g))) in rows.enumerate() {
+                    let seen = (first + i) % t + 1;
+                    softmax_row_backward(&w[..seen], &g[..seen], self.scale, &mut out[..seen]);
+                }
+            },
+        );
+        Tensor::from_vec(out, scores.shape(), scores.device()).map(Some)
+    }
+}
+
+/// `w = softmax(scale·s)`. A NaN or +∞ among the scores makes the whole row NaN.
+#[inline(always)]
+pub(super) fn softmax_row(s: &[f32], scale: f32, w: &mut [f32]) {
+    let shift = lanes::max_of(s, |v| v * scale);
+    let total = lanes::map_sum(s, w, |v| lanes::exp(v * scale - shift));
+    lanes::scale(w, 1.0 / total);
+}
+
+#[inline(always)]
+pub(super) fn softmax_row_backward(w: &[f32], g: &[f32], scale: f32, out: &mut [f32]) {
+    let mean = lanes::dot(w, g);
+    for ((out, &w), &g) in out.iter_mut().zip(w).zip(g) {
+        *out = scale * w * (g - mean);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::check::{assert_matches, bits, uniform};
+
+    /// exp is good to 2.4e-7, its argument of magnitude ≤ 10 is rounded to 6e-7, the sum adds 8 roundings.
+    const TOLERANCE: f64 = 2e-6;
+
+    #[test]
+    fn value_and_gradient_agree_with_finite_differences() -> Result<()> {
+        for (shape, t) in [(vec![2, 1, 1], 1), (vec![2, 3, 14, 7], 7), (vec![20, 20], 20)] {
+            for scale in [0.35, -1.0] {
+                let inputs = [uniform(5, 5.0, &shape)?];
+                let reference = |x: &[Tensor]| composed(&x[0], scale, t);
+                assert_matches(|x| causal_softmax(&x[0], scale, t), reference, &inputs, TOLERANCE)?;
+                assert_matches(|x| composed(&x[0], scale, t), reference, &inputs, TOLERANCE)?;
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_score_in_the_future_is_never_read() -> Result<()> {
+        let t = 5;
+        let scores = uniform(6, 3.0, &[2 * t, t])?;
+        let mut poisoned = scores.to_vec2::<f32>()?;
+        for (r, row) in poisoned.iter_mut().enumerate() {
+            row[r % t + 1..].fill(f32::NAN);
+        }
+        let poisoned = Tensor::new(poisoned, scores.device())?;
+        let clean = causal_softmax(&scores, 0.5, t)?;
+        assert_eq!(bits(&clean)?, bits(&causal_softmax(&poisoned, 0.5, t)?)?);
+        for (r, row) in clean.to_vec2::<f32>()?.iter().enumerate() {
+            assert!(row[r % t + 1..].iter().all(|&v| v.to_bits() == 0), "row {r}: {row:?}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn nan_and_infinite_scores_give_nan_rows_and_no_panic() -> Result<()> {
+        for bad in [f32::NAN, f32::INFINITY] {
+            let scores = Tensor::new(&[[1f32, 0.0], [bad, 2.0]], &Device::Cpu)?;
+            let weights = causal_softmax(&scores, 1.0, 2)?.to_vec2::<f32>()?;
+            assert_eq!(weights[0], [1.0, 0.0]);
+            assert!(weights[1].iter().all(|v| v.is_nan()), "{weights:?}");
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,358 @@
+//! What will run: the recipe with every choice made and every value in range. Nothing below asks again.
+
+use std::path::PathBuf;
+
+use qat_infer::files::Activations;
+use qat_quant::{ScaleRule, kernels::FloatType};
+
+use super::{Recipe, Rules, raw};
+use crate::{Error, Result, ops::Gradient};
+
+/// Where the student's weights come from.
+#[derive(Debug, Clone)]
+pub enum Origin {
+    /// A Hugging Face directory.
+    Pretrained(PathBuf),
+    /// Random weights in the shape of a `config.json`, with a tokenizer.
+    Scratch {
+        /// The `config.json`.
+        config: PathBuf,
+        /// The `tokenizer.json`.
+        tokenizer: PathBuf,
+    },
+}
+
+/// Whom the student learns from.
+#[derive(Debug, Clone, PartialEq)]
+pub enum TeacherPlan {
+    /// Nobody: the text alone.
+    None,
+    /// The student's own float weights.
+    Latent,
+    /// A Hugging Face directory.
+    Model(PathBuf),
+}
+
+/// Weights of the loss terms.
+#[derive(Debug, Clone)]
+pub struct LossPlan {
+    /// Weight of the cross entropy.
+    pub cross_entropy: f64,
+    /// Divergences from the teacher with their weights, in the order in which they are added.
+    pub divergences: Vec<(crate::loss::Divergence, f64)>,
+    /// Temperature of the divergences.
+    pub temperature: f64,
+}
+
+/// Shape of the learning rate over the run.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Schedule {
+    /// Half a cosine from the peak to the end.
+    Cosine,
+    /// Stable, then a linear decay over this share of the steps.
+    Wsd {
+        /// Share of the steps spent decaying.
+        decay_share: f64,
+    },
+    /// The peak throughout.
+    Constant,
+}
+
+/// AdamW, its learning rates and their schedule.
+#[derive(Debug, Clone)]
+pub struct OptimPlan {
+    /// Peak learning rate of matrices.
+    pub lr: f64,
+    /// Peak learning rate of scales and biases of the grid, relative to the scale.
+    pub scale_lr: f64,
+    /// Peak learning rate of norms and bias vectors.
+    pub norm_lr: f64,
+    /// β₁ and β₂.
+    pub betas: [f64; 2],
+    /// ε.
+    pub eps: f64,
+    /// Decoupled decay of matrices.
+    pub weight_decay: f64,
+    /// Largest gradient norm, if any.
+    pub clip: Option<f64>,
+    /// Shape over time.
+    pub schedule: Schedule,
+    /// Steps of linear warm-up.
+    pub warmup_steps: usize,
+    /// Learning rate at the end as a share of the peak.
+    pub final_lr: f64,
+}
+
+/// What is written after training.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExportFormat {
+    /// The packed directory of this tool.
+    Qat,
+    /// Hugging Face float weights: the values of the packed grid.
+    Hf,
+}
+
+impl std::str::FromStr for ExportFormat {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Self> {
+        match s {
+            "qat" => Ok(Self::Qat),
+            "hf" => Ok(Self::Hf),
+            _ => Err(Error::Config(format!("export format {s:?}: want qat (packed) or hf (float)"))),
+        }
+    }
+}
+
+/// Export after training.
+#[derive(Debug, Clone)]
+pub struct ExportPlan {
+    /// Kind of directory.
+    pub format: ExportFormat,
+    /// Float type of `hf`.
+    pub dtype: FloatType,
+    /// Where; without it a folder of the run.
+    pub out: Option<PathBuf>,
+}
+
+/// Evaluation after export.
+#[derive(Debug, Clone)]
+pub struct EvalPlan {
+    /// Text to score, as listed.
+    pub data: Vec<String>,
+    /// Window in tokens.
+    pub ctx: usize,
+    /// Reference model.
+    pub against: Option<PathBuf>,
+    /// Put the model's beginning-of-sequence token in front of each window.
+    pub bos: bool,
+    /// Scale rules of the untrained baselines.
+    pub baselines: Vec<ScaleRule>,
+    /// Gates, as written.
+    pub require: Vec<String>,
+}
+
+/// A recipe in which every choice is made.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// The recipe it came from: kept with checkpoints, compared when resuming.
+    pub recipe: Recipe,
+    /// Where the student's weights come from.
+    pub origin: Origin,
+    /// The teacher.
+    pub teacher: TeacherPlan,
+    /// Formats by tensor.
+    pub rules: Rules,
+    /// How scales are chosen or start.
+    pub scales: ScaleRule,
+    /// How gradients pass the rounding.
+    pub gradient: Gradient,
+    /// Input of the quantized projections.
+    pub activations: Activations,
+    /// Loss terms.
+    pub loss: LossPlan,
+    /// Optimizer.
+    pub optim: OptimPlan,
+    /// Export after training.
+    pub export: Option<ExportPlan>,
+    /// Evaluation after export.
+    pub eval: Option<EvalPlan>,
+}
+
+impl Plan {
+    /// Checks `recipe` as a whole.
+    ///
+    /// # Errors
+    /// The first value out of range, with its key, or keys that don't go together.
+    pub fn new(recipe: &Recipe) -> Result<Self> {
+        let r = recipe;
+        check_ranges(r)?;
+        let quant = &r.quant;
+        let teacher = teacher(r)?;
+        Ok(Self {
+            origin: origin(&r.student)?,
+            loss: loss(&r.loss, &teacher)?,
+            teacher,
+            rules: Rules::new(&quant.weights, &quant.embeddings, &quant.head, &quant.overrides)?,
+            scales: scale_rule("quant.scales", &quant.scales)?,
+            gradient: match quant.gradient.as_str() {
+                "ste" => Gradient::Ste,
+                "clipped-ste" => Gradient::ClippedSte,
+                "lsq" => Gradient::Lsq,
+                other => return fail("quant.gradient", other, "ste, clipped-ste or lsq"),
+            },
+            activations: match quant.activations.as_str() {
+                "float" => Activations::Float,
+                "int8-token" => Activations::Int8Token,
+                other => return fail("quant.activations", other, "float or int8-token"),
+            },
+            optim: optim(&r.optim)?,
+            export: r.export.as_ref().map(export).transpose()?,
+            eval: r.eval.as_ref().map(|e| eval(e, r)).transpose()?,
+            recipe: r.clone(),
+        })
+    }
+}
+
+fn fail<T>(key: &str, value: impl std::fmt::Debug, want: &str) -> Result<T> {
+    Err(Error::Config(format!("{key} = {value:?}: want {want}")))
+}
+
+fn at_least(key: &str, value: usize, least: usize) -> Result<()> {
+    if value < least { fail(key, value, &format!("at least {least}")) } else { Ok(()) }
+}
+
+fn positive(key: &str, value: f64) -> Result<()> {
+    if value.is_finite() && value > 0.0 { Ok(()) } else { Err(Error::Config(format!("{key} = {value}: want a finite number above 0"))) }
+}
+
+fn not_negative(key: &str, value: f64) -> Result<()> {
+    if value.is_finite() && value >= 0.0 { Ok(()) } else { Err(Error::Config(format!("{key} = {value}: want a finite number, 0 or more"))) }
+}
+
+fn check_ranges(r: &Recipe) -> Result<()> {
+    at_least("train.steps", r.train.steps, 1)?;
+    at_least("train.batch", r.train.batch, 1)?;
+    at_least("train.accumulate", r.train.accumulate, 1)?;
+    at_least("train.log_every", r.train.log_every, 1)?;
+    at_least("train.valid_windows", r.train.valid_windows, 1)?;
+    at_least("train.keep_checkpoints", r.train.keep_checkpoints, 1)?;
+    at_least("data.ctx", r.data.ctx, 2)?;
+    positive("train.divergence", r.train.divergence)?;
+    if !(r.data.held_out > 0.0 && r.data.held_out <= 0.5) {
+        return fail("data.held_out", r.data.held_out, "more than 0 and at most 0.5");
+    }
+    not_empty("data.train", &r.data.train)?;
+    for (key, size) in [
+        ("student.layers", r.student.layers),
+        ("student.hidden_size", r.student.hidden_size),
+        ("student.intermediate_size", r.student.intermediate_size),
+        ("student.pad_intermediate", r.student.pad_intermediate),
+    ] {
+        if size == Some(0) {
+            return fail(key, 0, "at least 1");
+        }
+    }
+    Ok(())
+}
+
+fn not_empty(key: &str, list: &[String]) -> Result<()> {
+    if list.is_empty() { fail(key, list, "at least one file") } else { Ok(()) }
+}
+
+fn origin(student: &raw::Student) -> Result<Origin> {
+    match (&student.from, &student.scratch) {
+        (Some(from), None) => Ok(Origin::Pretrained(from.into())),
+        (None, Some(s)) => Ok(Origin::Scratch { config: (&s.config).into(), tokenizer: (&s.tokenizer).into() }),
+        (None, None) => Err(Error::Config("[student]: want `from` (a model directory) or [student.scratch]".into())),
+        (Some(_), Some(_)) => Err(Error::Config("[student]: `from` and [student.scratch] exclude each other".into())),
+    }
+}
+
+fn teacher(r: &Recipe) -> Result<TeacherPlan> {
+    Ok(match &r.teacher {
+        None => TeacherPlan::None,
+        Some(t) if t.model == "latent" => TeacherPlan::Latent,
+        Some(t) if t.model.is_empty() => return fail("teacher.model", &t.model, "a model directory or latent"),
+        Some(t) => TeacherPlan::Model((&t.model).into()),
+    })
+}
+
+fn loss(l: &raw::Loss, teacher: &TeacherPlan) -> Result<LossPlan> {
+    use crate::loss::Divergence;
+    positive("loss.temperature", l.temperature)?;
+    not_negative("loss.cross_entropy", l.cross_entropy)?;
+    if !(l.jsd_beta > 0.0 && l.jsd_beta < 1.0) {
+        return fail("loss.jsd_beta", l.jsd_beta, "a number between 0 and 1");
+    }
+    let terms = [
+        ("loss.forward_kl", l.forward_kl, Divergence::ForwardKl),
+        ("loss.reverse_kl", l.reverse_kl, Divergence::ReverseKl),
+        ("loss.jsd", l.jsd, Divergence::Jsd { beta: l.jsd_beta as f32 }),
+    ];
+    let mut divergences = Vec::new();
+    for (key, weight, kind) in terms {
+        not_negative(key, weight)?;
+        if weight > 0.0 {
+            if *teacher == TeacherPlan::None {
+                return Err(Error::Config(format!("{key} = {weight}: needs a [teacher]")));
+            }
+            divergences.push((kind, weight));
+        }
+    }
+    if l.cross_entropy == 0.0 && divergences.is_empty() {
+        return Err(Error::Config("[loss]: every weight is 0; set cross_entropy, forward_kl, reverse_kl or jsd".into()));
+    }
+    Ok(LossPlan { cross_entropy: l.cross_entropy, divergences, temperature: l.temperature })
+}
+
+fn optim(o: &raw::Optim) -> Result<OptimPlan> {
+    positive("optim.lr", o.lr)?;
+    not_negative("optim.scale_lr", o.scale_lr)?;
+    let norm_lr = o.norm_lr.unwrap_or(o.lr);
+    not_negative("optim.norm_lr", norm_lr)?;
+    for beta in o.betas {
+        if !(0.0..1.0).contains(&beta) {
+            return fail("optim.betas", o.betas, "two numbers from 0 to below 1");
+        }
+    }
+    positive("optim.eps", o.eps)?;
+    not_negative("optim.weight_decay", o.weight_decay)?;
+    not_negative("optim.clip", o.clip)?;
+    if !(0.0..=1.0).contains(&o.final_lr) {
+        return fail("optim.final_lr", o.final_lr, "a share from 0 to 1");
+    }
+    if !(o.decay_share > 0.0 && o.decay_share <= 1.0) {
+        return fail("optim.decay_share", o.decay_share, "a share above 0 and at most 1");
+    }
+    let schedule = match o.schedule.as_str() {
+        "cosine" => Schedule::Cosine,
+        "wsd" => Schedule::Wsd { decay_share: o.decay_share },
+        "constant" => Schedule::Constant,
+        other => return fail("optim.schedule", other, "cosine, wsd or constant"),
+    };
+    Ok(OptimPlan {
+        lr: o.lr,
+        scale_lr: o.scale_lr,
+        norm_lr,
+        betas: o.betas,
+        eps: o.eps,
+        weight_decay: o.weight_decay,
+        clip: (o.clip > 0.0).then_some(o.clip),
+        schedule,
+        warmup_steps: o.warmup_steps,
+        final_lr: o.final_lr,
+    })
+}
+
+fn export(e: &raw::Export) -> Result<ExportPlan> {
+    let format = e.format.parse().map_err(|e| Error::Config(format!("export.format: {e}")))?;
+    let dtype = match e.dtype.as_str() {
+        "f32" => FloatType::F32,
+        "f16" => FloatType::F16,
+        "bf16" => FloatType::BF16,
+        other => return fail("export.dtype", other, "f32, f16 or bf16"),
+    };
+    Ok(ExportPlan { format, dtype, out: e.out.as_ref().map(PathBuf::from) })
+}
+
+fn eval(e: &raw::Eval, r: &Recipe) -> Result<EvalPlan> {
+    if r.export.is_none() {
+        return Err(Error::Config("[eval] scores the exported model: add [export] with format = \"qat\"".into()));
+    }
+    let ctx = e.ctx.unwrap_or(r.data.ctx);
+    at_least("eval.ctx", ctx, 2)?;
+    not_empty("eval.data", &e.data)?;
+    Ok(EvalPlan {
+        data: e.data.clone(),
+        ctx,
+        bos: e.bos,
+        against: e.against.as_ref().map(PathBuf::from),
+        baselines: e.baselines.iter().map(|b| scale_rule("eval.baselines", b)).collect::<Result<_>>()?,
+        require: e.require.clone(),
+    })
+}
+
+fn scale_rule(key: &str, spelling: &str) -> Result<ScaleRule> {
+    spelling.parse().map_err(|e| Error::Config(format!("{key} = {spelling:?}: {e}")))
+}

@@ -1,0 +1,321 @@
+//! What the user wrote: the TOML schema, key for key, with its defaults.
+//!
+//! Knows no files and no models; checks nothing but spelling and types. [`super::Plan`] is the checked form, in which nothing is
+//! optional any more. Every table refuses unknown keys, so that a misspelt one is an error and not a silent default.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// A whole recipe, as read from TOML.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// Seed of everything random: batch order, initial weights of a student from scratch.
+    #[serde(default)]
+    pub seed: u64,
+    /// What is trained.
+    pub student: Student,
+    /// Whom it learns from; without this table only `loss.cross_entropy` can be used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub teacher: Option<Teacher>,
+    /// Number formats of the student's matrices.
+    pub quant: Quant,
+    /// Text to learn from.
+    pub data: Data,
+    /// Weights of the loss terms.
+    #[serde(default)]
+    pub loss: Loss,
+    /// The optimizer and its schedule.
+    #[serde(default)]
+    pub optim: Optim,
+    /// How long, how often.
+    pub train: Train,
+    /// Export after training.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub export: Option<Export>,
+    /// Evaluation of the exported model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eval: Option<Eval>,
+    /// Named changes to the recipe (dotted key → value); each is a run of its own under `OUT/NAME`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub variants: BTreeMap<String, toml::Table>,
+}
+
+/// `[student]`: where the trained weights come from.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Student {
+    /// Hugging Face directory whose weights the student starts from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+    /// Start from random weights of this shape instead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scratch: Option<Scratch>,
+    /// Depth pruning: number of layers kept, spread evenly, first and last always among them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layers: Option<usize>,
+    /// Width pruning: channels of the residual stream kept, the most active ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hidden_size: Option<usize>,
+    /// Width pruning: neurons kept in each MLP, the most active ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub intermediate_size: Option<usize>,
+    /// Add neurons that compute nothing to each MLP until its width is a multiple of this, so that a format's blocks fit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pad_intermediate: Option<usize>,
+}
+
+/// `[student.scratch]`: a student without a past.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Scratch {
+    /// Hugging Face `config.json` that gives the shape.
+    pub config: String,
+    /// `tokenizer.json` it is trained with.
+    pub tokenizer: String,
+}
+
+/// `[teacher]`: the model whose predictions are the target.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Teacher {
+    /// A Hugging Face directory, or `latent`: the student's own float weights of the moment, without quantization.
+    pub model: String,
+}
+
+/// `[quant]`: which matrix is held in which format, and how gradients pass the rounding.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Quant {
+    /// Format of the projections inside the layers, or `float`.
+    pub weights: String,
+    /// Format of the embedding table (and so of a tied head), or `float`.
+    #[serde(default = "int8")]
+    pub embeddings: String,
+    /// Format of an untied output head, or `float`.
+    #[serde(default = "int8")]
+    pub head: String,
+    /// Tensor-name glob → format or `float`; the longest glob that matches wins over the three keys above.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub overrides: BTreeMap<String, String>,
+    /// How scales are chosen: `absmax` (each runtime's own rule) or `mse`. With `gradient = "lsq"`: how they start.
+    #[serde(default = "mse")]
+    pub scales: String,
+    /// `ste` (straight-through), `clipped-ste`, or `lsq` (scales are learned too).
+    #[serde(default = "lsq")]
+    pub gradient: String,
+    /// Input of the quantized projections: `float` or `int8-token`.
+    #[serde(default = "float")]
+    pub activations: String,
+    /// Steps over which rounding is blended in (λ from 1/n to 1); 0 rounds fully from the first step.
+    #[serde(default)]
+    pub warmup_steps: usize,
+}
+
+/// `[data]`: text in, windows of tokens out.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Data {
+    /// Files, globs or `stories:seed=…,bytes=…` to train on.
+    pub train: Vec<String>,
+    /// The same for validation during training; without it, the tail of the training tokens is held out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub valid: Vec<String>,
+    /// Share of the training tokens held out when `valid` is not given.
+    #[serde(default = "held_out")]
+    pub held_out: f64,
+    /// Tokens in a training window.
+    pub ctx: usize,
+    /// JSONL field or Parquet column with the text.
+    #[serde(default = "text")]
+    pub field: String,
+    /// Text that separates documents in plain text files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub separator: Option<String>,
+    /// Put the model's beginning-of-sequence token before each document.
+    #[serde(default)]
+    pub bos: bool,
+    /// Put the model's end-of-sequence token after each document; without this key, where the model names one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eos: Option<bool>,
+}
+
+/// `[loss]`: weights of the terms, and what they need.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Loss {
+    /// Weight of the cross entropy with the text.
+    pub cross_entropy: f64,
+    /// Weight of KL(teacher ‖ student).
+    pub forward_kl: f64,
+    /// Weight of KL(student ‖ teacher).
+    pub reverse_kl: f64,
+    /// Weight of the generalized Jensen–Shannon divergence.
+    pub jsd: f64,
+    /// Its β: towards 0 it acts like forward, towards 1 like reverse KL.
+    pub jsd_beta: f64,
+    /// Temperature of the divergences.
+    pub temperature: f64,
+}
+
+impl Default for Loss {
+    fn default() -> Self {
+        Self { cross_entropy: 0.0, forward_kl: 0.0, reverse_kl: 0.0, jsd: 0.0, jsd_beta: 0.5, temperature: 1.0 }
+    }
+}
+
+/// `[optim]`: AdamW and the learning-rate schedule.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Optim {
+    /// Peak learning rate of the matrices.
+    pub lr: f64,
+    /// Peak learning rate of learned scales and biases, relative to each scale's size.
+    pub scale_lr: f64,
+    /// Peak learning rate of norms and bias vectors; without it, `lr`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub norm_lr: Option<f64>,
+    /// Decay rates of the two moments.
+    pub betas: [f64; 2],
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Decoupled weight decay of the matrices; scales, norms and biases have none.
+    pub weight_decay: f64,
+    /// Largest global gradient norm (matrices and norms together, scales by themselves); 0 never clips.
+    pub clip: f64,
+    /// `cosine`, `wsd` (warm-up, stable, linear decay) or `constant`.
+    pub schedule: String,
+    /// Steps of linear warm-up.
+    pub warmup_steps: usize,
+    /// `wsd`: share of the steps spent decaying.
+    pub decay_share: f64,
+    /// Learning rate at the end, as a share of the peak.
+    pub final_lr: f64,
+}
+
+impl Default for Optim {
+    fn default() -> Self {
+        Self {
+            lr: 1e-4,
+            scale_lr: 1e-3,
+            norm_lr: None,
+            betas: [0.9, 0.95],
+            eps: 1e-8,
+            weight_decay: 0.0,
+            clip: 1.0,
+            schedule: "cosine".into(),
+            warmup_steps: 20,
+            decay_share: 0.33,
+            final_lr: 0.05,
+        }
+    }
+}
+
+/// `[train]`: how long, how often.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Train {
+    /// Optimizer steps.
+    pub steps: usize,
+    /// Windows in a micro-batch.
+    pub batch: usize,
+    /// Micro-batches added up to one step.
+    #[serde(default = "one")]
+    pub accumulate: usize,
+    /// Steps between lines of `log.jsonl`.
+    #[serde(default = "ten")]
+    pub log_every: usize,
+    /// Steps between validations; 0 validates at the end only.
+    #[serde(default)]
+    pub valid_every: usize,
+    /// Windows scored in a validation.
+    #[serde(default = "valid_windows")]
+    pub valid_windows: usize,
+    /// Steps between checkpoints; 0 saves at the end only.
+    #[serde(default = "hundred")]
+    pub checkpoint_every: usize,
+    /// Checkpoints kept; the newest ones.
+    #[serde(default = "two")]
+    pub keep_checkpoints: usize,
+    /// Stop when the loss has been this many nats above its start for ten steps in a row.
+    #[serde(default = "divergence")]
+    pub divergence: f64,
+}
+
+/// `[export]`: the packed model written when training is done.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Export {
+    /// `qat` (packed) or `hf` (float values of the packed grid).
+    pub format: String,
+    /// `hf`: `f32`, or `f16` or `bf16` for a student that is not quantized.
+    #[serde(default = "f32")]
+    pub dtype: String,
+    /// Directory; without it `OUT/FORMAT`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub out: Option<String>,
+}
+
+/// `[eval]`: what the exported model is scored on.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Eval {
+    /// Text to score: files or `stories:…`.
+    pub data: Vec<String>,
+    /// Window; without it `data.ctx`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ctx: Option<usize>,
+    /// Put the model's beginning-of-sequence token in front of each window.
+    #[serde(default)]
+    pub bos: bool,
+    /// Model whose predictions are the reference of KL and same-top-1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub against: Option<String>,
+    /// Scale rules whose untrained rounding of the student's start is scored beside it: `absmax`, `mse`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub baselines: Vec<String>,
+    /// Gates such as `kl<0.05` that set the exit code.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub require: Vec<String>,
+}
+
+fn int8() -> String {
+    "int8-g32".into()
+}
+fn mse() -> String {
+    "mse".into()
+}
+fn lsq() -> String {
+    "lsq".into()
+}
+fn float() -> String {
+    "float".into()
+}
+fn f32() -> String {
+    "f32".into()
+}
+fn text() -> String {
+    "text".into()
+}
+fn held_out() -> f64 {
+    0.01
+}
+fn one() -> usize {
+    1
+}
+fn two() -> usize {
+    2
+}
+fn ten() -> usize {
+    10
+}
+fn hundred() -> usize {
+    100
+}
+fn valid_windows() -> usize {
+    32
+}
+fn divergence() -> f64 {
+    5.0
+}

@@ -1,0 +1,117 @@
+//! A model's tensors as plain f32 on the host, on their way from a directory (or a seed) to trainable variables.
+//!
+//! Knows no autograd. Invariant: holds exactly the tensors that `params(config)` lists, each with that shape.
+
+use std::{collections::BTreeMap, path::Path};
+
+use candle_core::{Device, Tensor};
+use qat_infer::{
+    files::HfDir,
+    model::{Config, Decoder, Param, Role, Weights, names, params},
+};
+use rand::{Rng as _, SeedableRng as _};
+use rand_chacha::ChaCha8Rng;
+
+use crate::{Error, Result, exec::Matrix};
+
+/// Configuration and f32 tensors of a model.
+#[derive(Debug, Clone)]
+pub struct Floats {
+    /// Shapes.
+    pub config: Config,
+    /// Row-major values by Hugging Face name.
+    pub tensors: BTreeMap<String, Vec<f32>>,
+}
+
+impl Floats {
+    /// Reads every tensor that `config` implies.
+    ///
+    /// # Errors
+    /// A tensor that is missing, of another shape, or not finite.
+    pub fn read(dir: &HfDir, config: Config) -> Result<Self> {
+        let mut tensors = BTreeMap::new();
+        for param in params(&config) {
+            let stored = names::stored_name(&param, &config, |name| dir.tensors.contains(name));
+            tensors.insert(param.name.clone(), dir.tensors.f32(stored, &param.shape)?);
+        }
+        Ok(Self { config, tensors })
+    }
+
+    /// Random weights: N(0, 0.02²) for matrices, with the projections that write into the residual stream smaller by
+    /// √(2·layers) (GPT-2, section 2.3), ones for norms, zeros for biases.
+    pub fn random(config: Config, seed: u64) -> Self {
+        let residual = 1.0 / (2.0 * config.layers as f32).sqrt();
+        let mut tensors = BTreeMap::new();
+        for (index, param) in params(&config).iter().enumerate() {
+            let mut rng = ChaCha8Rng::seed_from_u64(seed);
+            rng.set_stream(index as u64);
+            let len = param.shape.iter().product();
+            let values = match param.role {
+                Role::Norm => vec![1.0; len],
+                Role::Bias => vec![0.0; len],
+                _ => {
+                    let writes = param.name.contains("o_proj") || param.name.contains("down_proj");
+                    let std = 0.02 * if writes { residual } else { 1.0 };
+                    (0..len).map(|_| std * gaussian(&mut rng)).collect()
+                }
+            };
+            tensors.insert(param.name.clone(), values);
+        }
+        Self { config, tensors }
+    }
+
+    /// All zeros: a place for values that are restored from a checkpoint.
+    pub fn zeros(config: Config) -> Self {
+        let zeros = |p: Param| (p.name, vec![0.0; p.shape.iter().product()]);
+        Self { tensors: params(&config).into_iter().map(zeros).collect(), config }
+    }
+
+    /// The values of one tensor.
+    pub(crate) fn values(&self, name: &str) -> Result<&[f32]> {
+        let values = self.tensors.get(name).ok_or_else(|| Error::Config(format!("{name}: no such tensor")))?;
+        Ok(values)
+    }
+
+    /// A decoder over constant tensors on `device`: a teacher, or a float model to be probed.
+    ///
+    /// # Errors
+    /// The device is out of memory.
+    pub fn decoder(&self, device: &Device) -> Result<Decoder<Matrix, Tensor>> {
+        Decoder::build(self.config.clone(), &mut Constants { floats: self, device })
+    }
+}
+
+/// Box–Muller: a standard normal number.
+fn gaussian(rng: &mut ChaCha8Rng) -> f32 {
+    let radius = (-2.0 * (1.0 - rng.random::<f64>()).ln()).sqrt();
+    (radius * (std::f64::consts::TAU * rng.random::<f64>()).cos()) as f32
+}
+
+struct Constants<'a> {
+    floats: &'a Floats,
+    device: &'a Device,
+}
+
+impl Weights for Constants<'_> {
+    type M = Matrix;
+    type V = Tensor;
+    type Error = Error;
+
+    fn matrix(&mut self, param: &Param) -> Result<Matrix> {
+        Ok(Matrix { weight: self.vector(param)?, int8_inputs: None })
+    }
+
+    fn vector(&mut self, param: &Param) -> Result<Tensor> {
+        Ok(Tensor::from_slice(self.floats.values(&param.name)?, param.shape.as_slice(), self.device)?)
+    }
+}
+
+/// Reads the `config.json` at `path`.
+///
+/// # Errors
+/// The file can't be read, is no JSON, or describes a model that is not supported.
+pub fn read_config(path: &Path) -> Result<Config> {
+    let text = std::fs::read_to_string(path).map_err(|e| Error::io("cannot read the model's config", path, e))?;
+    let value = serde_json::from_str(&text).map_err(|e| Error::file(path, format!("not valid JSON: {e}")))?;
+    Ok(Config::from_json(&value, path)?)
+}

@@ -1,0 +1,209 @@
+//! The loop: batches in, gradients through the quantizer, checkpoints out.
+//!
+//! Prints nothing and knows no command line: it reports [`Event`]s and obeys a stop flag. Invariants: a step depends on
+//! the seed, the step number and the weights alone, so that a run that was stopped ends with the same bits as one that was
+//! not; whatever goes wrong, the last good checkpoint stays.
+
+mod event;
+mod objective;
+mod prepare;
+mod teacher;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
+    time::Instant,
+};
+
+use candle_core::{Device, Tensor};
+
+pub use event::{Event, Log, StepLog, ValidLog};
+pub use prepare::{Start, student_dir};
+
+use self::{
+    objective::{Objective, Sums, every_variable_learns},
+    prepare::Prepared,
+};
+use crate::{
+    Error, Result,
+    checkpoint::{State, VERSION},
+    recipe::Plan,
+    schedule,
+};
+
+/// One run: a plan, a place and a device.
+#[derive(Debug)]
+pub struct Job<'a> {
+    /// What to do.
+    pub plan: &'a Plan,
+    /// Folder of the run.
+    pub out: &'a Path,
+    /// Folder of token files, shared between runs.
+    pub cache: &'a Path,
+    /// Where tensors live.
+    pub device: Device,
+    /// What to do about a run that is there already.
+    pub start: Start,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// All steps are done.
+    Finished,
+    /// The stop flag was raised; a checkpoint holds the steps done.
+    Stopped {
+        /// Steps done.
+        step: usize,
+    },
+}
+
+/// Trains until the plan's last step, or until `stop` is raised; then saves and returns.
+///
+/// # Errors
+/// Bad input of any kind before the first step; after it, a loss that is not finite or diverges, and a full disk. The last
+/// checkpoint is whole in every case.
+pub fn train(job: &Job, report: &mut dyn FnMut(Event), stop: &AtomicBool) -> Result<Outcome> {
+    let mut run = Prepared::new(job, report, stop)?;
+    let settings = &job.plan.recipe.train;
+    let mut interval = Interval::begin(run.step);
+    while run.step < settings.steps {
+        if stop.load(Ordering::Relaxed) {
+            save(job, &mut run, report)?;
+            return Ok(Outcome::Stopped { step: run.step });
+        }
+        let (sums, norm) = take_step(job, &mut run)?;
+        interval.sums.add(&sums);
+        let last = run.step == settings.steps;
+        if last || run.step % settings.log_every == 0 {
+            let line = interval.close(job.plan, run.step, norm, run.step_tokens(job.plan));
+            run.log.add(&line)?;
+            report(Event::Step(line));
+        }
+        if last || (settings.valid_every > 0 && run.step % settings.valid_every == 0) {
+            validate(job, &mut run, report)?;
+            interval.began = Instant::now();
+        }
+        if last || (settings.checkpoint_every > 0 && run.step % settings.checkpoint_every == 0) {
+            save(job, &mut run, report)?;
+        }
+    }
+    Ok(Outcome::Finished)
+}
+
+/// One optimizer step: gradients of `accumulate` micro-batches, then AdamW.
+fn take_step(job: &Job, run: &mut Prepared) -> Result<(Sums, f64)> {
+    let plan = job.plan;
+    let settings = &plan.recipe.train;
+    let lambda = schedule::rounding(run.step, plan.recipe.quant.warmup_steps);
+    let tokens = run.step_tokens(plan);
+    let objective = Objective { plan: &plan.loss, teacher: &run.teacher, rope: &run.rope, ctx: plan.recipe.data.ctx };
+    let mut gradients: Vec<Tensor> = Vec::new();
+    let mut sums = Sums::default();
+    for micro in 0..settings.accumulate {
+        let batch = run.batches.at((run.step * settings.accumulate + micro) as u64);
+        sums.add(&objective.accumulate(&run.student, &batch, lambda, tokens, &mut gradients)?);
+    }
+    let loss = sums.loss / tokens as f64;
+    if run.step == 0 {
+        every_variable_learns(run.student.variables(), &gradients)?;
+        run.start_loss = loss;
+    }
+    run.check_loss(loss, plan)?;
+    let rate = schedule::learning_rate(&plan.optim, run.step, settings.steps);
+    let norm = run.optimizer.step(run.student.variables(), &mut gradients, rate)?;
+    if !norm.is_finite() {
+        return Err(run.broken(&format!("the gradient's norm is {norm}")));
+    }
+    run.step += 1;
+    Ok((sums, norm))
+}
+
+fn validate(job: &Job, run: &mut Prepared, report: &mut dyn FnMut(Event)) -> Result<()> {
+    let plan = job.plan;
+    let objective = Objective { plan: &plan.loss, teacher: &run.teacher, rope: &run.rope, ctx: plan.recipe.data.ctx };
+    let (valid_cross_entropy, valid_kl) = objective.validate(&run.student, run.valid.iter())?;
+    let line = ValidLog { step: run.step, valid_cross_entropy, valid_kl };
+    run.log.add(&line)?;
+    report(Event::Valid(line));
+    Ok(())
+}
+
+fn save(job: &Job, run: &mut Prepared, report: &mut dyn FnMut(Event)) -> Result<()> {
+    if run.saved == Some(run.step) {
+        return Ok(());
+    }
+    let state = State {
+        qat: VERSION,
+        step: run.step,
+        recipe: job.plan.recipe.clone(),
+        cursor: run.batches.cursor((run.step * job.plan.recipe.train.accumulate) as u64),
+        start_loss: run.start_loss,
+        sha256: Default::default(),
+    };
+    let keep = job.plan.recipe.train.keep_checkpoints;
+    let path: PathBuf = run.checkpoints.save(state, run.student.variables(), &run.optimizer, keep)?;
+    run.saved = Some(run.step);
+    report(Event::Saved { step: run.step, path });
+    Ok(())
+}
+
+/// Sums since the last line of the log.
+struct Interval {
+    first_step: usize,
+    began: Instant,
+    sums: Sums,
+}
+
+impl Interval {
+    fn begin(step: usize) -> Self {
+        Self { first_step: step, began: Instant::now(), sums: Sums::default() }
+    }
+
+    /// The line for the steps so far; a new interval begins.
+    fn close(&mut self, plan: &Plan, step: usize, grad_norm: f64, step_tokens: usize) -> StepLog {
+        let done = std::mem::replace(self, Self::begin(step));
+        let tokens = ((step - done.first_step) * step_tokens) as f64;
+        let steps = plan.recipe.train.steps;
+        StepLog {
+            step,
+            loss: done.sums.loss / tokens,
+            terms: done.sums.terms.into_iter().map(|(name, sum)| (name, sum / tokens)).collect(),
+            lr: plan.optim.lr * schedule::learning_rate(&plan.optim, step - 1, steps),
+            lambda: schedule::rounding(step - 1, plan.recipe.quant.warmup_steps),
+            grad_norm,
+            tokens: (step * step_tokens) as u64,
+            tps: tokens / done.began.elapsed().as_secs_f64().max(1e-9),
+        }
+    }
+}
+
+impl Prepared {
+    fn step_tokens(&self, plan: &Plan) -> usize {
+        plan.recipe.train.batch * plan.recipe.train.accumulate * plan.recipe.data.ctx
+    }
+
+    /// A loss that can't be followed ends the run before it can spoil the weights.
+    fn check_loss(&mut self, loss: f64, plan: &Plan) -> Result<()> {
+        if !loss.is_finite() {
+            return Err(self.broken(&format!("the loss is {loss}")));
+        }
+        let limit = self.start_loss + plan.recipe.train.divergence;
+        self.steps_above = if loss > limit { self.steps_above + 1 } else { 0 };
+        if self.steps_above < 10 {
+            return Ok(());
+        }
+        Err(self.broken(&format!("the loss {loss:.3} has been above {limit:.3} (start + train.divergence) for ten steps")))
+    }
+
+    fn broken(&self, what: &str) -> Error {
+        let kept = match self.saved {
+            Some(step) => format!("the checkpoint of step {step} is kept"),
+            None => "no checkpoint was written yet".to_owned(),
+        };
+        Error::Data(format!(
+            "step {}: {what}; {kept}; lower optim.lr or optim.scale_lr, or lengthen optim.warmup_steps",
+            self.step + 1
+        ))
+    }
+}

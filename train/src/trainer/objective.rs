@@ -1,0 +1,167 @@
+//! The weighted sum of the loss terms and its gradient, one micro-batch at a time.
+//!
+//! Losses are sums over tokens; the one division, by the tokens of the whole step, is here.
+
+use std::collections::BTreeMap;
+
+use candle_core::Tensor;
+
+use super::teacher::{Teacher, logits};
+use crate::{
+    Error, Result,
+    data::Batch,
+    exec::RopeTable,
+    loss::{self, Divergence},
+    recipe::LossPlan,
+    student::{Student, Variable},
+};
+
+/// Sums of the terms over the tokens seen, by name.
+#[derive(Debug, Clone, Default)]
+pub struct Sums {
+    /// The weighted loss.
+    pub loss: f64,
+    /// Unweighted terms.
+    pub terms: BTreeMap<String, f64>,
+}
+
+impl Sums {
+    /// Adds another sum.
+    pub fn add(&mut self, other: &Self) {
+        self.loss += other.loss;
+        for (name, value) in &other.terms {
+            *self.terms.entry(name.clone()).or_default() += value;
+        }
+    }
+}
+
+/// Name of a divergence, as the recipe spells its weight.
+fn name(kind: Divergence) -> &'static str {
+    match kind {
+        Divergence::ForwardKl => "forward_kl",
+        Divergence::ReverseKl => "reverse_kl",
+        Divergence::Jsd { .. } => "jsd",
+    }
+}
+
+/// What a step is asked to lower.
+#[derive(Debug)]
+pub struct Objective<'a> {
+    /// Weights of the terms.
+    pub plan: &'a LossPlan,
+    /// Whose predictions are the target.
+    pub teacher: &'a Teacher,
+    /// The student's angles.
+    pub rope: &'a RopeTable,
+    /// Window.
+    pub ctx: usize,
+}
+
+impl Objective<'_> {
+    /// Adds the gradient of one micro-batch to `gradients` (empty before the first of a step) and returns the sums.
+    ///
+    /// # Errors
+    /// A variable that receives no gradient, by name; a device out of memory.
+    pub fn accumulate(
+        &self,
+        student: &Student,
+        batch: &Batch,
+        lambda: f32,
+        step_tokens: usize,
+        gradients: &mut Vec<Tensor>,
+    ) -> Result<Sums> {
+        let student_logits = logits(&student.decoder(Some(lambda))?, self.rope, &batch.inputs, self.ctx)?;
+        let (loss, sums) = self.loss(student, &student_logits, batch)?;
+        let mut store = (loss / step_tokens as f64)?.backward()?;
+        drop(student_logits);
+        for (index, variable) in student.variables().iter().enumerate() {
+            let gradient = store.remove(variable.var.as_tensor()).ok_or_else(|| no_gradient(variable))?.detach();
+            match gradients.get_mut(index) {
+                Some(sum) => *sum = (&*sum + gradient)?,
+                None => gradients.push(gradient),
+            }
+        }
+        Ok(sums)
+    }
+
+    fn loss(&self, student: &Student, student_logits: &Tensor, batch: &Batch) -> Result<(Tensor, Sums)> {
+        let mut total: Option<Tensor> = None;
+        let mut sums = Sums::default();
+        let mut term = |name: &str, weight: f64, value: Tensor| -> Result<()> {
+            let nats = f64::from(value.to_scalar::<f32>()?);
+            sums.terms.insert(name.to_owned(), nats);
+            sums.loss += weight * nats;
+            let weighted = (value * weight)?;
+            total = Some(match total.take() {
+                Some(sum) => (sum + weighted)?,
+                None => weighted,
+            });
+            Ok(())
+        };
+        if self.plan.cross_entropy > 0.0 {
+            let targets = Tensor::new(batch.targets.as_slice(), student_logits.device())?;
+            term("cross_entropy", self.plan.cross_entropy, loss::cross_entropy_sum(student_logits, &targets)?)?;
+        }
+        if !self.plan.divergences.is_empty() {
+            let teacher = self.teacher.logits(student, self.rope, &batch.inputs, self.ctx)?;
+            let teacher = teacher.ok_or_else(|| Error::Config("a divergence needs a [teacher]".into()))?;
+            for &(kind, weight) in &self.plan.divergences {
+                let value = loss::divergence_sum(student_logits, &teacher, self.plan.temperature as f32, kind)?;
+                term(name(kind), weight, value)?;
+            }
+        }
+        let total = total.ok_or_else(|| Error::Config("[loss]: every weight is 0".into()))?;
+        Ok((total, sums))
+    }
+
+    /// Cross entropy and, where there is a teacher, KL(teacher ‖ student) of held-out windows, on the grid that would ship.
+    ///
+    /// # Errors
+    /// The device is out of memory.
+    pub fn validate<'b>(
+        &self,
+        student: &Student,
+        batches: impl Iterator<Item = &'b Batch>,
+    ) -> Result<(f64, Option<f64>)> {
+        let decoder = student.decoder(Some(1.0))?;
+        let (mut cross_entropy, mut kl, mut tokens) = (0.0, None, 0usize);
+        for batch in batches {
+            let ours = logits(&decoder, self.rope, &batch.inputs, self.ctx)?.detach();
+            let targets = Tensor::new(batch.targets.as_slice(), ours.device())?;
+            cross_entropy += f64::from(loss::cross_entropy_sum(&ours, &targets)?.to_scalar::<f32>()?);
+            if let Some(theirs) = self.teacher.logits(student, self.rope, &batch.inputs, self.ctx)? {
+                let sum = loss::divergence_sum(&ours, &theirs, 1.0, Divergence::ForwardKl)?.to_scalar::<f32>()?;
+                *kl.get_or_insert(0.0) += f64::from(sum);
+            }
+            tokens += batch.targets.len();
+        }
+        let per_token = |sum: f64| sum / tokens.max(1) as f64;
+        Ok((per_token(cross_entropy), kl.map(per_token)))
+    }
+}
+
+fn no_gradient(variable: &Variable) -> Error {
+    Error::Config(format!("{}: receives no gradient; it would never be trained, so the run is refused", variable.name))
+}
+
+/// Refuses a first step in which a variable's gradient is zero throughout: something on its way cuts or rounds it off.
+///
+/// # Errors
+/// The first such variable, by name; or that nothing at all has a gradient.
+pub fn every_variable_learns(variables: &[Variable], gradients: &[Tensor]) -> Result<()> {
+    let mut silent = Vec::new();
+    for (variable, gradient) in variables.iter().zip(gradients) {
+        if gradient.abs()?.sum_all()?.to_scalar::<f32>()? == 0.0 {
+            silent.push(variable);
+        }
+    }
+    match silent.first() {
+        None => Ok(()),
+        Some(_) if silent.len() == variables.len() => Err(Error::Config(
+            "no variable has a gradient in the first step: student and teacher agree already, so there is nothing to learn \
+             (a float student with its own float teacher needs loss.cross_entropy)"
+                .into(),
+        )),
+        Some(variable) => Err(no_gradient(variable)),
+    }
+}

@@ -1,0 +1,321 @@
+//! Everything between a plan and the first step: models read and fitted to each other, text tokenized, state restored.
+//!
+//! Invariant: when it returns, nothing that the user can have got wrong is left to be found out in the loop.
+
+use std::{
+    fs::{self, File},
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use candle_core::Device;
+use qat_infer::{
+    files::{HfDir, HfWriter, TOKENIZER_FILE, companions, load_tokenizer, tokenizer_sha256},
+    model::{Config, params},
+};
+use qat_quant::kernels::FloatType;
+
+use super::{Event, Job, Log, teacher::Teacher};
+use crate::{
+    Error, Result,
+    adamw::AdamW,
+    checkpoint::{Checkpoints, same_recipe},
+    data::{self, Batch, Batches, Corpus, Source, Tokenization, Tokens},
+    exec::RopeTable,
+    recipe::{Origin, Plan, TeacherPlan},
+    student::{Floats, Quantization, Student, prune, read_config},
+};
+
+/// What to do about a run that is there already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// Refuse.
+    Fresh,
+    /// Continue from its newest whole checkpoint, or begin where there is none.
+    Resume,
+    /// Delete its checkpoints and begin anew.
+    Restart,
+}
+
+/// Windows on which channels and neurons are measured before width pruning.
+const PROBE_WINDOWS: usize = 16;
+
+/// A run, ready for its next step.
+pub(super) struct Prepared {
+    pub student: Student,
+    pub teacher: Teacher,
+    pub rope: RopeTable,
+    pub optimizer: AdamW,
+    pub batches: Batches,
+    pub valid: Vec<Batch>,
+    pub checkpoints: Checkpoints,
+    pub log: Log,
+    pub start_loss: f64,
+    /// Steps done.
+    pub step: usize,
+    /// Step of the newest checkpoint on disk.
+    pub saved: Option<usize>,
+    /// Steps in a row with a loss above the limit.
+    pub steps_above: usize,
+    /// Held while the run lives: nobody else may write here.
+    _lock: File,
+}
+
+impl Prepared {
+    pub fn new(job: &Job, report: &mut dyn FnMut(Event), stop: &AtomicBool) -> Result<Self> {
+        let plan = job.plan;
+        let lock = lock(job.out)?;
+        let checkpoints = Checkpoints::of(job.out);
+        let found = find_checkpoint(job, &checkpoints, report)?;
+        let source = Beginning::open(&plan.origin, plan.recipe.seed)?;
+        let vocab = source.floats.config.vocab_size;
+        let (train, valid) = tokens(job, &source, vocab, report, stop)?;
+        let teacher_floats = teacher_floats(plan, &source)?;
+        let ctx = plan.recipe.data.ctx;
+        let batches = Batches::new(train, ctx, plan.recipe.train.batch, plan.recipe.seed)?;
+        let floats = prune_student(&source.floats, plan, &batches, &job.device)?;
+        let student = Student::new(&floats, Quantization::of(plan), &job.device)?;
+        let rope = RopeTable::new(&qat_infer::model::Rope::new(&student.config), ctx, &job.device)?;
+        let teacher = match (&plan.teacher, teacher_floats) {
+            (TeacherPlan::None, _) => Teacher::None,
+            (TeacherPlan::Latent, _) => Teacher::Latent,
+            (TeacherPlan::Model(_), floats) => {
+                Teacher::frozen(floats.as_ref().unwrap_or(&source.floats), ctx, &job.device)?
+            }
+        };
+        let mut optimizer = AdamW::new(plan.optim.clone(), student.variables())?;
+        let (mut step, mut start_loss) = (0, f64::INFINITY);
+        if let Some(checkpoint) = &found {
+            checkpoint.restore(student.variables(), &mut optimizer)?;
+            (step, start_loss) = (checkpoint.state.step, checkpoint.state.start_loss);
+            batches.resume(&checkpoint.state.cursor)?;
+        }
+        if found.is_none() {
+            write_start(job.out, &floats, &source.companions)?;
+        }
+        report(Event::Begin {
+            from: step,
+            steps: plan.recipe.train.steps,
+            parameters: student.variables().iter().map(|v| v.var.elem_count()).sum(),
+            tokens: batches.windows_per_epoch() * ctx as u64,
+            tokens_per_step: plan.recipe.train.batch * plan.recipe.train.accumulate * ctx,
+        });
+        Ok(Self {
+            valid: valid_batches(valid, plan)?,
+            log: Log::open(job.out, step)?,
+            saved: found.map(|c| c.state.step),
+            steps_above: 0,
+            _lock: lock,
+            student,
+            teacher,
+            rope,
+            optimizer,
+            batches,
+            checkpoints,
+            start_loss,
+            step,
+        })
+    }
+}
+
+/// Takes the run's folder for this process alone.
+fn lock(out: &Path) -> Result<File> {
+    fs::create_dir_all(out).map_err(|e| Error::io("cannot create the run's folder", out, e))?;
+    let path = out.join(".lock");
+    let file = File::create(&path).map_err(|e| Error::io("cannot create", &path, e))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(fs::TryLockError::WouldBlock) => {
+            Err(Error::file(out, "another qat is training here; wait for it, or choose another --out"))
+        }
+        Err(fs::TryLockError::Error(e)) => Err(Error::io("cannot lock", &path, e)),
+    }
+}
+
+fn find_checkpoint(
+    job: &Job,
+    checkpoints: &Checkpoints,
+    report: &mut dyn FnMut(Event),
+) -> Result<Option<crate::checkpoint::Checkpoint>> {
+    if job.start == Start::Restart {
+        checkpoints.remove()?;
+    }
+    let (found, damaged) = checkpoints.newest()?;
+    for problem in damaged {
+        report(Event::Note(format!("passed over a damaged checkpoint: {problem}")));
+    }
+    match (&found, job.start) {
+        (Some(checkpoint), Start::Fresh) => Err(Error::file(
+            job.out,
+            format!(
+                "holds a run of {} steps already; --resume continues it, --restart deletes its checkpoints and begins anew, \
+                 --out DIR goes elsewhere",
+                checkpoint.state.step
+            ),
+        )),
+        (Some(checkpoint), _) => {
+            same_recipe(&checkpoint.state.recipe, &job.plan.recipe, job.out)?;
+            Ok(found)
+        }
+        (None, _) => Ok(None),
+    }
+}
+
+/// Where the student comes from: weights, tokenizer, and the files that travel along.
+struct Beginning {
+    floats: Floats,
+    tokenizer: PathBuf,
+    companions: Vec<PathBuf>,
+    path: Option<PathBuf>,
+}
+
+impl Beginning {
+    fn open(origin: &Origin, seed: u64) -> Result<Self> {
+        match origin {
+            Origin::Pretrained(path) => {
+                let dir = HfDir::open(path)?;
+                let config = Config::from_json(&dir.config, &dir.config_path())?;
+                Ok(Self {
+                    floats: Floats::read(&dir, config)?,
+                    tokenizer: dir.tokenizer(),
+                    companions: companions(&dir.path)?,
+                    path: Some(path.clone()),
+                })
+            }
+            Origin::Scratch { config, tokenizer } => {
+                if !tokenizer.ends_with(TOKENIZER_FILE) {
+                    let problem = format!("student.scratch.tokenizer: want a file called {TOKENIZER_FILE}");
+                    return Err(Error::file(tokenizer, problem));
+                }
+                let folder = tokenizer.parent().unwrap_or(Path::new("."));
+                let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+                Ok(Self {
+                    floats: Floats::random(read_config(config)?, seed),
+                    tokenizer: tokenizer.clone(),
+                    companions: companions(folder)?,
+                    path: None,
+                })
+            }
+        }
+    }
+}
+
+/// The weights of a teacher that is not the student's own beginning; checks that both speak the same tokens.
+fn teacher_floats(plan: &Plan, source: &Beginning) -> Result<Option<Floats>> {
+    let TeacherPlan::Model(path) = &plan.teacher else { return Ok(None) };
+    if source.path.as_ref() == Some(path) {
+        return Ok(None);
+    }
+    let dir = HfDir::open(path)?;
+    let config = Config::from_json(&dir.config, &dir.config_path())?;
+    let ours = source.floats.config.vocab_size;
+    if config.vocab_size != ours {
+        let problem = format!("the teacher's vocab_size is {}, the student's {ours}; distilling needs one vocabulary", config.vocab_size);
+        return Err(Error::file(path, problem));
+    }
+    let identity = |path: &Path| -> Result<String> { Ok(tokenizer_sha256(&load_tokenizer(path, ours)?)?) };
+    if identity(&dir.tokenizer())? != identity(&source.tokenizer)? {
+        let problem = format!("the teacher's tokenizer differs from the student's ({})", source.tokenizer.display());
+        return Err(Error::file(&dir.tokenizer(), problem));
+    }
+    fits(plan, &config, "the teacher")?;
+    Floats::read(&dir, config).map(Some)
+}
+
+fn fits(plan: &Plan, config: &Config, whose: &str) -> Result<()> {
+    let (ctx, longest) = (plan.recipe.data.ctx, config.max_position_embeddings);
+    if ctx <= longest {
+        return Ok(());
+    }
+    Err(Error::Config(format!("data.ctx = {ctx} is longer than the context of {whose} (max_position_embeddings {longest})")))
+}
+
+/// Training part and validation part.
+fn tokens(
+    job: &Job,
+    source: &Beginning,
+    vocab_size: usize,
+    report: &mut dyn FnMut(Event),
+    stop: &AtomicBool,
+) -> Result<(Tokens, Tokens)> {
+    let settings = &job.plan.recipe.data;
+    let config = &source.floats.config;
+    fits(job.plan, config, "the model")?;
+    let special = |wanted: bool, key: &str, id: Option<u32>| match (wanted, id) {
+        (false, _) => Ok(None),
+        (true, Some(id)) => Ok(Some(id)),
+        (true, None) => Err(Error::Config(format!("data.{key} = true: the model's config.json names no {key}_token_id"))),
+    };
+    let bos = special(settings.bos, "bos", config.bos_token_id)?;
+    let named = config.eos_token_ids.first().copied();
+    let eos = special(settings.eos.unwrap_or(named.is_some()), "eos", named)?;
+    let mut tokenize = |list: &[String]| -> Result<Tokens> {
+        let sources = Source::resolve(list, Path::new(""))?;
+        let corpus = Corpus::new(sources, Some(&settings.field), settings.separator.as_deref())?;
+        let how = Tokenization { corpus: &corpus, tokenizer: &source.tokenizer, vocab_size, bos, eos };
+        let (tokens, origin) = how.tokens(job.cache, &mut |progress| {
+            report(Event::Tokenizing { done: progress.bytes_done, total: progress.bytes_total });
+            if stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })?;
+        if let data::Origin::Remade { reason } = origin {
+            report(Event::Note(format!("a token file was damaged and is made anew: {reason}")));
+        }
+        Ok(tokens)
+    };
+    let all = tokenize(&settings.train)?;
+    if settings.valid.is_empty() {
+        return all.split(settings.held_out, settings.ctx + 1);
+    }
+    Ok((all, tokenize(&settings.valid)?))
+}
+
+/// The held-out windows that every validation scores, in micro-batches, always the same.
+fn valid_batches(valid: Tokens, plan: &Plan) -> Result<Vec<Batch>> {
+    let rows = plan.recipe.train.batch;
+    let batches = Batches::new(valid, plan.recipe.data.ctx, rows, 0)
+        .map_err(|e| Error::Data(format!("validation: {e}")))?;
+    let windows = plan.recipe.train.valid_windows.min(batches.windows_per_epoch() as usize);
+    let batch = |step: usize| batches.rows(step as u64, 0..rows.min(windows - step * rows));
+    Ok((0..windows.div_ceil(rows)).map(batch).collect())
+}
+
+/// Depth first, then width by activations on the training text, then padding.
+fn prune_student(floats: &Floats, plan: &Plan, batches: &Batches, device: &Device) -> Result<Floats> {
+    let wanted = &plan.recipe.student;
+    let mut floats = floats.clone();
+    if let Some(kept) = wanted.layers {
+        floats = prune::layers(&floats, kept)?;
+    }
+    if wanted.hidden_size.is_some() || wanted.intermediate_size.is_some() {
+        let windows = (0..).flat_map(|step| batches.at(step).inputs.chunks(plan.recipe.data.ctx).map(<[u32]>::to_vec).collect::<Vec<_>>());
+        let windows: Vec<Vec<u32>> = windows.take(PROBE_WINDOWS).collect();
+        let importance = prune::Importance::measure(&floats, &windows, device)?;
+        if let Some(kept) = wanted.intermediate_size {
+            floats = prune::neurons(&floats, kept, &importance)?;
+        }
+        if let Some(kept) = wanted.hidden_size {
+            floats = prune::channels(&floats, kept, &importance)?;
+        }
+    }
+    if let Some(multiple) = wanted.pad_intermediate {
+        floats = prune::pad_intermediate(&floats, multiple)?;
+    }
+    Ok(floats)
+}
+
+/// Folder in a run with the float model that the student started from, so that the run can be exported, and what training
+/// won can be measured, without its origin.
+pub fn student_dir(out: &Path) -> PathBuf {
+    out.join("student")
+}
+
+fn write_start(out: &Path, floats: &Floats, companions: &[PathBuf]) -> Result<()> {
+    let target = student_dir(out);
+    let source = serde_json::json!({"method": "start of a run"});
+    let mut writer = HfWriter::create(&target, &floats.config.to_json(), companions, FloatType::F32, &source)?;
+    for param in params(&floats.config) {
+        writer.add(&param.name, &param.shape, floats.values(&param.name)?)?;
+    }
+    Ok(writer.finish()?)
+}
