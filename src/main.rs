@@ -5,6 +5,7 @@
 mod cli;
 mod evaluate;
 mod export;
+mod heap;
 mod progress;
 mod table;
 mod train;
@@ -26,6 +27,7 @@ pub(crate) enum Ending {
 }
 
 fn main() -> ExitCode {
+    heap::keep_freed_memory();
     let ending = match Cli::parse().command {
         Command::Train(args) => train::run(&args),
         Command::Export(args) => export::run(&args),
