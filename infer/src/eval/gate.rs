@@ -9,9 +9,12 @@ use std::str::FromStr;
 use super::Report;
 use crate::{Error, Result};
 
+/// Takes one number out of a report that has it.
+type Number = fn(&Report) -> Option<f64>;
+
 /// The numbers of a report, in its order, and how to get at them. The first [`STABLE`] are the documented ones; when a
 /// name is shortened they win over the others.
-const NUMBERS: [(&str, fn(&Report) -> Option<f64>); 27] = [
+const NUMBERS: [(&str, Number); 27] = [
     ("perplexity", |r| Some(r.perplexity)),
     ("perplexity_se", |r| Some(r.perplexity_se)),
     ("bits_per_byte", |r| Some(r.bits_per_byte)),

@@ -70,8 +70,8 @@ pub fn score(
     windows: &Windows<'_>,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Score> {
-    let mut reader = Reader::new(model, reference, windows.len())?;
-    let mut ids = Vec::with_capacity(windows.len());
+    let mut reader = Reader::new(model, reference, windows.tokens())?;
+    let mut ids = Vec::with_capacity(windows.tokens());
     let mut judged = Vec::with_capacity(windows.count() * windows.scored());
     for window in 0..windows.count() {
         progress(window, windows.count());

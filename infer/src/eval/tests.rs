@@ -1,19 +1,10 @@
 //! Scores against numbers that were measured elsewhere or can be worked out by hand.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::*;
 use crate::cpu::Model;
-
-/// A path beside the repository, or none with a loud line.
-fn shared(path: &str) -> Option<PathBuf> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared").join(path);
-    if path.exists() {
-        return Some(path);
-    }
-    println!("SKIPPED: {} is not there", path.display());
-    None
-}
+use crate::shared::shared;
 
 fn fixture(name: &str) -> Option<Model> {
     shared("fixtures").map(|root| Model::open(&root.join(name)).expect("a fixture opens"))
@@ -61,18 +52,18 @@ fn windows_don_t_overlap_and_the_tail_is_dropped() {
     let mut window = Vec::new();
 
     let plain = Windows::new(&text, Protocol { ctx: 20, bos: None }).expect("windows");
-    assert_eq!((plain.count(), plain.len(), plain.scored()), (ids.len() / 20, 20, 19));
+    assert_eq!((plain.count(), plain.tokens(), plain.scored()), (ids.len() / 20, 20, 19));
     assert!(!ids.len().is_multiple_of(20), "there is a tail");
     plain.fill(1, &mut window);
     assert_eq!(window, ids[20..40]);
 
     let begun = Windows::new(&text, Protocol { ctx: 20, bos: Some(508) }).expect("windows");
-    assert_eq!((begun.count(), begun.len(), begun.scored()), (ids.len() / 19, 20, 19));
+    assert_eq!((begun.count(), begun.tokens(), begun.scored()), (ids.len() / 19, 20, 19));
     begun.fill(1, &mut window);
     assert_eq!((window[0], &window[1..]), (508, &ids[19..38]));
 
     let short = Windows::new(&text, Protocol { ctx: 2048, bos: None }).expect("windows");
-    assert_eq!((short.count(), short.len()), (1, ids.len()));
+    assert_eq!((short.count(), short.tokens()), (1, ids.len()));
 }
 
 #[test]
@@ -148,14 +139,16 @@ fn a_model_is_no_distance_from_itself_and_some_from_another() {
 fn a_whole_evaluation_reports_progress_and_every_key() {
     let Some(root) = shared("fixtures") else { return };
     let (dir, reference) = (root.join("qwen2"), root.join("qwen3"));
-    let options = Options { ctx: Some(16), bos: true, entropy_floor_nats: Some(1.5) };
+    let options = Options { ctx: Some(16), bos: true, source_nats: Some(150.0) };
     let mut heard = Vec::new();
     let report =
         evaluate(&dir, SENTENCES, Some(&reference), &options, &mut |done, all| heard.push((done, all)))
             .expect("a report");
     assert_eq!(heard.len(), report.windows + 1);
     assert!(heard.iter().enumerate().all(|(at, (done, all))| *done == at && *all == report.windows));
-    assert_eq!((report.bos, report.ctx, report.entropy_floor_nats), (Some(508), 16, Some(1.5)));
+    assert_eq!((report.bos, report.ctx), (Some(508), 16));
+    let tokens = text_of(&Model::open(&dir).expect("a fixture opens"), SENTENCES).ids().len();
+    assert_eq!(report.entropy_floor_nats, Some(150.0 / tokens as f64));
     assert_eq!(report.tokens, report.windows * 15);
     assert!(report.prefill_tps > 0.0 && report.decode_tps > 0.0 && report.ttft_ms > 0.0);
     assert_eq!((report.bits_per_weight, report.device.as_str()), (16.0, "cpu"));

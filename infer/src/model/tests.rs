@@ -1,12 +1,13 @@
 //! `config.json` in the forms it is met in, what is refused, and the list of tensors it implies.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::{Value, json};
 
 use super::*;
 use crate::Result;
 use crate::files::HfDir;
+use crate::shared::shared;
 
 const FIXTURES: [&str; 5] = ["llama_tied", "llama_untied", "qwen2", "qwen3", "qwen3_tied"];
 
@@ -33,11 +34,7 @@ fn refusal(changes: Value) -> String {
 }
 
 fn fixtures() -> Vec<HfDir> {
-    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared/fixtures");
-    if !root.exists() {
-        println!("SKIPPED: {} is not there", root.display());
-        return Vec::new();
-    }
+    let Some(root) = shared("fixtures") else { return Vec::new() };
     FIXTURES.into_iter().map(|name| HfDir::open(&root.join(name)).expect("fixture")).collect()
 }
 

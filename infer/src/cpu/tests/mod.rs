@@ -4,24 +4,13 @@ mod invariance;
 mod packed;
 mod reference;
 
-use std::path::{Path, PathBuf};
-
 use serde_json::Value;
 
 use super::*;
 use crate::files::TensorFiles;
+use crate::shared::shared;
 
 const FIXTURES: [&str; 5] = ["llama_tied", "llama_untied", "qwen2", "qwen3", "qwen3_tied"];
-
-/// A folder beside the repository, or none with a loud line.
-fn shared(path: &str) -> Option<PathBuf> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared").join(path);
-    if path.exists() {
-        return Some(path);
-    }
-    println!("SKIPPED: {} is not there", path.display());
-    None
-}
 
 struct Fixture {
     name: &'static str,
