@@ -7,5 +7,7 @@ mod error;
 pub mod eval;
 pub mod files;
 pub mod model;
+#[cfg(test)]
+mod shared;
 
 pub use error::{Error, Result};

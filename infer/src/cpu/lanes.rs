@@ -4,20 +4,8 @@
 //! lanes that are folded in a fixed tree, products and sums are rounded separately, and the exponential is ours, because
 //! libm's differs from system to system.
 
-use std::sync::LazyLock;
-
-use pulp::Arch;
-
 /// Lanes of a sum; one register of AVX2, two of NEON.
 pub(super) const LANES: usize = 8;
-
-static ARCH: LazyLock<Arch> = LazyLock::new(Arch::new);
-
-/// Runs `f` compiled for the best instruction set of this processor. What `f` calls must be `#[inline(always)]`.
-#[inline]
-pub(super) fn vectorized<R>(f: impl FnOnce() -> R) -> R {
-    ARCH.dispatch(f)
-}
 
 /// A register's worth of values. Passed by value and rebuilt by [`lanes`], never updated in place: that is the form in
 /// which the compiler keeps them in one register.
@@ -26,10 +14,7 @@ pub(super) type Lanes = [f32; LANES];
 /// The values that `f` gives for each lane.
 #[inline(always)]
 pub(super) fn lanes(f: impl Fn(usize) -> f32) -> Lanes {
-    std::array::from_fn(
-        #[inline(always)]
-        |lane| f(lane),
-    )
+    std::array::from_fn(f)
 }
 
 /// Merges lanes in halves: `l` with `l + 4`, then with `l + 2`, then with `l + 1`.
@@ -155,7 +140,7 @@ mod tests {
 
     #[test]
     fn a_norm_of_known_numbers() {
-        // mean(3², 4²) = 12.5, and 12.5 - 0.0 has the root 3.5355339.
+        // The mean of 3² and 4² is 12.5, whose root is 3.5355339.
         let mut out = [0.0; 2];
         rms_norm(&[3.0, 4.0], &[1.0, 2.0], 0.0, &mut out);
         assert!((out[0] - 0.848_528_1).abs() < 1e-6 && (out[1] - 2.262_741_7).abs() < 1e-6);

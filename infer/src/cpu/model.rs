@@ -9,7 +9,9 @@ use tokenizers::Tokenizer;
 
 use super::matrix::Matrix;
 use super::session::CpuDecoder;
-use crate::files::{Activations, HfDir, PackedDir, Storage, StoredMatrix, TensorFiles, load_tokenizer};
+use crate::files::{
+    Activations, HfDir, Manifest, PackedDir, Storage, StoredMatrix, TensorFiles, load_tokenizer,
+};
 use crate::model::{Config, Decoder, Param, Weights, names};
 use crate::{Error, Result};
 
@@ -22,6 +24,8 @@ pub struct Model {
     pub origin: PathBuf,
     /// What its files weigh.
     pub size: Size,
+    /// The manifest of a packed directory; none for a float one.
+    pub manifest: Option<Manifest>,
     tokenizer: PathBuf,
 }
 
@@ -56,9 +60,10 @@ impl Model {
         let dir = PackedDir::open(path)?;
         let config = Config::from_json(&dir.config, &dir.config_path())?;
         let decoder = Decoder::build(config.clone(), &mut PackedWeights { config: &config, dir: &dir })?;
+        let tokenizer = dir.tokenizer();
         let size =
             Size { bits_per_weight: dir.manifest.bits_per_weight, file_bytes: dir.manifest.file_bytes };
-        Ok(Self { decoder, origin: path.to_owned(), size, tokenizer: dir.tokenizer() })
+        Ok(Self { decoder, origin: path.to_owned(), size, manifest: Some(dir.manifest), tokenizer })
     }
 
     fn open_float(path: &Path) -> Result<Self> {
@@ -68,7 +73,7 @@ impl Model {
         let decoder = Decoder::build(config.clone(), &mut weights)?;
         let bits_per_weight = 8.0 * weights.bytes as f64 / weights.elements as f64;
         let size = Size { bits_per_weight, file_bytes: file_bytes(&dir.tensors)? };
-        Ok(Self { decoder, origin: path.to_owned(), size, tokenizer: dir.tokenizer() })
+        Ok(Self { decoder, origin: path.to_owned(), size, manifest: None, tokenizer: dir.tokenizer() })
     }
 }
 

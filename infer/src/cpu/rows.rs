@@ -3,9 +3,8 @@
 //! Knows no arithmetic. Invariant: a row is computed the same way whoever computes it, so that results don't depend on
 //! the number of threads.
 
+use qat_quant::vectorized;
 use rayon::prelude::*;
-
-use super::lanes::vectorized;
 
 /// Elementary operations below which waking other threads costs more than it saves (some 20 µs of work).
 const WORTH_SHARING: usize = 1 << 16;

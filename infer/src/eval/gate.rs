@@ -9,9 +9,12 @@ use std::str::FromStr;
 use super::Report;
 use crate::{Error, Result};
 
+/// Takes one number out of a report that has it.
+type Number = fn(&Report) -> Option<f64>;
+
 /// The numbers of a report, in its order, and how to get at them. The first [`STABLE`] are the documented ones; when a
 /// name is shortened they win over the others.
-const NUMBERS: [(&str, fn(&Report) -> Option<f64>); 27] = [
+const NUMBERS: [(&str, Number); 27] = [
     ("perplexity", |r| Some(r.perplexity)),
     ("perplexity_se", |r| Some(r.perplexity_se)),
     ("bits_per_byte", |r| Some(r.bits_per_byte)),
@@ -168,5 +171,111 @@ fn find(key: &str) -> std::result::Result<usize, String> {
         [one] => Ok(*one),
         [] => Err(format!("there is no {key:?}; there are {}", names(&Vec::from_iter(0..NUMBERS.len())))),
         several => Err(format!("{key:?} may be {}", names(several))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report() -> Report {
+        let mut json = serde_json::Map::new();
+        for (key, _) in NUMBERS {
+            json.insert(key.into(), serde_json::json!(7));
+        }
+        for key in ["device", "isa", "protocol"] {
+            json.insert(key.into(), "text".into());
+        }
+        serde_json::from_value(json.into()).expect("these are all the keys of a report")
+    }
+
+    fn gate(text: &str) -> Gate {
+        text.parse().unwrap_or_else(|e| panic!("{e}"))
+    }
+
+    fn refusal(text: &str) -> String {
+        text.parse::<Gate>().expect_err("refused").to_string()
+    }
+
+    #[test]
+    fn every_number_of_a_report_can_be_gated_and_is_itself() {
+        let mut json = serde_json::to_value(report()).expect("JSON");
+        let keys: Vec<String> = json.as_object().expect("an object").keys().cloned().collect();
+        assert_eq!(keys.len(), NUMBERS.len() + 3, "{keys:?}");
+        for (at, (key, _)) in NUMBERS.iter().enumerate() {
+            json[*key] = serde_json::json!(at + 100);
+        }
+        let report: Report = serde_json::from_value(json).expect("a report");
+        for (at, (key, get)) in NUMBERS.iter().enumerate() {
+            assert_eq!(get(&report), Some((at + 100) as f64), "{key}");
+        }
+    }
+
+    #[test]
+    fn relations_hold_at_their_bounds_as_written() {
+        let mut report = report();
+        report.perplexity = 12.0;
+        for (text, passes) in [
+            ("perplexity<12", false),
+            ("perplexity<=12", true),
+            ("perplexity>12", false),
+            ("perplexity >= 12.0", true),
+            ("perplexity==1.2e1", true),
+            ("perplexity<12.5", true),
+        ] {
+            let result = gate(text).check(&report).expect("a number");
+            assert_eq!((result.passed, result.value), (passes, 12.0), "{text}");
+        }
+        report.perplexity = f64::NAN;
+        assert!(!gate("perplexity<12").check(&report).expect("a number").passed);
+    }
+
+    #[test]
+    fn a_key_may_be_shortened_while_it_is_clear() {
+        for (text, key) in [
+            ("kl<0.05", "kl_mean"),
+            ("same>0.9", "same_top1"),
+            ("perplexity<9", "perplexity"),
+            ("perplexity_<9", "perplexity_se"),
+            ("prefill>1", "prefill_tps"),
+            ("delta_ln_ppl<1", "delta_ln_ppl"),
+            ("rms<1", "rms_delta_p"),
+            ("kl_se<1", "kl_se"),
+        ] {
+            assert_eq!(gate(text).key(), key, "{text}");
+        }
+        let unclear = refusal("bits<5");
+        assert!(unclear.contains("bits_per_byte, bits_per_weight"), "{unclear}");
+    }
+
+    #[test]
+    fn what_is_no_condition_is_refused_with_an_example() {
+        let unknown = refusal("perplex1ty<12");
+        assert!(unknown.contains("perplex1ty") && unknown.contains("perplexity, perplexity_se"), "{unknown}");
+        for (text, why) in [
+            ("kl", "none of < <= > >= =="),
+            ("kl=0.05", "a single ="),
+            ("kl<", "\"\" is not a number"),
+            ("kl<a", "\"a\" is not a number"),
+            ("kl<NaN", "\"NaN\" is not a number"),
+            ("<0.05", "there is no \"\""),
+            ("kl=>1", "a single ="),
+        ] {
+            let message = refusal(text);
+            assert!(message.contains(why) && message.contains("kl<0.05"), "{text}: {message}");
+        }
+    }
+
+    #[test]
+    fn a_comparison_without_a_reference_says_what_is_missing() {
+        let mut report = report();
+        report.kl_mean = None;
+        report.peak_rss_bytes = None;
+        let kl = gate("kl<0.05");
+        assert!(kl.needs_reference() && !gate("perplexity<9").needs_reference());
+        let message = kl.check(&report).expect_err("absent").to_string();
+        assert!(message.contains("kl_mean<0.05") && message.contains("--against DIR"), "{message}");
+        let message = gate("peak_rss<1").check(&report).expect_err("absent").to_string();
+        assert!(message.contains("not measured"), "{message}");
     }
 }

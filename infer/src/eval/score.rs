@@ -70,8 +70,8 @@ pub fn score(
     windows: &Windows<'_>,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Score> {
-    let mut reader = Reader::new(model, reference, windows.len())?;
-    let mut ids = Vec::with_capacity(windows.len());
+    let mut reader = Reader::new(model, reference, windows.tokens())?;
+    let mut ids = Vec::with_capacity(windows.tokens());
     let mut judged = Vec::with_capacity(windows.count() * windows.scored());
     for window in 0..windows.count() {
         progress(window, windows.count());
@@ -232,4 +232,31 @@ pub(super) fn top1(logits: &[f32]) -> usize {
         }
     }
     best
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_judged_by_hand() {
+        // Probabilities 1/4 and 3/4 against 1/2 and 1/2; the true token is the first.
+        let token = Judged::new(&[0.0, 3f32.ln()], Some(&[5.0, 5.0]), 0);
+        assert!((token.nll - 4f64.ln()).abs() < 1e-7);
+        let distance = token.versus.expect("a reference");
+        assert!((distance.nll - 2f64.ln()).abs() < 1e-12);
+        // ½ ln(½ / ¼) + ½ ln(½ / ¾)
+        assert!((distance.kl - 0.5 * (2f64.ln() + (2.0 / 3.0f64).ln())).abs() < 1e-7);
+        assert!(!distance.same_top1, "of equals the first counts");
+        let versus = Versus::of(&[token]);
+        assert!((versus.rms_delta_p - 0.25).abs() < 1e-7);
+        assert!((versus.delta_ln_ppl.mean - 2f64.ln()).abs() < 1e-7);
+    }
+
+    #[test]
+    fn large_logits_neither_overflow_nor_vanish() {
+        let token = Judged::new(&[1e4, 1e4 - 20.0], Some(&[-1e4, -1e4]), 1);
+        assert!((token.nll - 20.0).abs() < 1e-8 && token.is_finite());
+        assert!(!Judged::new(&[f32::NAN, 0.0], None, 1).is_finite());
+    }
 }

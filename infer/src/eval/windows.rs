@@ -71,18 +71,13 @@ impl<'t> Windows<'t> {
     }
 
     /// Tokens of a window, with BOS.
-    pub fn len(&self) -> usize {
+    pub fn tokens(&self) -> usize {
         self.stride + usize::from(self.bos.is_some())
-    }
-
-    /// Never: a text without a window is refused.
-    pub fn is_empty(&self) -> bool {
-        self.count == 0
     }
 
     /// Scored tokens of each window.
     pub fn scored(&self) -> usize {
-        self.len() - 1
+        self.tokens() - 1
     }
 
     /// Writes the ids of a window.

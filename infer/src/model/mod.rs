@@ -9,6 +9,8 @@ mod exec;
 mod hf_config;
 pub mod names;
 mod rope;
+#[cfg(test)]
+mod tests;
 
 pub use config::{Config, Family, RopeScaling};
 pub use decoder::{Decoder, Layer, Linear};

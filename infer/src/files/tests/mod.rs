@@ -62,13 +62,3 @@ fn message<T>(dir: &TempDir, result: Result<T, Error>) -> String {
         .replace(&format!("{}/", dir.path().display()), "")
         .replace(&dir.path().display().to_string(), "DIR")
 }
-
-/// The files that all sessions share, or a loud line and nothing.
-fn shared(part: &str) -> Option<PathBuf> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared").join(part);
-    if path.is_dir() {
-        return Some(path);
-    }
-    eprintln!("SKIPPED: {} is not there", path.display());
-    None
-}

@@ -5,6 +5,7 @@ use qat_quant::{Format, ScaleRule, Scales, pack};
 use serde_json::json;
 
 use super::*;
+use crate::shared::shared;
 
 /// Every model directory under the shared folders.
 fn model_dirs() -> Vec<PathBuf> {

@@ -1,23 +1,16 @@
-//! The executor against the reference logits of transformers, and against itself.
+//! The fixtures that the executor's tests share, and in each file one of its promises.
 
-use std::path::{Path, PathBuf};
+mod invariance;
+mod packed;
+mod reference;
 
 use serde_json::Value;
 
 use super::*;
 use crate::files::TensorFiles;
+use crate::shared::shared;
 
 const FIXTURES: [&str; 5] = ["llama_tied", "llama_untied", "qwen2", "qwen3", "qwen3_tied"];
-
-/// A folder beside the repository, or none with a loud line.
-fn shared(path: &str) -> Option<PathBuf> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared").join(path);
-    if path.exists() {
-        return Some(path);
-    }
-    println!("SKIPPED: {} is not there", path.display());
-    None
-}
 
 struct Fixture {
     name: &'static str,
@@ -66,34 +59,4 @@ fn all_logits(decoder: &CpuDecoder, ids: &[u32]) -> Vec<f32> {
 fn argmax(logits: &[f32]) -> u32 {
     let best = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1));
     best.expect("a vocabulary").0 as u32
-}
-
-#[test]
-fn logits_agree_with_transformers() {
-    for fixture in Fixture::all() {
-        let mut worst = 0f32;
-        for (ids, want) in fixture.prompts() {
-            let found = all_logits(&fixture.model.decoder, &ids);
-            assert_eq!(found.len(), want.len());
-            worst = found.iter().zip(&want).map(|(a, b)| (a - b).abs()).fold(worst, f32::max);
-        }
-        println!("{}: {worst:e}", fixture.name);
-        // The bound of the task: logits of a few units, f32 sums of at most 512 products on both sides.
-        assert!(worst <= 1e-4, "{}: {worst}", fixture.name);
-    }
-}
-
-#[test]
-fn greedy_continuations_are_those_of_transformers() {
-    for fixture in Fixture::all() {
-        let ids = |key: &str| -> Vec<u32> { serde_json::from_value(fixture.texts[key].clone()).expect(key) };
-        let (prompt, want) = (ids("greedy_prompt"), ids("greedy"));
-        let mut session = Session::new(&fixture.model.decoder, prompt.len() + want.len()).expect("fits");
-        let mut found = vec![argmax(&session.prefill(&prompt).expect("prompt"))];
-        while found.len() < want.len() {
-            let last = *found.last().expect("one");
-            found.push(argmax(&session.step(last).expect("step")));
-        }
-        assert_eq!(found, want, "{}", fixture.name);
-    }
 }

@@ -1,0 +1,201 @@
+//! `config.json` in the forms it is met in, what is refused, and the list of tensors it implies.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::Result;
+use crate::files::HfDir;
+use crate::shared::shared;
+
+const FIXTURES: [&str; 5] = ["llama_tied", "llama_untied", "qwen2", "qwen3", "qwen3_tied"];
+
+fn read(json: &Value) -> Result<Config> {
+    Config::from_json(json, Path::new("dir/config.json"))
+}
+
+/// A minimal Llama with some keys replaced; null removes one.
+fn llama(changes: Value) -> Value {
+    let mut json = json!({
+        "model_type": "llama", "vocab_size": 512, "hidden_size": 64, "intermediate_size": 172,
+        "num_hidden_layers": 5, "num_attention_heads": 8, "max_position_embeddings": 512, "rms_norm_eps": 1e-5,
+    });
+    if let Value::Object(changes) = changes {
+        for (key, value) in changes {
+            json[key] = value;
+        }
+    }
+    json
+}
+
+fn refusal(changes: Value) -> String {
+    read(&llama(changes)).expect_err("refused").to_string()
+}
+
+fn fixtures() -> Vec<HfDir> {
+    let Some(root) = shared("fixtures") else { return Vec::new() };
+    FIXTURES.into_iter().map(|name| HfDir::open(&root.join(name)).expect("fixture")).collect()
+}
+
+#[test]
+fn absent_keys_have_the_defaults_of_transformers() {
+    let config = read(&llama(json!({}))).expect("a config");
+    assert_eq!((config.kv_heads, config.head_dim, config.rope_theta), (8, 8, 10_000.0));
+    assert_eq!(config.rope_scaling, RopeScaling::None);
+    assert!(!config.tie_word_embeddings && !config.qkv_bias && !config.o_bias && !config.mlp_bias);
+    assert_eq!((config.bos_token_id, config.eos_token_ids), (None, vec![]));
+    let qwen3 = read(&llama(json!({ "model_type": "qwen3" }))).expect("a config");
+    assert_eq!((qwen3.head_dim, qwen3.qk_norm), (128, true));
+}
+
+#[test]
+fn biases_go_where_each_family_has_them() {
+    let biases = |json: Value| {
+        let config = read(&llama(json)).expect("a config");
+        [config.qkv_bias, config.o_bias, config.mlp_bias]
+    };
+    assert_eq!(biases(json!({ "attention_bias": true, "mlp_bias": true })), [true; 3]);
+    assert_eq!(biases(json!({ "model_type": "qwen2" })), [true, false, false]);
+    // transformers' Qwen2 doesn't look at the key.
+    assert_eq!(biases(json!({ "model_type": "qwen2", "attention_bias": true })), [true, false, false]);
+    assert_eq!(biases(json!({ "model_type": "qwen3", "attention_bias": true })), [true, true, false]);
+}
+
+#[test]
+fn rope_parameters_of_transformers_5_mean_the_same_as_the_older_keys() {
+    let scaling = json!({ "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 256 });
+    let mut parameters = scaling.clone();
+    parameters["rope_theta"] = json!(500000.0);
+    let old = read(&llama(json!({ "rope_theta": 500000.0, "rope_scaling": scaling }))).expect("old");
+    let new = read(&llama(json!({ "rope_parameters": parameters }))).expect("new");
+    assert_eq!(old, new);
+    let plain = json!({ "rope_parameters": { "rope_type": "default", "rope_theta": 1e6 } });
+    let plain = read(&llama(plain)).expect("plain");
+    assert_eq!((plain.rope_theta, plain.rope_scaling), (1e6, RopeScaling::None));
+    let linear = read(&llama(json!({ "rope_scaling": { "type": "linear", "factor": 4 } }))).expect("linear");
+    assert_eq!(linear.rope_scaling, RopeScaling::Linear { factor: 4.0 });
+}
+
+#[test]
+fn frequencies_follow_their_definitions() {
+    let plain = Rope::new(&read(&llama(json!({ "head_dim": 4 }))).expect("plain"));
+    assert_eq!(plain.inv_freq, [1.0, 0.01]);
+    let linear = json!({ "head_dim": 4, "rope_scaling": { "rope_type": "linear", "factor": 2.0 } });
+    assert_eq!(Rope::new(&read(&llama(linear)).expect("linear")).inv_freq, [0.5, 0.005]);
+    // Waves of 2π and 200π positions; of 64 positions, the first is shorter than 64/4 and the second longer than 64/1.
+    let llama3 = json!({ "head_dim": 4, "rope_scaling": { "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0, "original_max_position_embeddings": 64 } });
+    assert_eq!(Rope::new(&read(&llama(llama3)).expect("llama3")).inv_freq, [1.0, 0.00125]);
+}
+
+#[test]
+fn what_the_decoder_lacks_is_refused_by_key_and_value() {
+    let unsupported = [
+        (json!({ "model_type": "gpt2" }), "model_type: \"gpt2\"", "\"llama\", \"qwen2\", \"qwen3\""),
+        (json!({ "hidden_act": "gelu" }), "hidden_act: \"gelu\"", "\"silu\""),
+        (
+            json!({ "rope_scaling": { "rope_type": "yarn", "factor": 4.0 } }),
+            "rope_type: \"yarn\"",
+            "\"llama3\"",
+        ),
+        (
+            json!({ "rope_parameters": { "rope_type": "longrope" } }),
+            "rope_parameters.rope_type: \"longrope\"",
+            "\"linear\"",
+        ),
+        (json!({ "use_sliding_window": true }), "use_sliding_window: true", "false"),
+        (
+            json!({ "layer_types": ["full_attention", "sliding_attention"] }),
+            "layer_types: [",
+            "full_attention",
+        ),
+        (json!({ "partial_rotary_factor": 0.5 }), "partial_rotary_factor: 0.5", "1.0"),
+        (json!({ "model_type": "qwen2", "mlp_bias": true }), "mlp_bias: true", "false"),
+        (
+            json!({ "quantization_config": { "quant_method": "gptq" } }),
+            "quantization_config: \"gptq\"",
+            "float",
+        ),
+    ];
+    for (changes, named, wanted) in unsupported {
+        let message = refusal(changes);
+        assert!(message.starts_with("dir/config.json: "), "{message}");
+        assert!(message.contains(named) && message.contains(wanted), "{message}");
+    }
+}
+
+#[test]
+fn wrong_types_missing_keys_and_impossible_sizes_are_refused_by_name() {
+    let wrong = [
+        (json!({ "vocab_size": null }), "vocab_size: missing; want a whole number"),
+        (json!({ "vocab_size": "512" }), "vocab_size: \"512\" is not supported; want a whole number"),
+        (json!({ "hidden_size": -64 }), "hidden_size: -64"),
+        (json!({ "vocab_size": 0 }), "vocab_size: 0 is out of range; want 1 to"),
+        (json!({ "num_hidden_layers": 1e15 as u64 }), "num_hidden_layers: 1000000000000000 is out of range"),
+        (
+            json!({ "num_key_value_heads": 3 }),
+            "num_key_value_heads: 3 does not divide num_attention_heads = 8",
+        ),
+        (json!({ "num_attention_heads": 7 }), "head_dim: missing; want a head_dim, or hidden_size = 64"),
+        (json!({ "head_dim": 7 }), "head_dim: 7 is odd"),
+        (json!({ "rms_norm_eps": 0 }), "rms_norm_eps: 0 is not a positive number"),
+        (json!({ "rope_theta": "big" }), "rope_theta: \"big\" is not supported; want a number"),
+        (json!({ "tie_word_embeddings": 1 }), "tie_word_embeddings: 1 is not supported; want true or false"),
+        (json!({ "eos_token_id": [1, "2"] }), "eos_token_id: [1,\"2\"]"),
+        (json!({ "rope_scaling": 4 }), "rope_scaling: 4 is not supported; want an object or null"),
+        (json!({ "rope_scaling": { "rope_type": "linear" } }), "rope_scaling.factor: missing"),
+        (json!({ "rope_scaling": { "rope_type": "linear", "factor": 0.5 } }), "factor: 0.5 is out of range"),
+    ];
+    for (changes, want) in wrong {
+        let message = refusal(changes);
+        assert!(message.contains(want), "{message}\nwant {want}");
+    }
+}
+
+#[test]
+fn a_written_config_reads_back_as_the_same_model() {
+    let mut configs: Vec<Config> =
+        fixtures().iter().map(|dir| read(&dir.config).expect("a fixture's config")).collect();
+    configs.push(
+        read(&llama(json!({ "attention_bias": true, "mlp_bias": true, "eos_token_id": [2, 3] })))
+            .expect("biases"),
+    );
+    configs
+        .push(read(&llama(json!({ "rope_scaling": { "type": "linear", "factor": 2.0 } }))).expect("linear"));
+    for config in configs {
+        assert_eq!(read(&config.to_json()).expect("our own"), config);
+    }
+    let written = read(&llama(json!({ "rms_norm_eps": 1e-6 }))).expect("a config").to_json();
+    assert_eq!(written["rms_norm_eps"].to_string(), "1e-6", "an f32 is written with its own digits");
+    assert_eq!(written["architectures"], json!(["LlamaForCausalLM"]));
+}
+
+#[test]
+fn the_tensors_of_a_config_are_those_of_its_file() {
+    for dir in fixtures() {
+        let config = read(&dir.config).expect("a fixture's config");
+        let mut listed: Vec<Param> = params(&config);
+        assert!(
+            listed[0].role == Role::Embedding && listed[1].name == "model.layers.0.input_layernorm.weight"
+        );
+        listed.sort_by(|a, b| a.name.cmp(&b.name));
+        let in_file: Vec<&str> = dir.tensors.names().collect();
+        assert_eq!(listed.iter().map(|p| p.name.as_str()).collect::<Vec<_>>(), in_file);
+        for param in &listed {
+            dir.tensors.check_shape(&param.name, &param.shape).expect("the same shape");
+        }
+    }
+}
+
+#[test]
+fn a_tied_embedding_is_found_under_the_heads_name_and_an_untied_one_is_not() {
+    let only_head = |name: &str| name == names::HEAD;
+    let mut config = read(&llama(json!({ "tie_word_embeddings": true }))).expect("a config");
+    let embedding = &params(&config)[0];
+    assert_eq!(names::stored_name(embedding, &config, only_head), names::HEAD);
+    assert_eq!(names::stored_name(embedding, &config, |_| true), names::EMBEDDING);
+    config.tie_word_embeddings = false;
+    assert_eq!(names::stored_name(embedding, &config, only_head), names::EMBEDDING);
+}
