@@ -32,6 +32,9 @@ pub struct Train {
     /// Change a key of the recipe, such as train.steps=100.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub sets: Vec<String>,
+    /// Run only this variant of the recipe; may be repeated.
+    #[arg(long = "variant", value_name = "NAME")]
+    pub variants: Vec<String>,
     /// Folder of the run [default: runs/NAME-OF-THE-RECIPE].
     #[arg(long)]
     pub out: Option<PathBuf>,

@@ -16,7 +16,9 @@ use crate::{Ending, cli, table};
 pub fn run(args: &cli::Eval) -> anyhow::Result<Ending> {
     match args.device.as_str() {
         "auto" | "cpu" => {}
-        "metal" | "cuda" => bail!("--device {}: the packed runtime runs on the CPU; use --device cpu", args.device),
+        "metal" | "cuda" => {
+            bail!("--device {}: the packed runtime runs on the CPU; use --device cpu", args.device)
+        }
         other => bail!("--device {other}: want auto or cpu"),
     }
     let gates = gates(&args.require, args.against.is_some())?;
@@ -60,7 +62,12 @@ pub fn check(gates: &[Gate], report: &Report) -> anyhow::Result<Vec<GateResult>>
 }
 
 /// Scores the model in `dir`, with a bar on a terminal.
-pub fn score(dir: &Path, text: &EvalText, against: Option<&Path>, mut options: Options) -> anyhow::Result<Report> {
+pub fn score(
+    dir: &Path,
+    text: &EvalText,
+    against: Option<&Path>,
+    mut options: Options,
+) -> anyhow::Result<Report> {
     options.source_nats = text.nats;
     let style = ProgressStyle::with_template("{prefix} {bar:24} {pos}/{len} windows")?;
     let bar = ProgressBar::new(0).with_style(style).with_prefix(format!("scoring {}", dir.display()));

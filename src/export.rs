@@ -54,7 +54,11 @@ fn of_model(args: &cli::Export) -> anyhow::Result<Shipment> {
 /// Says what was written.
 pub fn announce(written: &Written) {
     let size = written.manifest.as_ref().map_or(String::new(), |m| {
-        format!(" ({}, {:.2} bits per weight with embeddings, scales and norms)", table::bytes(m.file_bytes), m.bits_per_weight)
+        format!(
+            " ({}, {:.2} bits per weight with embeddings, scales and norms)",
+            table::bytes(m.file_bytes),
+            m.bits_per_weight
+        )
     });
     println!("wrote {}{size}; read back and equal to the bit", written.path.display());
 }

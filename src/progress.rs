@@ -41,7 +41,10 @@ impl Progress {
             Event::Step(log) => self.step(&log),
             Event::Valid(log) => {
                 let kl = log.valid_kl.map_or(String::new(), |kl| format!(", KL to the teacher {kl:.4}"));
-                self.line(&format!("step {}: held out: {:.4} nats/token{kl}", log.step, log.valid_cross_entropy));
+                self.line(&format!(
+                    "step {}: held out: {:.4} nats/token{kl}",
+                    log.step, log.valid_cross_entropy
+                ));
             }
             Event::Saved { step, path } => {
                 if self.bar.is_none() {
@@ -62,7 +65,8 @@ impl Progress {
         let terms: Vec<String> = log.terms.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
         let left = (self.steps - log.step) as f64 * self.tokens_per_step as f64 / log.tps.max(1.0);
         let eta = HumanDuration(Duration::from_secs_f64(left));
-        let text = format!("loss {:.4} ({}) {:.0} tokens/s, {eta:#} left", log.loss, terms.join(", "), log.tps);
+        let text =
+            format!("loss {:.4} ({}) {:.0} tokens/s, {eta:#} left", log.loss, terms.join(", "), log.tps);
         match &self.bar {
             Some(bar) => {
                 bar.set_position(log.step as u64);

@@ -27,7 +27,10 @@ pub fn report(r: &Report) -> Table {
     row("tokens scored", format!("{} in {} windows of {}", r.tokens, r.windows, r.ctx));
     if let Some(floor) = r.entropy_floor_nats {
         let above = r.nll_mean - floor;
-        row("above the text's true entropy", format!("{above:.4} nats/token (entropy {floor:.4}, perplexity {:.4})", floor.exp()));
+        row(
+            "above the text's true entropy",
+            format!("{above:.4} nats/token (entropy {floor:.4}, perplexity {:.4})", floor.exp()),
+        );
     }
     if let (Some(kl), Some(se), Some(top1)) = (r.kl_mean, r.kl_se, r.same_top1) {
         row("KL to the reference", format!("{kl:.6} ± {se:.6} nats/token"));
@@ -62,7 +65,16 @@ pub struct Row {
 pub fn comparison(rows: &[Row]) -> Table {
     // Markdown, so that the table can be pasted where results are kept.
     let mut table = empty(presets::ASCII_MARKDOWN);
-    table.set_header(["model", "bits/weight", "file", "perplexity", "lost (Δ ln ppl)", "KL", "same top-1", "won back"]);
+    table.set_header([
+        "model",
+        "bits/weight",
+        "file",
+        "perplexity",
+        "lost (Δ ln ppl)",
+        "KL",
+        "same top-1",
+        "won back",
+    ]);
     for row in rows {
         let r = &row.report;
         let or_dash = |text: Option<String>| text.unwrap_or_else(|| "–".to_owned());

@@ -8,13 +8,13 @@ use std::{
     },
 };
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use qat_infer::eval::{Gate, Options, Report};
 use qat_train::{
     data::EvalText,
     device,
     export::Shipment,
-    recipe::{self, EvalPlan, ExportFormat, Plan},
+    recipe::{self, EvalPlan, ExportFormat, Named, Plan},
     student::Quantization,
     trainer::{Job, Outcome, Start, train},
 };
@@ -64,7 +64,7 @@ fn runs(args: &cli::Train) -> anyhow::Result<(PathBuf, Vec<Run>)> {
     let stem = args.config.file_stem().and_then(|s| s.to_str()).unwrap_or("run");
     let out = args.out.clone().unwrap_or_else(|| Path::new("runs").join(stem));
     let mut runs = Vec::new();
-    for named in recipe::load(&args.config, &args.sets)? {
+    for named in chosen(recipe::load(&args.config, &args.sets)?, &args.variants)? {
         let plan = Plan::new(&named.recipe).with_context(|| args.config.display().to_string())?;
         let run = match named.variant {
             Some(name) => Run { out: out.join(&name), name, plan },
@@ -76,6 +76,22 @@ fn runs(args: &cli::Train) -> anyhow::Result<(PathBuf, Vec<Run>)> {
         runs.push(run);
     }
     Ok((out, runs))
+}
+
+/// The variants that were asked for by name; all of them when none was.
+fn chosen(all: Vec<Named>, wanted: &[String]) -> anyhow::Result<Vec<Named>> {
+    let names: Vec<String> = all.iter().filter_map(|named| named.variant.clone()).collect();
+    if let Some(unknown) = wanted.iter().find(|name| !names.contains(name)) {
+        bail!(
+            "--variant {unknown}: the recipe has no such variant; it has {}",
+            match names.as_slice() {
+                [] => "none".to_owned(),
+                names => names.join(", "),
+            }
+        );
+    }
+    let asked = |named: &Named| named.variant.as_ref().is_some_and(|name| wanted.contains(name));
+    Ok(all.into_iter().filter(|named| wanted.is_empty() || asked(named)).collect())
 }
 
 /// A flag that Ctrl-C and SIGTERM raise; the second Ctrl-C ends the process at once.
@@ -173,8 +189,11 @@ impl Comparison {
         if let Some(floor) = self.floor {
             println!("true entropy of the text: {floor:.4} nats/token, perplexity {:.3}", floor.exp());
         }
-        let rows: serde_json::Map<_, _> =
-            self.rows.iter().map(|r| Ok((r.name.clone(), serde_json::to_value(&r.report)?))).collect::<anyhow::Result<_>>()?;
+        let rows: serde_json::Map<_, _> = self
+            .rows
+            .iter()
+            .map(|r| Ok((r.name.clone(), serde_json::to_value(&r.report)?)))
+            .collect::<anyhow::Result<_>>()?;
         evaluate::write_json(&out.join("comparison.json"), &rows)?;
         Ok(if self.failed { Ending::GateFailed } else { Ending::Done })
     }

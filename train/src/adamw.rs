@@ -56,7 +56,9 @@ impl AdamW {
             let value = variable.var.as_tensor().detach();
             let lr = rate * self.peak(variable.kind);
             let kept = match variable.kind {
-                Kind::Weight if self.plan.weight_decay > 0.0 => (&value * (1.0 - lr * self.plan.weight_decay))?,
+                Kind::Weight if self.plan.weight_decay > 0.0 => {
+                    (&value * (1.0 - lr * self.plan.weight_decay))?
+                }
                 _ => value,
             };
             variable.var.set(&(kept - (update * lr)?)?)?;
@@ -79,7 +81,8 @@ impl AdamW {
         let grid = |kind| matches!(kind, Kind::Scale | Kind::GridBias);
         let mut squares = [0f64; 2];
         for (variable, gradient) in variables.iter().zip(gradients.iter()) {
-            squares[usize::from(grid(variable.kind))] += f64::from(gradient.sqr()?.sum_all()?.to_scalar::<f32>()?);
+            squares[usize::from(grid(variable.kind))] +=
+                f64::from(gradient.sqr()?.sum_all()?.to_scalar::<f32>()?);
         }
         let norms = squares.map(f64::sqrt);
         if let Some(limit) = self.plan.clip {
@@ -96,7 +99,8 @@ impl AdamW {
     /// The state by name, for a checkpoint.
     pub fn state(&self, variables: &[Variable]) -> BTreeMap<String, Tensor> {
         let named = |prefix: &str, moments: &[Tensor]| {
-            let pairs = variables.iter().zip(moments).map(|(v, t)| (format!("{prefix}.{}", v.name), t.clone()));
+            let pairs =
+                variables.iter().zip(moments).map(|(v, t)| (format!("{prefix}.{}", v.name), t.clone()));
             pairs.collect::<Vec<_>>()
         };
         named("first", &self.first).into_iter().chain(named("second", &self.second)).collect()
@@ -178,7 +182,8 @@ mod tests {
                 m[i] = 0.9 * m[i] + 0.1 * g[i];
                 v[i] = 0.99 * v[i] + 0.01 * g[i] * g[i];
                 let t = t as i32 + 1;
-                let update = (m[i] / (1.0 - 0.9f64.powi(t))) / ((v[i] / (1.0 - 0.99f64.powi(t))).sqrt() + 1e-8);
+                let update =
+                    (m[i] / (1.0 - 0.9f64.powi(t))) / ((v[i] / (1.0 - 0.99f64.powi(t))).sqrt() + 1e-8);
                 p[i] = p[i] * (1.0 - 0.1 * 0.1) - 0.1 * update;
             }
         }

@@ -67,7 +67,13 @@ impl Checkpoints {
     ///
     /// # Errors
     /// The disk is full or can't be written; checkpoints written before are untouched then.
-    pub fn save(&self, mut state: State, variables: &[Variable], optimizer: &AdamW, keep: usize) -> Result<PathBuf> {
+    pub fn save(
+        &self,
+        mut state: State,
+        variables: &[Variable],
+        optimizer: &AdamW,
+        keep: usize,
+    ) -> Result<PathBuf> {
         fs::create_dir_all(&self.dir).map_err(|e| Error::io("cannot create", &self.dir, e))?;
         let target = self.dir.join(folder(state.step));
         let staged = StagedDir::create(&target, STATE)?;
@@ -76,8 +82,9 @@ impl Checkpoints {
         let moments: HashMap<String, Tensor> = optimizer.state(variables).into_iter().collect();
         for (file, tensors) in [(MODEL, &model), (OPTIMIZER, &moments)] {
             let path = staged.path().join(file);
-            candle_core::safetensors::save(tensors, &path)
-                .map_err(|e| Error::file(&path, format!("cannot be written: {e}; earlier checkpoints are untouched")))?;
+            candle_core::safetensors::save(tensors, &path).map_err(|e| {
+                Error::file(&path, format!("cannot be written: {e}; earlier checkpoints are untouched"))
+            })?;
             state.sha256.insert(file.to_owned(), digest(&path)?);
         }
         let path = staged.path().join(STATE);
@@ -96,7 +103,9 @@ impl Checkpoints {
     /// The folder can't be removed.
     pub fn remove(&self) -> Result<()> {
         match fs::remove_dir_all(&self.dir) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("cannot remove", &self.dir, e)),
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::io("cannot remove", &self.dir, e))
+            }
             _ => Ok(()),
         }
     }
@@ -166,12 +175,15 @@ impl Checkpoint {
 }
 
 fn take(dir: &Path, tensors: &HashMap<String, Tensor>, name: &str, like: &Tensor) -> Result<Tensor> {
-    let tensor = tensors
-        .get(name)
-        .ok_or_else(|| Error::file(dir, format!("{name} is missing; the checkpoint is of another model or recipe")))?;
+    let tensor = tensors.get(name).ok_or_else(|| {
+        Error::file(dir, format!("{name} is missing; the checkpoint is of another model or recipe"))
+    })?;
     if tensor.shape() != like.shape() || tensor.dtype() != DType::F32 {
         let (want, found) = (like.shape(), tensor.shape());
-        return Err(Error::file(dir, format!("{name}: want F32 {want:?}, found {:?} {found:?}", tensor.dtype())));
+        return Err(Error::file(
+            dir,
+            format!("{name}: want F32 {want:?}, found {:?} {found:?}", tensor.dtype()),
+        ));
     }
     Ok(tensor.to_device(like.device())?)
 }
@@ -188,8 +200,8 @@ fn digest(path: &Path) -> Result<String> {
 fn read_state(dir: &Path) -> Result<State> {
     let path = dir.join(STATE);
     let text = fs::read(&path).map_err(|e| Error::io("cannot read", &path, e))?;
-    let state: State =
-        serde_json::from_slice(&text).map_err(|e| Error::file(&path, format!("not a checkpoint's state: {e}")))?;
+    let state: State = serde_json::from_slice(&text)
+        .map_err(|e| Error::file(&path, format!("not a checkpoint's state: {e}")))?;
     if state.qat != VERSION {
         return Err(Error::file(&path, format!("layout version {}, this qat reads {VERSION}", state.qat)));
     }

@@ -40,18 +40,25 @@ impl Choice {
     /// # Errors
     /// This build, or this machine, has no such device.
     pub fn open(self) -> Result<Device> {
-        let failed = |name: &str, e: candle_core::Error| Error::Config(format!("--device {name}: the device can't be opened: {e}"));
+        let failed = |name: &str, e: candle_core::Error| {
+            Error::Config(format!("--device {name}: the device can't be opened: {e}"))
+        };
         match self {
             Self::Cpu => Ok(Device::Cpu),
             Self::Auto if metal_is_available() => Self::Metal.open(),
             Self::Auto if cuda_is_available() => Self::Cuda.open(),
             Self::Auto => Ok(Device::Cpu),
             Self::Metal if metal_is_available() => Device::new_metal(0).map_err(|e| failed("metal", e)),
-            Self::Metal => Err(Error::Config("--device metal: this build has no Metal; it needs macOS (use --device cpu)".into())),
+            Self::Metal => Err(Error::Config(
+                "--device metal: this build has no Metal; it needs macOS (use --device cpu)".into(),
+            )),
             // Without a stream of its own a device reads wrong values from another host thread.
-            Self::Cuda if cuda_is_available() => Device::new_cuda_with_stream(0).map_err(|e| failed("cuda", e)),
+            Self::Cuda if cuda_is_available() => {
+                Device::new_cuda_with_stream(0).map_err(|e| failed("cuda", e))
+            }
             Self::Cuda => Err(Error::Config(
-                "--device cuda: this build has no CUDA; build with --features cuda (or use --device cpu)".into(),
+                "--device cuda: this build has no CUDA; build with --features cuda (or use --device cpu)"
+                    .into(),
             )),
         }
     }

@@ -72,7 +72,11 @@ impl Exec for TrainExec<'_> {
         Ok(ops::rms_norm(x, weight, eps)?)
     }
 
-    fn linears<const N: usize>(&mut self, x: &Tensor, linears: [&Linear<Matrix, Tensor>; N]) -> Result<[Tensor; N]> {
+    fn linears<const N: usize>(
+        &mut self,
+        x: &Tensor,
+        linears: [&Linear<Matrix, Tensor>; N],
+    ) -> Result<[Tensor; N]> {
         // Matrices with the same input share its rounding, as the runtime rounds it once.
         let lambda = linears.iter().find_map(|l| l.weight.int8_inputs);
         let rounded = lambda.map(|lambda| ops::quantize_activations(x, lambda)).transpose()?;
@@ -103,7 +107,14 @@ impl Exec for TrainExec<'_> {
         Ok(ops::rope(&self.by_head(&x, heads)?, &self.rope.cos, &self.rope.sin)?.reshape(x.shape())?)
     }
 
-    fn attention(&mut self, _: usize, q: Tensor, k: Tensor, v: Tensor, shape: &AttentionShape) -> Result<Tensor> {
+    fn attention(
+        &mut self,
+        _: usize,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        shape: &AttentionShape,
+    ) -> Result<Tensor> {
         let q = self.by_head(&q, shape.heads)?;
         let k = self.by_head(&k, shape.kv_heads)?;
         let v = self.by_head(&v, shape.kv_heads)?;

@@ -52,14 +52,18 @@ impl Shipment {
     pub fn of_run(dir: &Path) -> Result<(Self, Vec<String>)> {
         let (found, damaged) = Checkpoints::of(dir).newest()?;
         let checkpoint = found.ok_or_else(|| {
-            Error::file(dir, "holds no whole checkpoint yet; let qat train reach its first one, or --resume it")
+            Error::file(
+                dir,
+                "holds no whole checkpoint yet; let qat train reach its first one, or --resume it",
+            )
         })?;
         let plan = Plan::new(&checkpoint.state.recipe)?;
         let origin = student_dir(dir);
         let config = read_config(&origin.join(CONFIG_FILE))?;
         let student = Student::new(&Floats::zeros(config), Quantization::of(&plan), &Device::Cpu)?;
         checkpoint.restore_variables(student.variables())?;
-        let recipe = serde_json::to_value(&checkpoint.state.recipe).map_err(|e| Error::Config(e.to_string()))?;
+        let recipe =
+            serde_json::to_value(&checkpoint.state.recipe).map_err(|e| Error::Config(e.to_string()))?;
         let source = json!({"method": "trained", "step": checkpoint.state.step, "recipe": recipe});
         Ok((Self { student, companions: companions(&origin)?, source }, damaged))
     }

@@ -22,5 +22,5 @@ pub use memory::peak_rss_bytes;
 pub use report::Report;
 pub use score::{Score, Versus, score};
 pub use speed::{Speed, measure_speed};
-pub use text::{Text, read_texts};
+pub use text::Text;
 pub use windows::{Protocol, Windows};

@@ -25,7 +25,7 @@ const SENTENCES: &str = "The small model runs on the phone. Count: 1, 23, 456 an
 #[test]
 fn the_perplexities_of_transformers_are_reproduced() {
     let Some(data) = shared("data") else { return };
-    let text = read_texts(&[data.join("text/tinystories_valid.txt")]).expect("text");
+    let text = std::fs::read_to_string(data.join("text/tinystories_valid.txt")).expect("text");
     // f32, transformers, the same protocol (shared/data/README.md).
     for (name, want) in [("stories260K", 5.0962), ("tinystories-656k", 39.2590)] {
         let model = Model::open(&data.join("weights").join(name)).expect("model");
@@ -93,24 +93,6 @@ fn text_that_scores_nothing_is_refused() {
     assert!(Windows::new(&one, Protocol { ctx: 512, bos: Some(508) }).is_ok());
     let narrow = Windows::new(&one, Protocol { ctx: 1, bos: None }).expect_err("ctx 1").to_string();
     assert!(narrow.contains("at least 2"), "{narrow}");
-}
-
-#[test]
-fn files_that_are_no_text_are_refused_by_name() {
-    let dir = tempfile::tempdir().expect("a place");
-    let write = |name: &str, bytes: &[u8]| {
-        let path = dir.path().join(name);
-        std::fs::write(&path, bytes).expect("written");
-        path
-    };
-    let (good, empty, binary) =
-        (write("good.txt", b"a b"), write("empty.txt", b""), write("binary", b"ab\xff"));
-    assert_eq!(read_texts(&[&good, &good]).expect("text"), "a ba b");
-    let message = |path: &PathBuf| read_texts(&[path]).expect_err("refused").to_string();
-    assert!(message(&empty).contains("empty.txt") && message(&empty).contains("is empty"));
-    assert!(message(&binary).contains("not UTF-8 text: byte 2"), "{}", message(&binary));
-    assert!(message(&dir.path().join("absent")).contains("absent"));
-    assert!(read_texts::<PathBuf>(&[]).expect_err("none").to_string().contains("at least one"));
 }
 
 #[test]

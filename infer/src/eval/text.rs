@@ -3,8 +3,6 @@
 //! Knows no windows and no model. Invariant: one id for one token of the whole text encoded in one piece, without
 //! special tokens; nothing is added, cut or normalized beyond what the tokenizer itself does.
 
-use std::path::Path;
-
 use tokenizers::Tokenizer;
 
 use crate::{Error, Result};
@@ -48,27 +46,4 @@ impl Text {
         let end_of = |tokens: usize| tokens.checked_sub(1).map_or(0, |last| self.ends[last]);
         end_of(range.end) - end_of(range.start)
     }
-}
-
-/// The contents of text files, one after the other with nothing between.
-///
-/// # Errors
-/// When there are no files, one can't be read, is not UTF-8, or is empty.
-pub fn read_texts<P: AsRef<Path>>(paths: &[P]) -> Result<String> {
-    if paths.is_empty() {
-        return Err(Error::Invalid("no data: want at least one text file".into()));
-    }
-    let mut all = String::new();
-    for path in paths.iter().map(AsRef::as_ref) {
-        let bytes = std::fs::read(path).map_err(|e| Error::io("cannot read", path, e))?;
-        let text = String::from_utf8(bytes).map_err(|e| {
-            let at = e.utf8_error().valid_up_to();
-            Error::file(path, format!("not UTF-8 text: byte {at} can't be decoded; want plain text files"))
-        })?;
-        if text.is_empty() {
-            return Err(Error::file(path, "is empty; there is nothing to score"));
-        }
-        all.push_str(&text);
-    }
-    Ok(all)
 }

@@ -11,7 +11,9 @@ use std::path::Path;
 
 use serde::Deserialize as _;
 
-pub use plan::{ExportFormat, ExportPlan, EvalPlan, LossPlan, OptimPlan, Origin, Plan, Schedule, TeacherPlan};
+pub use plan::{
+    EvalPlan, ExportFormat, ExportPlan, LossPlan, OptimPlan, Origin, Plan, Schedule, TeacherPlan,
+};
 pub use raw::Recipe;
 pub use rules::{Choice, Rules};
 
@@ -47,7 +49,8 @@ pub fn parse(text: &str, origin: &Path, sets: &[String]) -> Result<Vec<Named>> {
         let (key, value) = set
             .split_once('=')
             .ok_or_else(|| Error::Config(format!("--set {set}: want key=value, such as train.steps=100")))?;
-        assign(&mut table, key.trim(), scalar(value.trim())).map_err(|e| Error::Config(format!("--set {set}: {e}")))?;
+        assign(&mut table, key.trim(), scalar(value.trim()))
+            .map_err(|e| Error::Config(format!("--set {set}: {e}")))?;
         typed(&table).map_err(|e| Error::Config(format!("--set {set}: {e}")))?;
     }
     let base = typed(&table).map_err(|e| Error::file(origin, e))?;
@@ -59,8 +62,14 @@ pub fn parse(text: &str, origin: &Path, sets: &[String]) -> Result<Vec<Named>> {
 }
 
 fn variant(base: &toml::Table, name: &str, changes: &toml::Table, origin: &Path) -> Result<Named> {
-    if name.is_empty() || name.starts_with('.') || !name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)) {
-        return Err(Error::file(origin, format!("[variants.{name}]: it names a folder; use letters, digits, '-', '_' and '.'")));
+    if name.is_empty()
+        || name.starts_with('.')
+        || !name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+    {
+        return Err(Error::file(
+            origin,
+            format!("[variants.{name}]: it names a folder; use letters, digits, '-', '_' and '.'"),
+        ));
     }
     let mut table = base.clone();
     for (key, value) in changes {
@@ -156,7 +165,10 @@ batch = 2
 
     fn message(text: &str, sets: &[&str]) -> String {
         let sets: Vec<String> = sets.iter().map(|s| s.to_string()).collect();
-        parse(text, Path::new("r.toml"), &sets).and_then(|r| Plan::new(&r[0].recipe)).expect_err("refused").to_string()
+        parse(text, Path::new("r.toml"), &sets)
+            .and_then(|r| Plan::new(&r[0].recipe))
+            .expect_err("refused")
+            .to_string()
     }
 
     #[test]
@@ -178,12 +190,16 @@ batch = 2
     #[test]
     fn a_wrong_type_names_line_and_types() {
         let m = message(&SMALL.replace("steps = 10", "steps = \"ten\""), &[]);
-        assert!(m.contains("steps = \"ten\"") && m.contains("invalid type: string \"ten\", expected usize"), "{m}");
+        assert!(
+            m.contains("steps = \"ten\"") && m.contains("invalid type: string \"ten\", expected usize"),
+            "{m}"
+        );
     }
 
     #[test]
     fn variants_change_only_what_they_name() {
-        let text = format!("{SMALL}\n[variants.a]\n\"quant.weights\" = \"ternary-g64\"\n[variants.b]\nseed = 7\n");
+        let text =
+            format!("{SMALL}\n[variants.a]\n\"quant.weights\" = \"ternary-g64\"\n[variants.b]\nseed = 7\n");
         let all = parse(&text, Path::new("r.toml"), &["train.steps=3".to_owned()]).expect("parses");
         let names: Vec<_> = all.iter().map(|n| n.variant.as_deref().unwrap_or("")).collect();
         assert_eq!(names, ["a", "b"]);

@@ -203,11 +203,19 @@ fn at_least(key: &str, value: usize, least: usize) -> Result<()> {
 }
 
 fn positive(key: &str, value: f64) -> Result<()> {
-    if value.is_finite() && value > 0.0 { Ok(()) } else { Err(Error::Config(format!("{key} = {value}: want a finite number above 0"))) }
+    if value.is_finite() && value > 0.0 {
+        Ok(())
+    } else {
+        Err(Error::Config(format!("{key} = {value}: want a finite number above 0")))
+    }
 }
 
 fn not_negative(key: &str, value: f64) -> Result<()> {
-    if value.is_finite() && value >= 0.0 { Ok(()) } else { Err(Error::Config(format!("{key} = {value}: want a finite number, 0 or more"))) }
+    if value.is_finite() && value >= 0.0 {
+        Ok(())
+    } else {
+        Err(Error::Config(format!("{key} = {value}: want a finite number, 0 or more")))
+    }
 }
 
 fn check_ranges(r: &Recipe) -> Result<()> {
@@ -243,9 +251,15 @@ fn not_empty(key: &str, list: &[String]) -> Result<()> {
 fn origin(student: &raw::Student) -> Result<Origin> {
     match (&student.from, &student.scratch) {
         (Some(from), None) => Ok(Origin::Pretrained(from.into())),
-        (None, Some(s)) => Ok(Origin::Scratch { config: (&s.config).into(), tokenizer: (&s.tokenizer).into() }),
-        (None, None) => Err(Error::Config("[student]: want `from` (a model directory) or [student.scratch]".into())),
-        (Some(_), Some(_)) => Err(Error::Config("[student]: `from` and [student.scratch] exclude each other".into())),
+        (None, Some(s)) => {
+            Ok(Origin::Scratch { config: (&s.config).into(), tokenizer: (&s.tokenizer).into() })
+        }
+        (None, None) => {
+            Err(Error::Config("[student]: want `from` (a model directory) or [student.scratch]".into()))
+        }
+        (Some(_), Some(_)) => {
+            Err(Error::Config("[student]: `from` and [student.scratch] exclude each other".into()))
+        }
     }
 }
 
@@ -253,7 +267,9 @@ fn teacher(r: &Recipe) -> Result<TeacherPlan> {
     Ok(match &r.teacher {
         None => TeacherPlan::None,
         Some(t) if t.model == "latent" => TeacherPlan::Latent,
-        Some(t) if t.model.is_empty() => return fail("teacher.model", &t.model, "a model directory or latent"),
+        Some(t) if t.model.is_empty() => {
+            return fail("teacher.model", &t.model, "a model directory or latent");
+        }
         Some(t) => TeacherPlan::Model((&t.model).into()),
     })
 }
@@ -281,7 +297,9 @@ fn loss(l: &raw::Loss, teacher: &TeacherPlan) -> Result<LossPlan> {
         }
     }
     if l.cross_entropy == 0.0 && divergences.is_empty() {
-        return Err(Error::Config("[loss]: every weight is 0; set cross_entropy, forward_kl, reverse_kl or jsd".into()));
+        return Err(Error::Config(
+            "[loss]: every weight is 0; set cross_entropy, forward_kl, reverse_kl or jsd".into(),
+        ));
     }
     Ok(LossPlan { cross_entropy: l.cross_entropy, divergences, temperature: l.temperature })
 }
@@ -338,7 +356,9 @@ fn export(e: &raw::Export) -> Result<ExportPlan> {
 
 fn eval(e: &raw::Eval, r: &Recipe) -> Result<EvalPlan> {
     if r.export.is_none() {
-        return Err(Error::Config("[eval] scores the exported model: add [export] with format = \"qat\"".into()));
+        return Err(Error::Config(
+            "[eval] scores the exported model: add [export] with format = \"qat\"".into(),
+        ));
     }
     let ctx = e.ctx.unwrap_or(r.data.ctx);
     at_least("eval.ctx", ctx, 2)?;

@@ -161,7 +161,14 @@ pub struct Loss {
 
 impl Default for Loss {
     fn default() -> Self {
-        Self { cross_entropy: 0.0, forward_kl: 0.0, reverse_kl: 0.0, jsd: 0.0, jsd_beta: 0.5, temperature: 1.0 }
+        Self {
+            cross_entropy: 0.0,
+            forward_kl: 0.0,
+            reverse_kl: 0.0,
+            jsd: 0.0,
+            jsd_beta: 0.5,
+            temperature: 1.0,
+        }
     }
 }
 

@@ -26,7 +26,12 @@ impl Rules {
     ///
     /// # Errors
     /// A format or a glob that doesn't parse, named with its key.
-    pub fn new(weights: &str, embeddings: &str, head: &str, overrides: &BTreeMap<String, String>) -> Result<Self> {
+    pub fn new(
+        weights: &str,
+        embeddings: &str,
+        head: &str,
+        overrides: &BTreeMap<String, String>,
+    ) -> Result<Self> {
         let mut globs = Vec::new();
         for (pattern, format) in overrides {
             let key = format!("quant.overrides.{pattern:?}");
@@ -55,7 +60,10 @@ impl Rules {
             Role::Embedding => self.embeddings,
             Role::Head => self.head,
         };
-        self.overrides.iter().find(|(glob, _)| glob.is_match(&param.name)).map_or(by_role, |(_, choice)| *choice)
+        self.overrides
+            .iter()
+            .find(|(glob, _)| glob.is_match(&param.name))
+            .map_or(by_role, |(_, choice)| *choice)
     }
 
     /// Checks that every matrix fits its format and that every override names a tensor.
@@ -74,7 +82,13 @@ impl Rules {
                 let pattern = glob.glob().glob();
                 return Err(Error::Config(format!(
                     "quant.overrides.{pattern:?}: no matrix of this model has such a name; the first are {}",
-                    params.iter().filter(|p| p.shape.len() == 2).take(3).map(|p| p.name.as_str()).collect::<Vec<_>>().join(", ")
+                    params
+                        .iter()
+                        .filter(|p| p.shape.len() == 2)
+                        .take(3)
+                        .map(|p| p.name.as_str())
+                        .collect::<Vec<_>>()
+                        .join(", ")
                 )));
             }
         }
@@ -120,7 +134,10 @@ mod tests {
         let rules = Rules::new("int4-g32", "int8-g32", "int8-g32", &overrides).expect("valid");
         let spelled = |p: &Param| rules.choose(p).map(|f| f.to_string());
         assert_eq!(spelled(&param("model.layers.0.mlp.up_proj.weight", Role::Projection, &[64, 64])), None);
-        assert_eq!(spelled(&param("model.layers.1.mlp.up_proj.weight", Role::Projection, &[64, 64])).as_deref(), Some("int8-g32"));
+        assert_eq!(
+            spelled(&param("model.layers.1.mlp.up_proj.weight", Role::Projection, &[64, 64])).as_deref(),
+            Some("int8-g32")
+        );
         assert_eq!(spelled(&param("model.norm.weight", Role::Norm, &[64])), None);
     }
 
@@ -129,7 +146,8 @@ mod tests {
         let rules = Rules::new("int4-g32", "float", "float", &BTreeMap::new()).expect("valid");
         let p = param("model.layers.0.mlp.down_proj.weight", Role::Projection, &[64, 172]);
         let m = rules.check(&[p]).expect_err("172 is no multiple of 32").to_string();
-        for part in ["model.layers.0.mlp.down_proj.weight", "172", "32", "ternary-tensor", "pad_intermediate"] {
+        for part in ["model.layers.0.mlp.down_proj.weight", "172", "32", "ternary-tensor", "pad_intermediate"]
+        {
             assert!(m.contains(part), "{part} is not in: {m}");
         }
     }

@@ -68,7 +68,8 @@ impl Floats {
 
     /// The values of one tensor.
     pub(crate) fn values(&self, name: &str) -> Result<&[f32]> {
-        let values = self.tensors.get(name).ok_or_else(|| Error::Config(format!("{name}: no such tensor")))?;
+        let values =
+            self.tensors.get(name).ok_or_else(|| Error::Config(format!("{name}: no such tensor")))?;
         Ok(values)
     }
 
@@ -111,7 +112,8 @@ impl Weights for Constants<'_> {
 /// # Errors
 /// The file can't be read, is no JSON, or describes a model that is not supported.
 pub fn read_config(path: &Path) -> Result<Config> {
-    let text = std::fs::read_to_string(path).map_err(|e| Error::io("cannot read the model's config", path, e))?;
+    let text =
+        std::fs::read_to_string(path).map_err(|e| Error::io("cannot read the model's config", path, e))?;
     let value = serde_json::from_str(&text).map_err(|e| Error::file(path, format!("not valid JSON: {e}")))?;
     Ok(Config::from_json(&value, path)?)
 }

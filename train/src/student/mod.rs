@@ -105,8 +105,12 @@ impl Student {
     pub fn new(floats: &Floats, quantization: Quantization, device: &Device) -> Result<Self> {
         let list = params(&floats.config);
         quantization.rules.check(&list)?;
-        let mut student =
-            Self { config: floats.config.clone(), quantization, variables: Vec::new(), index: BTreeMap::new() };
+        let mut student = Self {
+            config: floats.config.clone(),
+            quantization,
+            variables: Vec::new(),
+            index: BTreeMap::new(),
+        };
         for param in &list {
             student.add(param, floats.values(&param.name)?, device)?;
         }

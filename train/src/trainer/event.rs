@@ -110,7 +110,8 @@ impl Log {
         let keep = |line: &&str| serde_json::from_str::<Line>(line).is_ok_and(|l| l.step <= step && step > 0);
         let kept: String = old.lines().filter(keep).flat_map(|line| [line, "\n"]).collect();
         qat_infer::files::write_file_atomic(&path, kept.as_bytes())?;
-        let file = File::options().append(true).open(&path).map_err(|e| Error::io("cannot append to", &path, e))?;
+        let file =
+            File::options().append(true).open(&path).map_err(|e| Error::io("cannot append to", &path, e))?;
         Ok(Self { path, file })
     }
 

@@ -97,7 +97,8 @@ fn take_step(job: &Job, run: &mut Prepared) -> Result<(Sums, f64)> {
     let settings = &plan.recipe.train;
     let lambda = schedule::rounding(run.step, plan.recipe.quant.warmup_steps);
     let tokens = run.step_tokens(plan);
-    let objective = Objective { plan: &plan.loss, teacher: &run.teacher, rope: &run.rope, ctx: plan.recipe.data.ctx };
+    let objective =
+        Objective { plan: &plan.loss, teacher: &run.teacher, rope: &run.rope, ctx: plan.recipe.data.ctx };
     let mut gradients: Vec<Tensor> = Vec::new();
     let mut sums = Sums::default();
     for micro in 0..settings.accumulate {
@@ -121,7 +122,8 @@ fn take_step(job: &Job, run: &mut Prepared) -> Result<(Sums, f64)> {
 
 fn validate(job: &Job, run: &mut Prepared, report: &mut dyn FnMut(Event)) -> Result<()> {
     let plan = job.plan;
-    let objective = Objective { plan: &plan.loss, teacher: &run.teacher, rope: &run.rope, ctx: plan.recipe.data.ctx };
+    let objective =
+        Objective { plan: &plan.loss, teacher: &run.teacher, rope: &run.rope, ctx: plan.recipe.data.ctx };
     let (valid_cross_entropy, valid_kl) = objective.validate(&run.student, run.valid.iter())?;
     let line = ValidLog { step: run.step, valid_cross_entropy, valid_kl };
     run.log.add(&line)?;
@@ -193,7 +195,9 @@ impl Prepared {
         if self.steps_above < 10 {
             return Ok(());
         }
-        Err(self.broken(&format!("the loss {loss:.3} has been above {limit:.3} (start + train.divergence) for ten steps")))
+        Err(self.broken(&format!(
+            "the loss {loss:.3} has been above {limit:.3} (start + train.divergence) for ten steps"
+        )))
     }
 
     fn broken(&self, what: &str) -> Error {

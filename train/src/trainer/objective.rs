@@ -75,7 +75,8 @@ impl Objective<'_> {
         let mut store = (loss / step_tokens as f64)?.backward()?;
         drop(student_logits);
         for (index, variable) in student.variables().iter().enumerate() {
-            let gradient = store.remove(variable.var.as_tensor()).ok_or_else(|| no_gradient(variable))?.detach();
+            let gradient =
+                store.remove(variable.var.as_tensor()).ok_or_else(|| no_gradient(variable))?.detach();
             match gradients.get_mut(index) {
                 Some(sum) => *sum = (&*sum + gradient)?,
                 None => gradients.push(gradient),
@@ -100,13 +101,18 @@ impl Objective<'_> {
         };
         if self.plan.cross_entropy > 0.0 {
             let targets = Tensor::new(batch.targets.as_slice(), student_logits.device())?;
-            term("cross_entropy", self.plan.cross_entropy, loss::cross_entropy_sum(student_logits, &targets)?)?;
+            term(
+                "cross_entropy",
+                self.plan.cross_entropy,
+                loss::cross_entropy_sum(student_logits, &targets)?,
+            )?;
         }
         if !self.plan.divergences.is_empty() {
             let teacher = self.teacher.logits(student, self.rope, &batch.inputs, self.ctx)?;
             let teacher = teacher.ok_or_else(|| Error::Config("a divergence needs a [teacher]".into()))?;
             for &(kind, weight) in &self.plan.divergences {
-                let value = loss::divergence_sum(student_logits, &teacher, self.plan.temperature as f32, kind)?;
+                let value =
+                    loss::divergence_sum(student_logits, &teacher, self.plan.temperature as f32, kind)?;
                 term(name(kind), weight, value)?;
             }
         }
@@ -130,7 +136,8 @@ impl Objective<'_> {
             let targets = Tensor::new(batch.targets.as_slice(), ours.device())?;
             cross_entropy += f64::from(loss::cross_entropy_sum(&ours, &targets)?.to_scalar::<f32>()?);
             if let Some(theirs) = self.teacher.logits(student, self.rope, &batch.inputs, self.ctx)? {
-                let sum = loss::divergence_sum(&ours, &theirs, 1.0, Divergence::ForwardKl)?.to_scalar::<f32>()?;
+                let sum =
+                    loss::divergence_sum(&ours, &theirs, 1.0, Divergence::ForwardKl)?.to_scalar::<f32>()?;
                 *kl.get_or_insert(0.0) += f64::from(sum);
             }
             tokens += batch.targets.len();
@@ -141,7 +148,10 @@ impl Objective<'_> {
 }
 
 fn no_gradient(variable: &Variable) -> Error {
-    Error::Config(format!("{}: receives no gradient; it would never be trained, so the run is refused", variable.name))
+    Error::Config(format!(
+        "{}: receives no gradient; it would never be trained, so the run is refused",
+        variable.name
+    ))
 }
 
 /// Refuses a first step in which a variable's gradient is zero throughout: something on its way cuts or rounds it off.

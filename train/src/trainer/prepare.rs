@@ -211,12 +211,16 @@ fn teacher_floats(plan: &Plan, source: &Beginning) -> Result<Option<Floats>> {
     let config = Config::from_json(&dir.config, &dir.config_path())?;
     let ours = source.floats.config.vocab_size;
     if config.vocab_size != ours {
-        let problem = format!("the teacher's vocab_size is {}, the student's {ours}; distilling needs one vocabulary", config.vocab_size);
+        let problem = format!(
+            "the teacher's vocab_size is {}, the student's {ours}; distilling needs one vocabulary",
+            config.vocab_size
+        );
         return Err(Error::file(path, problem));
     }
     let identity = |path: &Path| -> Result<String> { Ok(tokenizer_sha256(&load_tokenizer(path, ours)?)?) };
     if identity(&dir.tokenizer())? != identity(&source.tokenizer)? {
-        let problem = format!("the teacher's tokenizer differs from the student's ({})", source.tokenizer.display());
+        let problem =
+            format!("the teacher's tokenizer differs from the student's ({})", source.tokenizer.display());
         return Err(Error::file(&dir.tokenizer(), problem));
     }
     fits(plan, &config, "the teacher")?;
@@ -228,7 +232,9 @@ fn fits(plan: &Plan, config: &Config, whose: &str) -> Result<()> {
     if ctx <= longest {
         return Ok(());
     }
-    Err(Error::Config(format!("data.ctx = {ctx} is longer than the context of {whose} (max_position_embeddings {longest})")))
+    Err(Error::Config(format!(
+        "data.ctx = {ctx} is longer than the context of {whose} (max_position_embeddings {longest})"
+    )))
 }
 
 /// Training part and validation part.
@@ -245,7 +251,9 @@ fn tokens(
     let special = |wanted: bool, key: &str, id: Option<u32>| match (wanted, id) {
         (false, _) => Ok(None),
         (true, Some(id)) => Ok(Some(id)),
-        (true, None) => Err(Error::Config(format!("data.{key} = true: the model's config.json names no {key}_token_id"))),
+        (true, None) => {
+            Err(Error::Config(format!("data.{key} = true: the model's config.json names no {key}_token_id")))
+        }
     };
     let bos = special(settings.bos, "bos", config.bos_token_id)?;
     let named = config.eos_token_ids.first().copied();
@@ -288,7 +296,9 @@ fn prune_student(floats: &Floats, plan: &Plan, batches: &Batches, device: &Devic
         floats = prune::layers(&floats, kept)?;
     }
     if wanted.hidden_size.is_some() || wanted.intermediate_size.is_some() {
-        let windows = (0..).flat_map(|step| batches.at(step).inputs.chunks(plan.recipe.data.ctx).map(<[u32]>::to_vec).collect::<Vec<_>>());
+        let windows = (0..).flat_map(|step| {
+            batches.at(step).inputs.chunks(plan.recipe.data.ctx).map(<[u32]>::to_vec).collect::<Vec<_>>()
+        });
         let windows: Vec<Vec<u32>> = windows.take(PROBE_WINDOWS).collect();
         let importance = prune::Importance::measure(&floats, &windows, device)?;
         if let Some(kept) = wanted.intermediate_size {
@@ -313,7 +323,8 @@ pub fn student_dir(out: &Path) -> PathBuf {
 fn write_start(out: &Path, floats: &Floats, companions: &[PathBuf]) -> Result<()> {
     let target = student_dir(out);
     let source = serde_json::json!({"method": "start of a run"});
-    let mut writer = HfWriter::create(&target, &floats.config.to_json(), companions, FloatType::F32, &source)?;
+    let mut writer =
+        HfWriter::create(&target, &floats.config.to_json(), companions, FloatType::F32, &source)?;
     for param in params(&floats.config) {
         writer.add(&param.name, &param.shape, floats.values(&param.name)?)?;
     }

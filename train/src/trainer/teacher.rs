@@ -40,7 +40,13 @@ impl Teacher {
     ///
     /// # Errors
     /// The device is out of memory.
-    pub fn logits(&self, student: &Student, student_rope: &RopeTable, ids: &[u32], ctx: usize) -> Result<Option<Tensor>> {
+    pub fn logits(
+        &self,
+        student: &Student,
+        student_rope: &RopeTable,
+        ids: &[u32],
+        ctx: usize,
+    ) -> Result<Option<Tensor>> {
         match self {
             Self::None => Ok(None),
             Self::Latent => logits(&student.decoder(None)?, student_rope, ids, ctx).map(|l| Some(l.detach())),
@@ -53,7 +59,12 @@ impl Teacher {
 ///
 /// # Errors
 /// The device is out of memory.
-pub fn logits(decoder: &Decoder<Matrix, Tensor>, rope: &RopeTable, ids: &[u32], ctx: usize) -> Result<Tensor> {
+pub fn logits(
+    decoder: &Decoder<Matrix, Tensor>,
+    rope: &RopeTable,
+    ids: &[u32],
+    ctx: usize,
+) -> Result<Tensor> {
     let mut exec = TrainExec::new(ids.len() / ctx, ctx, rope);
     let hidden = decoder.forward(&mut exec, ids)?;
     decoder.logits(&mut exec, &hidden)

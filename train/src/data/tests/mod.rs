@@ -79,7 +79,7 @@ fn stories_are_one_document_each_and_their_entropy_is_known() {
     let (one, two) = (stories::generate(1, 20_000), stories::generate(2, 5_000));
     let corpus = folder.corpus(&["stories:seed=1,bytes=20000", "stories:seed=2,bytes=5000"], None);
     let read = corpus.read_text().unwrap();
-    assert_eq!(read.text + stories::SEPARATOR, [one.text.as_str(), &two.text].concat());
+    assert_eq!(read.text, [one.text.as_str(), &two.text].concat());
     assert_eq!(read.nats, Some(one.nats + two.nats));
     let mut documents = corpus.documents();
     assert_eq!(documents.by_ref().count(), one.stories + two.stories);
