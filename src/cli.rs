@@ -16,7 +16,7 @@ pub struct Cli {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Train by a recipe; with [export] and [eval] in it, through to the verified packed model.
+    /// Train by a recipe; with `[export]` and `[eval]` in it, through to the verified packed model.
     Train(Train),
     /// Write a trained run, or a float model rounded without training, as a directory that ships.
     Export(Export),

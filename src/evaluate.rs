@@ -21,6 +21,13 @@ pub fn run(args: &cli::Eval) -> anyhow::Result<Ending> {
         }
         other => bail!("--device {other}: want auto or cpu"),
     }
+    if qat_train::export::is_run(&args.dir) {
+        bail!(
+            "{} is a run of qat train, not a model: export it first (qat export {0} --format qat --out DIR), or score what it has \
+             exported ({0}/qat) or started from ({0}/student)",
+            args.dir.display()
+        );
+    }
     let gates = gates(&args.require, args.against.is_some())?;
     let text = text(&args.data)?;
     let options = Options { ctx: args.ctx, bos: args.bos, source_nats: None };

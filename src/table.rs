@@ -13,12 +13,16 @@ pub fn bytes(n: u64) -> String {
     }
 }
 
-/// Width of tables when the output is no terminal, which would tell its own.
+/// Width of a report when the output is no terminal, which would tell its own.
 const WIDTH: u16 = 130;
 
 /// One report, a line each.
 pub fn report(r: &Report) -> Table {
     let mut table = empty(presets::NOTHING);
+    table.set_content_arrangement(ContentArrangement::Dynamic);
+    if !table.is_tty() {
+        table.set_width(WIDTH);
+    }
     let mut row = |name: &str, value: String| {
         table.add_row([name.to_owned(), value]);
     };
@@ -106,10 +110,7 @@ fn won_back(row: &Row) -> Option<String> {
 
 fn empty(style: TableStyle) -> Table {
     let mut table = Table::new();
-    table.load_style(style).set_content_arrangement(ContentArrangement::Dynamic);
-    if !table.is_tty() {
-        table.set_width(WIDTH);
-    }
+    table.load_style(style);
     table
 }
 

@@ -55,6 +55,9 @@ pub fn run(args: &cli::Train) -> anyhow::Result<Ending> {
             return Ok(Ending::Stopped);
         }
         finish(run, &mut comparison)?;
+        if stop.load(Ordering::SeqCst) {
+            return Ok(Ending::Stopped);
+        }
     }
     comparison.show(&out)
 }

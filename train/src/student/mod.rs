@@ -1,7 +1,7 @@
 //! The student: latent f32 variables, the formats they will ship in, and the decoder over their fake-quantized values.
 //!
 //! Knows no loss and no data. Invariant: the values that [`Student::decoder`] trains with at λ = 1 are, to the bit, the
-//! values that [`Student::pack`] writes, because both are `decode(encode(latent))` of one codec with one choice of scales.
+//! values that [`Student::ship`] gives, because both are `decode(encode(latent))` of one codec with one choice of scales.
 
 mod floats;
 pub mod prune;
