@@ -5,7 +5,7 @@
 use std::{
     fs,
     path::Path,
-    process::{Child, Command},
+    process::Child,
     time::{Duration, Instant},
 };
 
@@ -39,6 +39,13 @@ fn start(shop: &Workshop, line: &str) -> Child {
 fn kill(mut child: Child) {
     child.kill().expect("killed");
     assert_eq!(child.wait().expect("ended").code(), None, "it was killed, not done");
+}
+
+#[cfg(unix)]
+fn send(signal: &str, child: &Child) {
+    let sent =
+        std::process::Command::new("sh").args(["-c", &format!("kill -{signal} {}", child.id())]).status();
+    assert!(sent.is_ok_and(|status| status.success()), "sent");
 }
 
 fn folder(step: usize) -> String {
@@ -85,7 +92,7 @@ fn a_killed_run_resumes_to_the_same_bytes() {
 fn a_run_killed_in_the_middle_of_a_checkpoint_resumes_to_the_same_bytes() {
     let shop = long();
     let every = "--set train.checkpoint_every=1";
-    shop.done("train tiny.toml --out whole");
+    shop.done(&format!("train tiny.toml --out whole {every}"));
     let half_made = || {
         let listing = fs::read_dir(shop.path("run/checkpoints")).into_iter().flatten().flatten();
         listing.map(|entry| entry.file_name()).any(|name| name.to_string_lossy().ends_with(".partial"))
@@ -113,16 +120,15 @@ fn a_run_killed_in_the_middle_of_a_checkpoint_resumes_to_the_same_bytes() {
 #[cfg(unix)]
 fn an_interrupt_saves_and_the_run_continues_to_the_same_bytes() {
     let shop = long();
-    shop.done("train tiny.toml --out whole");
+    let never = "--set train.checkpoint_every=0";
+    shop.done(&format!("train tiny.toml --out whole {never}"));
     for signal in ["INT", "TERM"] {
         let run = format!("stopped-by-{signal}");
-        let never = "--set train.checkpoint_every=0";
         let child = start(&shop, &format!("train tiny.toml --out {run} {never}"));
         let logged =
             || fs::read_to_string(shop.path(&run).join("log.jsonl")).is_ok_and(|log| log.lines().count() > 3);
         wait_for(logged);
-        let sent = Command::new("sh").args(["-c", &format!("kill -{signal} {}", child.id())]).status();
-        assert!(sent.is_ok_and(|status| status.success()), "sent");
+        send(signal, &child);
         let said = Said::from(child.wait_with_output().expect("ended"));
         assert_eq!(said.code, Some(130), "{said:?}");
         assert!(said.err.contains("; saved. Continue with the same command and --resume"), "{said:?}");
@@ -131,6 +137,23 @@ fn an_interrupt_saves_and_the_run_continues_to_the_same_bytes() {
         assert!(said.err.contains("continuing after step"), "{said:?}");
         assert_same(&shop, "whole", &run);
     }
+}
+
+#[test]
+#[cfg(unix)]
+fn an_interrupt_before_the_first_step_leaves_nothing_that_is_in_the_way() {
+    let shop = long();
+    // So much text that it is still being read when the signal comes.
+    let train = "train tiny.toml --set data.train=[\"stories:seed=1,bytes=400000000\"] --out run";
+    let child = start(&shop, train);
+    wait_for(|| shop.path("run/.lock").exists());
+    send("INT", &child);
+    let said = Said::from(child.wait_with_output().expect("ended"));
+    assert_eq!(said.code, Some(130), "{said:?}");
+    assert!(said.err.contains("stopped before the first step; nothing to save"), "{said:?}");
+    assert!(!shop.path("run").exists(), "it was made for nothing");
+    let parts = fs::read_dir(shop.path("cache")).map_or(0, Iterator::count);
+    assert_eq!(parts, 0, "no part of a token file stays");
 }
 
 #[test]
@@ -181,4 +204,18 @@ fn the_same_seed_gives_the_same_bytes_on_any_number_of_threads() {
     }
     shop.done("train tiny.toml --out seeded --set seed=6");
     assert_ne!(results(&shop, "two"), results(&shop, "seeded"), "another seed is another run");
+}
+
+#[test]
+fn a_run_without_a_whole_checkpoint_is_not_begun_anew_by_itself() {
+    let shop = Workshop::furnished();
+    shop.done("train tiny.toml --out run");
+    for step in [3, 6] {
+        shop.write(&format!("run/{}/model.safetensors", folder(step)), "");
+    }
+    for way in ["", " --resume"] {
+        let parts = ["passed over a damaged checkpoint", "no checkpoint is whole", "--restart"];
+        shop.refused(&format!("train tiny.toml --out run{way}"), &parts);
+    }
+    shop.done("train tiny.toml --out run --restart");
 }

@@ -177,8 +177,8 @@ fn every_format_is_exported_and_scored_with_its_size() {
             "export teacher --format qat --weights {format} --embeddings {format} --out {format}"
         ));
         shop.done(&format!("eval {format} --data valid.txt --ctx 64 --json report.json"));
-        // Norms are 5·64 floats among 90,304 weights.
-        let (norms, weights) = (320.0, 90_304.0);
+        // Norms are 5·64 floats among 90,496 weights.
+        let (norms, weights) = (320.0, 90_496.0);
         let expected = (bits * (weights - norms) + 32.0 * norms) / weights;
         let found = number(&shop.json("report.json"), "bits_per_weight");
         assert!((found - expected).abs() < 1e-9, "{format}: {found}, {expected}");

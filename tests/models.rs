@@ -116,7 +116,7 @@ fn a_flipped_byte_of_a_packed_model_is_found() {
         let mut damaged = whole.clone();
         damaged[at] ^= 4;
         shop.write("packed/model.safetensors", damaged);
-        shop.refused("eval packed --data valid.txt", &["packed/model.safetensors", "checksum"]);
+        shop.refused("eval packed --data valid.txt", &["packed/model.safetensors", "SHA-256", "damaged"]);
     }
     shop.write("packed/model.safetensors", &whole);
     shop.done("eval packed --data valid.txt");
@@ -124,7 +124,7 @@ fn a_flipped_byte_of_a_packed_model_is_found() {
         let name = format!("packed/{name}");
         let file = shop.read(&name);
         shop.write(&name, [&file[..], b" "].concat());
-        shop.refused("eval packed --data valid.txt", &[&name, "checksum"]);
+        shop.refused("eval packed --data valid.txt", &[&name, "SHA-256", "damaged"]);
         shop.write(&name, file);
     }
 }
@@ -157,8 +157,14 @@ fn a_packed_model_and_its_manifest_list_the_same_tensors() {
 fn a_packed_model_is_no_start_for_training_or_rounding() {
     let shop = Workshop::furnished();
     shop.done(EXPORT);
-    shop.refused("train tiny.toml --out run --set student.from=packed", &["packed", "float"]);
-    shop.refused("export packed --format qat --weights int8-g32 --out again", &["packed", "float"]);
+    shop.refused(
+        "train tiny.toml --out run --set student.from=packed",
+        &["packed", "is a packed model", "want the float model"],
+    );
+    shop.refused(
+        "export packed --format qat --weights int8-g32 --out again",
+        &["packed", "is a packed model", "want the float model"],
+    );
 }
 
 #[test]

@@ -22,7 +22,7 @@ fn a_run_below_a_file_is_refused() {
 fn an_export_below_a_file_is_refused() {
     let shop = walled();
     let export = "export teacher --format qat --weights int4-g32 --out";
-    shop.refused(&format!("{export} wall/packed"), &["wall", "choose a directory that you may write to"]);
+    shop.refused(&format!("{export} wall/packed"), &["wall", "is a file; choose another directory"]);
     shop.refused(&format!("{export} wall"), &["wall", "is a file; choose another directory"]);
 }
 
@@ -125,5 +125,11 @@ fn a_disk_that_fills_up_keeps_the_last_checkpoint() {
     let kept: Vec<_> = kept.into_iter().map(|e| e.expect("listed").file_name()).collect();
     assert_eq!(kept, ["step-00000003"], "the first checkpoint and nothing half made");
     shop.done("export disk/run --format qat --out packed");
-    shop.refused("export disk/run --format hf --out disk/hf", &["disk", "No space left"]);
+    // The rest of the room goes to something else.
+    let filled = fs::write(shop.path("disk/filler"), vec![0; 1 << 22]);
+    assert_eq!(filled.expect_err("full").kind(), std::io::ErrorKind::StorageFull);
+    for format in ["qat", "hf"] {
+        let line = format!("export disk/run --format {format} --out disk/{format}");
+        shop.refused(&line, &[&format!("disk/.{format}.partial"), "No space left", "make room"]);
+    }
 }

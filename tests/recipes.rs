@@ -109,9 +109,11 @@ fn text_of_a_kind_that_is_not_read_lists_what_is() {
 fn empty_text_is_refused() {
     let shop = Workshop::furnished();
     shop.write("train.txt", "");
-    shop.refused(TRAIN, &["train.txt", "empty"]);
+    shop.refused(TRAIN, &["train.txt", "no text in it"]);
+    shop.write("train.txt", " \n\t\n");
+    shop.refused(TRAIN, &["train.txt", "no text in it"]);
     shop.write("valid.txt", "");
-    shop.refused("eval teacher --data valid.txt", &["valid.txt", "empty"]);
+    shop.refused("eval teacher --data valid.txt", &["valid.txt", "no text in it"]);
 }
 
 #[test]

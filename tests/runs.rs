@@ -12,6 +12,11 @@ fn a_second_start_is_refused_with_three_ways_out() {
     shop.done(TRAIN);
     shop.refused(TRAIN, &["run", "holds a run of 6 steps", "--resume", "--restart", "--out DIR"]);
     shop.done(&format!("{TRAIN} --resume"));
+    // Nothing is deleted for a new run that can't begin.
+    shop.refused(
+        &format!("{TRAIN} --restart --set data.train=[\"nowhere.txt\"]"),
+        &["nowhere.txt", "No such file"],
+    );
     shop.done(&format!("{TRAIN} --restart"));
 }
 
@@ -35,7 +40,7 @@ fn changed_text_does_not_continue() {
     let shop = Workshop::furnished();
     shop.done(TRAIN);
     shop.text("train.txt", 300);
-    shop.refused(&format!("{TRAIN} --resume"), &["text", "run"]);
+    shop.refused(&format!("{TRAIN} --resume"), &["data, tokenizer or their settings", "begin a new run"]);
 }
 
 #[test]
