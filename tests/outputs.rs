@@ -52,6 +52,18 @@ fn a_place_that_the_export_can_not_take_is_found_before_training() {
 }
 
 #[test]
+fn variants_do_not_replace_the_exports_of_each_other() {
+    let shop = walled();
+    let recipe = String::from_utf8(shop.read("tiny.toml")).expect("UTF-8");
+    let export =
+        "[export]\nformat = \"qat\"\nout = \"packed\"\n[variants.a]\nseed = 1\n[variants.b]\nseed = 2\n";
+    shop.write("tiny.toml", recipe + export);
+    let parts = ["export.out = packed", "b would replace the export of another variant"];
+    shop.refused("train tiny.toml --out runs", &parts);
+    shop.done("train tiny.toml --out runs --variant b");
+}
+
+#[test]
 fn an_export_of_before_is_replaced() {
     let shop = walled();
     let export = "export teacher --format qat --out packed --weights";
