@@ -42,7 +42,8 @@ fn of_model(args: &cli::Export) -> anyhow::Result<Shipment> {
         bail!("{} is a float model: say how to round it, such as --weights int4-g32", args.from.display());
     };
     let embeddings = args.embeddings.as_deref().unwrap_or("int8-g32");
-    let rules = Rules::new(weights, embeddings, embeddings, &Default::default()).context("--weights, --embeddings")?;
+    let rules = Rules::new(weights, embeddings, embeddings, &Default::default())
+        .context("--weights, --embeddings")?;
     let rule = args.scales.as_deref().unwrap_or("mse").parse().context("--scales")?;
     if args.pad_intermediate == Some(0) {
         bail!("--pad-intermediate 0: want a multiple of at least 1, such as 64");

@@ -9,12 +9,17 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use qat_infer::eval::{Gate, Options, Report};
+use qat_infer::{
+    cpu::Model,
+    eval::{Gate, Options, Report},
+    files::{MANIFEST_FILE, PROVENANCE_FILE, StagedDir},
+};
 use qat_train::{
+    Error,
     data::EvalText,
     device,
     export::Shipment,
-    recipe::{self, EvalPlan, ExportFormat, Named, Plan},
+    recipe::{self, EvalPlan, ExportFormat, ExportPlan, Named, Plan},
     student::Quantization,
     trainer::{Job, Outcome, Start, train},
 };
@@ -30,6 +35,17 @@ struct Run {
     name: String,
     out: PathBuf,
     plan: Plan,
+}
+
+impl Run {
+    /// Where its export goes.
+    fn export_dir(&self, plan: &ExportPlan) -> PathBuf {
+        let default = match plan.format {
+            ExportFormat::Qat => "qat",
+            ExportFormat::Hf => "hf",
+        };
+        plan.out.clone().unwrap_or_else(|| self.out.join(default))
+    }
 }
 
 /// Runs the command.
@@ -50,9 +66,17 @@ pub fn run(args: &cli::Train) -> anyhow::Result<Ending> {
         let job = Job { plan: &run.plan, out: &run.out, cache: &cache, device: device.clone(), start };
         let outcome = train(&job, &mut |event| progress.show(event), &stop);
         progress.finish();
-        if let Outcome::Stopped { step } = outcome? {
-            eprintln!("stopped after step {step}; saved. Continue with the same command and --resume");
-            return Ok(Ending::Stopped);
+        match outcome {
+            Ok(Outcome::Finished) => {}
+            Err(Error::Interrupted) | Ok(Outcome::Stopped { step: 0 }) => {
+                eprintln!("stopped before the first step; nothing to save");
+                return Ok(Ending::Stopped);
+            }
+            Ok(Outcome::Stopped { step }) => {
+                eprintln!("stopped after step {step}; saved. Continue with the same command and --resume");
+                return Ok(Ending::Stopped);
+            }
+            Err(error) => return Err(error.into()),
         }
         finish(run, &mut comparison)?;
         if stop.load(Ordering::SeqCst) {
@@ -73,12 +97,42 @@ fn runs(args: &cli::Train) -> anyhow::Result<(PathBuf, Vec<Run>)> {
             Some(name) => Run { out: out.join(&name), name, plan },
             None => Run { out: out.clone(), name: stem.to_owned(), plan },
         };
-        if let Some(eval) = &run.plan.eval {
-            evaluate::gates(&eval.require, eval.against.is_some()).context("eval.require")?;
-        }
         runs.push(run);
     }
+    check_endings(&runs)?;
     Ok((out, runs))
+}
+
+/// What comes after the training is found wrong before it: where exports go, gates, texts and references.
+fn check_endings(runs: &[Run]) -> anyhow::Result<()> {
+    let (mut targets, mut references) = (Vec::new(), Vec::new());
+    for run in runs {
+        if let Some(plan) = &run.plan.export {
+            let target = run.export_dir(plan);
+            let marker = match plan.format {
+                ExportFormat::Qat => MANIFEST_FILE,
+                ExportFormat::Hf => PROVENANCE_FILE,
+            };
+            StagedDir::check(&target, marker).context("[export]")?;
+            if targets.contains(&target) {
+                bail!(
+                    "export.out = {}: {} would replace the export of another variant",
+                    target.display(),
+                    run.name
+                );
+            }
+            targets.push(target);
+        }
+        if let Some(plan) = &run.plan.eval {
+            evaluate::gates(&plan.require, plan.against.is_some()).context("eval.require")?;
+            evaluate::text(&plan.data).context("eval.data")?;
+            if let Some(reference) = plan.against.as_ref().filter(|dir| !references.contains(dir)) {
+                Model::open(reference).context("eval.against")?;
+                references.push(reference);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The variants that were asked for by name; all of them when none was.
@@ -128,11 +182,7 @@ fn cache_dir() -> PathBuf {
 fn finish(run: &Run, comparison: &mut Comparison) -> anyhow::Result<()> {
     let Some(plan) = &run.plan.export else { return Ok(()) };
     let (shipment, _) = Shipment::of_run(&run.out)?;
-    let default = match plan.format {
-        ExportFormat::Qat => "qat",
-        ExportFormat::Hf => "hf",
-    };
-    let out = plan.out.clone().unwrap_or_else(|| run.out.join(default));
+    let out = run.export_dir(plan);
     export::announce(&shipment.write(plan.format, plan.dtype, &out)?);
     match &run.plan.eval {
         Some(eval) => comparison.add(run, eval, &out),

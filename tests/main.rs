@@ -1,1 +1,12 @@
 //! Black-box tests of what users type, and of what the tree promises.
+
+mod accidents;
+mod gates;
+mod journey;
+mod model;
+mod models;
+mod outputs;
+mod recipes;
+mod runs;
+mod tidy;
+mod workshop;

@@ -63,7 +63,8 @@ impl Checkpoints {
         Self { dir: out.join("checkpoints") }
     }
 
-    /// Writes a checkpoint, then removes all but the `keep` newest; returns its folder.
+    /// Writes a checkpoint, then removes all but the `keep` newest; returns its folder. Those of later steps go first: the run
+    /// that writes this one has passed over them.
     ///
     /// # Errors
     /// The disk is full or can't be written; checkpoints written before are untouched then.
@@ -76,6 +77,10 @@ impl Checkpoints {
     ) -> Result<PathBuf> {
         fs::create_dir_all(&self.dir).map_err(|e| Error::io("cannot create", &self.dir, e))?;
         let target = self.dir.join(folder(state.step));
+        // The run continued from an older one: what lies at its step or ahead of it was passed over as damaged.
+        for damaged in self.list()?.iter().filter(|path| **path >= target) {
+            remove(damaged)?;
+        }
         let staged = StagedDir::create(&target, STATE)?;
         let model: HashMap<String, Tensor> =
             variables.iter().map(|v| (v.name.clone(), v.var.as_tensor().clone())).collect();
@@ -92,7 +97,7 @@ impl Checkpoints {
         fs::write(&path, json).map_err(|e| Error::io("cannot write", &path, e))?;
         staged.commit()?;
         for old in self.list()?.iter().rev().skip(keep) {
-            fs::remove_dir_all(old).map_err(|e| Error::io("cannot remove an old checkpoint", old, e))?;
+            remove(old)?;
         }
         Ok(target)
     }
@@ -186,6 +191,10 @@ fn take(dir: &Path, tensors: &HashMap<String, Tensor>, name: &str, like: &Tensor
         ));
     }
     Ok(tensor.to_device(like.device())?)
+}
+
+fn remove(checkpoint: &Path) -> Result<()> {
+    fs::remove_dir_all(checkpoint).map_err(|e| Error::io("cannot remove an old checkpoint", checkpoint, e))
 }
 
 fn folder(step: usize) -> String {

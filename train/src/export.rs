@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::Device;
 use qat_infer::{
-    files::{CONFIG_FILE, HfDir, HfWriter, Manifest, PackedWriter, companions},
+    files::{CONFIG_FILE, HfDir, HfWriter, Manifest, PackedWriter, companions, load_tokenizer},
     model::{Config, params},
 };
 use qat_quant::kernels::FloatType;
@@ -75,6 +75,8 @@ impl Shipment {
     pub fn of_model(dir: &Path, quantization: Quantization, pad_intermediate: Option<usize>) -> Result<Self> {
         let files = HfDir::open(dir)?;
         let config = Config::from_json(&files.config, &files.config_path())?;
+        // It travels along, and must be the model's.
+        load_tokenizer(&files.tokenizer(), config.vocab_size)?;
         let mut floats = Floats::read(&files, config)?;
         if let Some(multiple) = pad_intermediate {
             floats = prune::pad_intermediate(&floats, multiple)?;

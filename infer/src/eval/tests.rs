@@ -1,6 +1,5 @@
 //! Scores against numbers that were measured elsewhere or can be worked out by hand.
 
-
 use super::*;
 use crate::cpu::Model;
 use crate::shared::shared;

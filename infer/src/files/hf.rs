@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use super::manifest::MANIFEST_FILE;
 use super::tensors::{INDEX_FILE, MODEL_FILE, TensorFiles, read_json};
 use crate::error::{Error, Result};
 
@@ -93,6 +94,12 @@ fn check_parts(path: &Path) -> Result<()> {
         return Err(Error::file(path, format!("is not a directory; {WANT}")));
     }
     let has = |name: &str| path.join(name).is_file();
+    if has(MANIFEST_FILE) {
+        let problem = format!(
+            "is a packed model ({MANIFEST_FILE}), rounded already; want the float model it was made of"
+        );
+        return Err(Error::file(path, problem));
+    }
     let mut missing = Vec::new();
     if !has(CONFIG_FILE) {
         missing.push(CONFIG_FILE.to_owned());

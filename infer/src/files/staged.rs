@@ -17,6 +17,8 @@ use serde_json::Value;
 use super::tensors::read_json;
 use crate::error::{Error, Result};
 
+const IS_A_FILE: &str = "is a file; choose another directory";
+
 /// A directory in the making. Dropping it without [`StagedDir::commit`] removes what was written.
 #[derive(Debug)]
 pub struct StagedDir {
@@ -45,6 +47,9 @@ impl StagedDir {
         }
         check_replaceable(&target, marker)?;
         if let Some(parent) = target.parent() {
+            if parent.is_file() {
+                return Err(Error::file(parent, IS_A_FILE));
+            }
             fs::create_dir_all(parent).map_err(|e| write_error(parent, e))?;
         }
         if partial.exists() {
@@ -54,6 +59,14 @@ impl StagedDir {
         fs::create_dir(&partial).map_err(|e| write_error(&partial, e))?;
         let lock = DirLock::take(&partial, &target)?;
         Ok(Self { target, marker: marker.to_owned(), partial, unfinished: true, _lock: lock })
+    }
+
+    /// Whether [`StagedDir::create`] would accept `target` as it is now, so that a long job can be refused before it begins.
+    ///
+    /// # Errors
+    /// When `target` is a file or a foreign directory.
+    pub fn check(target: &Path, marker: &str) -> Result<()> {
+        check_replaceable(&resolve(target)?, marker)
     }
 
     /// Where the directory is for now. Files may be made in it freely.
@@ -127,24 +140,19 @@ pub fn write_file_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     }
     let path = resolve(path)?;
     let partial = sibling(&path, ".partial")?;
-    let written = write_synced(&partial, bytes)
-        .and_then(|()| fs::rename(&partial, &path).map_err(|e| write_error(&path, e)));
-    if written.is_err() {
-        // The error to tell is the first one.
+    if let Err(error) = write_synced(&partial, bytes).and_then(|()| fs::rename(&partial, &path)) {
+        // The error to tell is the first one, about the file that was asked for.
         let _ = fs::remove_file(&partial);
+        return Err(write_error(&path, error));
     }
-    written?;
     path.parent().map_or(Ok(()), sync_dir)
 }
 
 /// Writes `bytes` to a new or emptied file and waits until the disk has them.
-fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
-    let write = || {
-        let mut file = File::create(path)?;
-        file.write_all(bytes)?;
-        file.sync_all()
-    };
-    write().map_err(|e| write_error(path, e))
+fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = File::create(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
 }
 
 /// An error of writing to `path`, with the fix that its cause allows.
@@ -190,7 +198,7 @@ fn check_replaceable(target: &Path, marker: &str) -> Result<()> {
         return Ok(());
     }
     if !target.is_dir() {
-        return Err(Error::file(target, "is a file; choose another directory"));
+        return Err(Error::file(target, IS_A_FILE));
     }
     let mut listing = fs::read_dir(target).map_err(|e| Error::io("cannot list", target, e))?;
     if listing.next().is_none() {

@@ -5,6 +5,7 @@
 //! not; whatever goes wrong, the last good checkpoint stays.
 
 mod event;
+mod lock;
 mod objective;
 mod prepare;
 mod teacher;
@@ -132,7 +133,7 @@ fn validate(job: &Job, run: &mut Prepared, report: &mut dyn FnMut(Event)) -> Res
 }
 
 fn save(job: &Job, run: &mut Prepared, report: &mut dyn FnMut(Event)) -> Result<()> {
-    if run.saved == Some(run.step) {
+    if run.step == 0 || run.saved == Some(run.step) {
         return Ok(());
     }
     let state = State {

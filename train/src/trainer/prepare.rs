@@ -3,7 +3,6 @@
 //! Invariant: when it returns, nothing that the user can have got wrong is left to be found out in the loop.
 
 use std::{
-    fs::{self, File},
     ops::ControlFlow,
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
@@ -16,7 +15,7 @@ use qat_infer::{
 };
 use qat_quant::kernels::FloatType;
 
-use super::{Event, Job, Log, teacher::Teacher};
+use super::{Event, Job, Log, lock::RunLock, teacher::Teacher};
 use crate::{
     Error, Result,
     adamw::AdamW,
@@ -59,13 +58,13 @@ pub(super) struct Prepared {
     /// Steps in a row with a loss above the limit.
     pub steps_above: usize,
     /// Held while the run lives: nobody else may write here.
-    _lock: File,
+    _lock: RunLock,
 }
 
 impl Prepared {
     pub fn new(job: &Job, report: &mut dyn FnMut(Event), stop: &AtomicBool) -> Result<Self> {
         let plan = job.plan;
-        let lock = lock(job.out)?;
+        let lock = RunLock::take(job.out)?;
         let checkpoints = Checkpoints::of(job.out);
         let found = find_checkpoint(job, &checkpoints, report)?;
         let source = Beginning::open(&plan.origin, plan.recipe.seed)?;
@@ -92,6 +91,8 @@ impl Prepared {
             batches.resume(&checkpoint.state.cursor)?;
         }
         if found.is_none() {
+            // With --restart; nothing of the earlier run goes before all that the new one needs is there.
+            checkpoints.remove()?;
             write_start(job.out, &floats, &source.companions)?;
         }
         report(Event::Begin {
@@ -119,30 +120,16 @@ impl Prepared {
     }
 }
 
-/// Takes the run's folder for this process alone.
-fn lock(out: &Path) -> Result<File> {
-    fs::create_dir_all(out).map_err(|e| Error::io("cannot create the run's folder", out, e))?;
-    let path = out.join(".lock");
-    let file = File::create(&path).map_err(|e| Error::io("cannot create", &path, e))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(fs::TryLockError::WouldBlock) => {
-            Err(Error::file(out, "another qat is training here; wait for it, or choose another --out"))
-        }
-        Err(fs::TryLockError::Error(e)) => Err(Error::io("cannot lock", &path, e)),
-    }
-}
-
 fn find_checkpoint(
     job: &Job,
     checkpoints: &Checkpoints,
     report: &mut dyn FnMut(Event),
 ) -> Result<Option<crate::checkpoint::Checkpoint>> {
     if job.start == Start::Restart {
-        checkpoints.remove()?;
+        return Ok(None);
     }
     let (found, damaged) = checkpoints.newest()?;
-    for problem in damaged {
+    for problem in &damaged {
         report(Event::Note(format!("passed over a damaged checkpoint: {problem}")));
     }
     match (&found, job.start) {
@@ -158,6 +145,10 @@ fn find_checkpoint(
             same_recipe(&checkpoint.state.recipe, &job.plan.recipe, job.out)?;
             Ok(found)
         }
+        (None, _) if !damaged.is_empty() => Err(Error::file(
+            job.out,
+            "holds a run of which no checkpoint is whole; --restart deletes them and begins anew, --out DIR goes elsewhere",
+        )),
         (None, _) => Ok(None),
     }
 }
@@ -223,17 +214,17 @@ fn teacher_floats(plan: &Plan, source: &Beginning) -> Result<Option<Floats>> {
             format!("the teacher's tokenizer differs from the student's ({})", source.tokenizer.display());
         return Err(Error::file(&dir.tokenizer(), problem));
     }
-    fits(plan, &config, "the teacher")?;
+    fits("data.ctx", plan.recipe.data.ctx, &config, "the teacher")?;
     Floats::read(&dir, config).map(Some)
 }
 
-fn fits(plan: &Plan, config: &Config, whose: &str) -> Result<()> {
-    let (ctx, longest) = (plan.recipe.data.ctx, config.max_position_embeddings);
+fn fits(key: &str, ctx: usize, config: &Config, whose: &str) -> Result<()> {
+    let longest = config.max_position_embeddings;
     if ctx <= longest {
         return Ok(());
     }
     Err(Error::Config(format!(
-        "data.ctx = {ctx} is longer than the context of {whose} (max_position_embeddings {longest})"
+        "{key} = {ctx} is longer than the context of {whose} (max_position_embeddings {longest})"
     )))
 }
 
@@ -247,7 +238,10 @@ fn tokens(
 ) -> Result<(Tokens, Tokens)> {
     let settings = &job.plan.recipe.data;
     let config = &source.floats.config;
-    fits(job.plan, config, "the model")?;
+    fits("data.ctx", settings.ctx, config, "the model")?;
+    if let Some(eval) = &job.plan.eval {
+        fits("eval.ctx", eval.ctx, config, "the model")?;
+    }
     let special = |wanted: bool, key: &str, id: Option<u32>| match (wanted, id) {
         (false, _) => Ok(None),
         (true, Some(id)) => Ok(Some(id)),
