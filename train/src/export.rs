@@ -140,3 +140,6 @@ impl Shipment {
         Ok(Written { path: out.to_owned(), manifest: None })
     }
 }
+
+#[cfg(test)]
+mod tests;
