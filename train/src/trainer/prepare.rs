@@ -20,7 +20,7 @@ use super::{Event, Job, Log, teacher::Teacher};
 use crate::{
     Error, Result,
     adamw::AdamW,
-    checkpoint::{Checkpoints, same_recipe},
+    checkpoint::{Checkpoint, Checkpoints, same_recipe},
     data::{self, Batch, Batches, Corpus, Source, Tokenization, Tokens},
     exec::RopeTable,
     recipe::{Origin, Plan, TeacherPlan},
@@ -51,7 +51,8 @@ pub(super) struct Prepared {
     pub valid: Vec<Batch>,
     pub checkpoints: Checkpoints,
     pub log: Log,
-    pub start_loss: f64,
+    /// Loss of the first step, once it is known.
+    pub start_loss: Option<f64>,
     /// Steps done.
     pub step: usize,
     /// Step of the newest checkpoint on disk.
@@ -85,12 +86,13 @@ impl Prepared {
             }
         };
         let mut optimizer = AdamW::new(plan.optim.clone(), student.variables())?;
-        let (mut step, mut start_loss) = (0, f64::INFINITY);
+        let (mut step, mut start_loss) = (0, None);
         if let Some(checkpoint) = &found {
             checkpoint.restore(student.variables(), &mut optimizer)?;
             (step, start_loss) = (checkpoint.state.step, checkpoint.state.start_loss);
             batches.resume(&checkpoint.state.cursor)?;
         }
+        checkpoints.discard_beyond(found.as_ref())?;
         if found.is_none() {
             write_start(job.out, &floats, &source.companions)?;
         }
@@ -133,33 +135,36 @@ fn lock(out: &Path) -> Result<File> {
     }
 }
 
+/// The checkpoint to go on from. Nothing is deleted here: the recipe may still turn out to be one that can't run.
 fn find_checkpoint(
     job: &Job,
     checkpoints: &Checkpoints,
     report: &mut dyn FnMut(Event),
-) -> Result<Option<crate::checkpoint::Checkpoint>> {
+) -> Result<Option<Checkpoint>> {
     if job.start == Start::Restart {
-        checkpoints.remove()?;
+        return Ok(None);
     }
     let (found, damaged) = checkpoints.newest()?;
+    let refused = |what: String| {
+        let problem =
+            format!("{what}; --restart deletes its checkpoints and begins anew, --out DIR goes elsewhere");
+        Err(Error::file(job.out, problem))
+    };
+    match (&found, job.start) {
+        (None, _) if !damaged.is_empty() => {
+            return refused(format!("holds no checkpoint that is whole ({})", damaged.join("; ")));
+        }
+        (Some(checkpoint), Start::Fresh) => {
+            let steps = checkpoint.state.step;
+            return refused(format!("holds a run of {steps} steps already; --resume continues it"));
+        }
+        (Some(checkpoint), _) => same_recipe(&checkpoint.state.recipe, &job.plan.recipe, job.out)?,
+        (None, _) => {}
+    }
     for problem in damaged {
         report(Event::Note(format!("passed over a damaged checkpoint: {problem}")));
     }
-    match (&found, job.start) {
-        (Some(checkpoint), Start::Fresh) => Err(Error::file(
-            job.out,
-            format!(
-                "holds a run of {} steps already; --resume continues it, --restart deletes its checkpoints and begins anew, \
-                 --out DIR goes elsewhere",
-                checkpoint.state.step
-            ),
-        )),
-        (Some(checkpoint), _) => {
-            same_recipe(&checkpoint.state.recipe, &job.plan.recipe, job.out)?;
-            Ok(found)
-        }
-        (None, _) => Ok(None),
-    }
+    Ok(found)
 }
 
 /// Where the student comes from: weights, tokenizer, and the files that travel along.
