@@ -36,8 +36,8 @@ pub struct State {
     pub recipe: Recipe,
     /// The next micro-batch, and of which tokens: another text or tokenizer would continue with other batches.
     pub cursor: Cursor,
-    /// Loss at the start, which divergence is measured from.
-    pub start_loss: f64,
+    /// Loss at the start, which divergence is measured from; none before the first step.
+    pub start_loss: Option<f64>,
     /// SHA-256 of the tensor files.
     pub sha256: BTreeMap<String, String>,
 }
@@ -63,8 +63,7 @@ impl Checkpoints {
         Self { dir: out.join("checkpoints") }
     }
 
-    /// Writes a checkpoint, then removes all but the `keep` newest; returns its folder. Those of later steps go first: the run
-    /// that writes this one has passed over them.
+    /// Writes a checkpoint, then removes all but the `keep` newest; returns its folder.
     ///
     /// # Errors
     /// The disk is full or can't be written; checkpoints written before are untouched then.
@@ -77,10 +76,6 @@ impl Checkpoints {
     ) -> Result<PathBuf> {
         fs::create_dir_all(&self.dir).map_err(|e| Error::io("cannot create", &self.dir, e))?;
         let target = self.dir.join(folder(state.step));
-        // The run continued from an older one: what lies at its step or ahead of it was passed over as damaged.
-        for damaged in self.list()?.iter().filter(|path| **path >= target) {
-            remove(damaged)?;
-        }
         let staged = StagedDir::create(&target, STATE)?;
         let model: HashMap<String, Tensor> =
             variables.iter().map(|v| (v.name.clone(), v.var.as_tensor().clone())).collect();
@@ -102,17 +97,17 @@ impl Checkpoints {
         Ok(target)
     }
 
-    /// Deletes all of them.
+    /// Deletes those that a run which goes on from `from` has no use for: all of them when it begins anew, else the newer
+    /// ones, which are damaged.
     ///
     /// # Errors
-    /// The folder can't be removed.
-    pub fn remove(&self) -> Result<()> {
-        match fs::remove_dir_all(&self.dir) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                Err(Error::io("cannot remove", &self.dir, e))
-            }
-            _ => Ok(()),
+    /// A folder can't be removed.
+    pub fn discard_beyond(&self, from: Option<&Checkpoint>) -> Result<()> {
+        let path = from.map(|checkpoint| checkpoint.path.as_path());
+        for beyond in self.list()?.iter().filter(|found| path.is_none_or(|path| found.as_path() > path)) {
+            remove(beyond)?;
         }
+        Ok(())
     }
 
     /// The newest checkpoint that is whole, and the damaged ones that were passed over, each with what is wrong.

@@ -130,3 +130,6 @@ impl Exec for TrainExec<'_> {
         Ok((a + b)?)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -142,3 +142,6 @@ impl Shipment {
         Ok(Written { path: out.to_owned(), manifest: None })
     }
 }
+
+#[cfg(test)]
+mod tests;

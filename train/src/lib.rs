@@ -15,6 +15,8 @@ pub mod ops;
 pub mod recipe;
 pub mod schedule;
 pub mod student;
+#[cfg(test)]
+mod tiny;
 pub mod trainer;
 
 pub use error::{Error, Result};

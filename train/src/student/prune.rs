@@ -247,6 +247,7 @@ mod tests {
     use qat_infer::model::Config;
 
     use super::*;
+    use crate::tiny::{largest_difference, trained_logits};
 
     fn small() -> Floats {
         let json = serde_json::json!({
@@ -264,17 +265,7 @@ mod tests {
 
     fn logits(floats: &Floats) -> Vec<f32> {
         let ids: Vec<u32> = (0..12).map(|i| (i * 7) % 40).collect();
-        let decoder = floats.decoder(&Device::Cpu).expect("decoder");
-        let rope = RopeTable::new(&decoder.rope, ids.len(), &Device::Cpu).expect("rope");
-        let mut exec = TrainExec::new(1, ids.len(), &rope);
-        let hidden = decoder.forward(&mut exec, &ids).expect("forward");
-        let logits = decoder.logits(&mut exec, &hidden).expect("logits");
-        logits.flatten_all().and_then(|l| l.to_vec1()).expect("values")
-    }
-
-    fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
-        assert_eq!(a.len(), b.len());
-        a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+        trained_logits(&floats.decoder(&Device::Cpu).expect("decoder"), &ids)
     }
 
     #[test]

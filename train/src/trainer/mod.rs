@@ -9,9 +9,11 @@ mod lock;
 mod objective;
 mod prepare;
 mod teacher;
+#[cfg(test)]
+mod tests;
 
 use std::{
-    path::{Path, PathBuf},
+    path::Path,
     sync::atomic::{AtomicBool, Ordering},
     time::Instant,
 };
@@ -30,6 +32,7 @@ use crate::{
     checkpoint::{State, VERSION},
     recipe::Plan,
     schedule,
+    student::Variable,
 };
 
 /// One run: a plan, a place and a device.
@@ -85,7 +88,9 @@ pub fn train(job: &Job, report: &mut dyn FnMut(Event), stop: &AtomicBool) -> Res
             validate(job, &mut run, report)?;
             interval.began = Instant::now();
         }
-        if last || (settings.checkpoint_every > 0 && run.step % settings.checkpoint_every == 0) {
+        let due = settings.checkpoint_every > 0 && run.step % settings.checkpoint_every == 0;
+        // While the loss is too high nothing is saved, so that no good checkpoint is pushed out.
+        if last || (due && run.steps_above == 0) {
             save(job, &mut run, report)?;
         }
     }
@@ -109,13 +114,13 @@ fn take_step(job: &Job, run: &mut Prepared) -> Result<(Sums, f64)> {
     let loss = sums.loss / tokens as f64;
     if run.step == 0 {
         every_variable_learns(run.student.variables(), &gradients)?;
-        run.start_loss = loss;
+        run.start_loss = Some(loss);
     }
     run.check_loss(loss, plan)?;
     let rate = schedule::learning_rate(&plan.optim, run.step, settings.steps);
     let norm = run.optimizer.step(run.student.variables(), &mut gradients, rate)?;
     if !norm.is_finite() {
-        return Err(run.broken(&format!("the gradient's norm is {norm}")));
+        return Err(run.broken(run.step + 1, &format!("the gradient's norm is {norm}")));
     }
     run.step += 1;
     Ok((sums, norm))
@@ -136,6 +141,10 @@ fn save(job: &Job, run: &mut Prepared, report: &mut dyn FnMut(Event)) -> Result<
     if run.step == 0 || run.saved == Some(run.step) {
         return Ok(());
     }
+    // Weights that overflowed in this very step would be noticed by the loss of the next.
+    if let Some(name) = first_not_finite(run.student.variables())? {
+        return Err(run.broken(run.step, &format!("{name} is no longer finite")));
+    }
     let state = State {
         qat: VERSION,
         step: run.step,
@@ -145,10 +154,21 @@ fn save(job: &Job, run: &mut Prepared, report: &mut dyn FnMut(Event)) -> Result<
         sha256: Default::default(),
     };
     let keep = job.plan.recipe.train.keep_checkpoints;
-    let path: PathBuf = run.checkpoints.save(state, run.student.variables(), &run.optimizer, keep)?;
+    let path = run.checkpoints.save(state, run.student.variables(), &run.optimizer, keep)?;
     run.saved = Some(run.step);
     report(Event::Saved { step: run.step, path });
     Ok(())
+}
+
+/// Name of the first variable that holds a NaN or an infinity.
+fn first_not_finite(variables: &[Variable]) -> Result<Option<&str>> {
+    for variable in variables {
+        // 0·x is 0 for every finite x, and NaN for the rest.
+        if (variable.var.as_tensor() * 0.0)?.sum_all()?.to_scalar::<f32>()? != 0.0 {
+            return Ok(Some(&variable.name));
+        }
+    }
+    Ok(None)
 }
 
 /// Sums since the last line of the log.
@@ -189,26 +209,27 @@ impl Prepared {
     /// A loss that can't be followed ends the run before it can spoil the weights.
     fn check_loss(&mut self, loss: f64, plan: &Plan) -> Result<()> {
         if !loss.is_finite() {
-            return Err(self.broken(&format!("the loss is {loss}")));
+            return Err(self.broken(self.step + 1, &format!("the loss is {loss}")));
         }
-        let limit = self.start_loss + plan.recipe.train.divergence;
+        let limit = self.start_loss.unwrap_or(loss) + plan.recipe.train.divergence;
         self.steps_above = if loss > limit { self.steps_above + 1 } else { 0 };
         if self.steps_above < 10 {
             return Ok(());
         }
-        Err(self.broken(&format!(
-            "the loss {loss:.3} has been above {limit:.3} (start + train.divergence) for ten steps"
-        )))
+        Err(self.broken(
+            self.step + 1,
+            &format!("the loss {loss:.3} has been above {limit:.3} (start + train.divergence) for ten steps"),
+        ))
     }
 
-    fn broken(&self, what: &str) -> Error {
+    /// The end of a run in its step `step`, counted from 1.
+    fn broken(&self, step: usize, what: &str) -> Error {
         let kept = match self.saved {
             Some(step) => format!("the checkpoint of step {step} is kept"),
             None => "no checkpoint was written yet".to_owned(),
         };
         Error::Data(format!(
-            "step {}: {what}; {kept}; lower optim.lr or optim.scale_lr, or lengthen optim.warmup_steps",
-            self.step + 1
+            "step {step}: {what}; {kept}; lower optim.lr or optim.scale_lr, or lengthen optim.warmup_steps"
         ))
     }
 }

@@ -19,7 +19,7 @@ use super::{Event, Job, Log, lock::RunLock, teacher::Teacher};
 use crate::{
     Error, Result,
     adamw::AdamW,
-    checkpoint::{Checkpoints, same_recipe},
+    checkpoint::{Checkpoint, Checkpoints, same_recipe},
     data::{self, Batch, Batches, Corpus, Source, Tokenization, Tokens},
     exec::RopeTable,
     recipe::{Origin, Plan, TeacherPlan},
@@ -50,7 +50,8 @@ pub(super) struct Prepared {
     pub valid: Vec<Batch>,
     pub checkpoints: Checkpoints,
     pub log: Log,
-    pub start_loss: f64,
+    /// Loss of the first step, once it is known.
+    pub start_loss: Option<f64>,
     /// Steps done.
     pub step: usize,
     /// Step of the newest checkpoint on disk.
@@ -84,15 +85,15 @@ impl Prepared {
             }
         };
         let mut optimizer = AdamW::new(plan.optim.clone(), student.variables())?;
-        let (mut step, mut start_loss) = (0, f64::INFINITY);
+        let (mut step, mut start_loss) = (0, None);
         if let Some(checkpoint) = &found {
             checkpoint.restore(student.variables(), &mut optimizer)?;
             (step, start_loss) = (checkpoint.state.step, checkpoint.state.start_loss);
             batches.resume(&checkpoint.state.cursor)?;
         }
+        // Damaged ones, and with --restart all; nothing of the earlier run goes before all that the new one needs is there.
+        checkpoints.discard_beyond(found.as_ref())?;
         if found.is_none() {
-            // With --restart; nothing of the earlier run goes before all that the new one needs is there.
-            checkpoints.remove()?;
             write_start(job.out, &floats, &source.companions)?;
         }
         report(Event::Begin {
@@ -120,37 +121,36 @@ impl Prepared {
     }
 }
 
+/// The checkpoint to go on from. Nothing is deleted here: the recipe may still turn out to be one that can't run.
 fn find_checkpoint(
     job: &Job,
     checkpoints: &Checkpoints,
     report: &mut dyn FnMut(Event),
-) -> Result<Option<crate::checkpoint::Checkpoint>> {
+) -> Result<Option<Checkpoint>> {
     if job.start == Start::Restart {
         return Ok(None);
     }
     let (found, damaged) = checkpoints.newest()?;
-    for problem in &damaged {
+    let refused = |what: String| {
+        let problem =
+            format!("{what}; --restart deletes its checkpoints and begins anew, --out DIR goes elsewhere");
+        Err(Error::file(job.out, problem))
+    };
+    match (&found, job.start) {
+        (None, _) if !damaged.is_empty() => {
+            return refused(format!("holds no checkpoint that is whole ({})", damaged.join("; ")));
+        }
+        (Some(checkpoint), Start::Fresh) => {
+            let steps = checkpoint.state.step;
+            return refused(format!("holds a run of {steps} steps already; --resume continues it"));
+        }
+        (Some(checkpoint), _) => same_recipe(&checkpoint.state.recipe, &job.plan.recipe, job.out)?,
+        (None, _) => {}
+    }
+    for problem in damaged {
         report(Event::Note(format!("passed over a damaged checkpoint: {problem}")));
     }
-    match (&found, job.start) {
-        (Some(checkpoint), Start::Fresh) => Err(Error::file(
-            job.out,
-            format!(
-                "holds a run of {} steps already; --resume continues it, --restart deletes its checkpoints and begins anew, \
-                 --out DIR goes elsewhere",
-                checkpoint.state.step
-            ),
-        )),
-        (Some(checkpoint), _) => {
-            same_recipe(&checkpoint.state.recipe, &job.plan.recipe, job.out)?;
-            Ok(found)
-        }
-        (None, _) if !damaged.is_empty() => Err(Error::file(
-            job.out,
-            "holds a run of which no checkpoint is whole; --restart deletes them and begins anew, --out DIR goes elsewhere",
-        )),
-        (None, _) => Ok(None),
-    }
+    Ok(found)
 }
 
 /// Where the student comes from: weights, tokenizer, and the files that travel along.

@@ -1,0 +1,55 @@
+//! The trainer's executor against what transformers computed, and against the runtime.
+
+use qat_infer::{
+    cpu::Model,
+    files::{HfDir, TensorFiles},
+    model::Config,
+};
+
+use super::*;
+use crate::{
+    student::Floats,
+    tiny::{largest_difference, runtime_logits, shared, trained_logits},
+};
+
+const FIXTURES: [&str; 5] = ["llama_tied", "llama_untied", "qwen2", "qwen3", "qwen3_tied"];
+
+#[test]
+fn logits_agree_with_transformers_and_with_the_runtime() {
+    let Some(root) = shared("fixtures") else { return };
+    for name in FIXTURES {
+        let dir = HfDir::open(&root.join(name)).expect("fixture");
+        let config = Config::from_json(&dir.config, &dir.config_path()).expect("config");
+        let vocab = config.vocab_size;
+        let decoder = Floats::read(&dir, config).expect("weights").decoder(&Device::Cpu).expect("decoder");
+        let runtime = Model::open(&dir.path).expect("opens");
+        let expected = TensorFiles::open_file(&dir.path.join("expected.safetensors")).expect("reference");
+        for prompt in 0..4 {
+            let stored = expected.bytes(&format!("prompt_{prompt}")).expect("prompt");
+            let ids: Vec<u32> = stored.as_chunks().0.iter().map(|b| i64::from_le_bytes(*b) as u32).collect();
+            let want = expected.f32(&format!("logits_{prompt}"), &[ids.len(), vocab]).expect("logits");
+            let found = trained_logits(&decoder, &ids);
+            // The bound of the task: logits of a few units, f32 sums of at most 512 products on all sides.
+            let from_reference = largest_difference(&found, &want);
+            assert!(from_reference <= 1e-4, "{name}, prompt {prompt}: {from_reference} from transformers");
+            let from_runtime = largest_difference(&found, &runtime_logits(&runtime.decoder, &ids));
+            assert!(from_runtime <= 1e-4, "{name}, prompt {prompt}: {from_runtime} from the runtime");
+        }
+    }
+}
+
+#[test]
+fn windows_of_a_batch_do_not_see_each_other() {
+    // No tolerance: a window's rows go through the same sums, whichever batch they are in. Products are the exception
+    // (how candle cuts one depends on its number of rows), so that the comparison is with a batch of equal size.
+    let config = crate::tiny::config(serde_json::json!({}));
+    let decoder = crate::tiny::floats(config, 1).decoder(&Device::Cpu).expect("decoder");
+    let rope = RopeTable::new(&decoder.rope, 8, &Device::Cpu).expect("rope");
+    let second = |first: u32| -> Vec<f32> {
+        let ids: Vec<u32> = [[first; 8], [5, 4, 3, 2, 1, 7, 8, 9]].concat();
+        let mut exec = TrainExec::new(2, 8, &rope);
+        let hidden = decoder.forward(&mut exec, &ids).expect("forward");
+        hidden.narrow(0, 8, 8).and_then(|h| h.flatten_all()?.to_vec1()).expect("values")
+    };
+    assert!(second(1) == second(60));
+}

@@ -1,0 +1,152 @@
+//! Every variable learns, and what it is told agrees with the loss itself.
+
+use std::collections::BTreeMap;
+
+use qat_infer::files::Activations;
+use qat_quant::{Format, ScaleRule};
+use rand::{Rng as _, SeedableRng as _};
+use rand_chacha::ChaCha8Rng;
+
+use super::*;
+use crate::{
+    data::Batch,
+    exec::RopeTable,
+    loss::Divergence,
+    ops::Gradient,
+    recipe::{LossPlan, Rules},
+    student::{Quantization, Student},
+    trainer::teacher::Teacher,
+};
+
+const CTX: usize = 8;
+const ROWS: usize = 2;
+
+/// All an [`Objective`] borrows.
+struct Bench {
+    plan: LossPlan,
+    teacher: Teacher,
+    rope: RopeTable,
+    batch: Batch,
+}
+
+impl Bench {
+    fn new(config: &Config) -> Self {
+        let divergences = vec![
+            (Divergence::ForwardKl, 0.5),
+            (Divergence::ReverseKl, 0.25),
+            (Divergence::Jsd { beta: 0.3 }, 2.0),
+        ];
+        let ids = tiny::ids(ROWS * CTX + 1, config.vocab_size);
+        let teacher = Teacher::frozen(&tiny::floats(config.clone(), 77), CTX, &Device::Cpu).expect("teacher");
+        let rope = qat_infer::model::Rope::new(config);
+        Self {
+            plan: LossPlan { cross_entropy: 1.0, divergences, temperature: 2.0 },
+            teacher,
+            rope: RopeTable::new(&rope, CTX, &Device::Cpu).expect("rope"),
+            batch: Batch {
+                inputs: ids[1..].to_vec(),
+                targets: ids[..ROWS * CTX].to_vec(),
+                rows: ROWS,
+                context: CTX,
+            },
+        }
+    }
+
+    /// The loss summed over the tokens, and its gradient by variable.
+    fn gradients(&self, student: &Student) -> Result<(f64, Vec<Tensor>)> {
+        let objective = Objective { plan: &self.plan, teacher: &self.teacher, rope: &self.rope, ctx: CTX };
+        let mut gradients = Vec::new();
+        let sums = objective.accumulate(student, &self.batch, 1.0, 1, &mut gradients)?;
+        Ok((sums.loss, gradients))
+    }
+}
+
+fn student(config: &Config, weights: &str, gradient: Gradient, scales: ScaleRule) -> Student {
+    let rules = Rules::new(weights, weights, weights, &BTreeMap::new()).expect("rules");
+    let quantization = Quantization { rules, scales, gradient, activations: Activations::Int8Token };
+    Student::new(&tiny::floats(config.clone(), 5), quantization, &Device::Cpu).expect("student")
+}
+
+#[test]
+fn every_variable_learns_with_every_format_and_every_gradient() {
+    let config =
+        tiny::config(json!({"model_type": "qwen2", "num_hidden_layers": 1, "tie_word_embeddings": false}));
+    let bench = Bench::new(&config);
+    let formats: Vec<Format> = Format::all().into_iter().filter(|f| f.fits(128)).collect();
+    for format in formats {
+        for gradient in [Gradient::Ste, Gradient::ClippedSte, Gradient::Lsq] {
+            let scales = if gradient == Gradient::Lsq { ScaleRule::Mse } else { ScaleRule::Absmax };
+            let student = student(&config, &format.to_string(), gradient, scales);
+            let (_, gradients) = bench.gradients(&student).expect("a gradient each");
+            let learns = every_variable_learns(student.variables(), &gradients);
+            assert!(learns.is_ok(), "{format} {gradient:?}: {learns:?}");
+        }
+    }
+}
+
+#[test]
+fn a_variable_that_nothing_depends_on_is_refused_by_name() {
+    let config = tiny::config(json!({}));
+    let mut student = student(&config, "int4-g32", Gradient::Lsq, ScaleRule::Absmax);
+    student.plant_idle_variable("model.layers.0.mlp.idle.weight");
+    let m = Bench::new(&config).gradients(&student).expect_err("refused").to_string();
+    assert_eq!(
+        m,
+        "model.layers.0.mlp.idle.weight: receives no gradient; it would never be trained, so the run is refused"
+    );
+}
+
+#[test]
+fn a_variable_whose_gradient_is_zero_throughout_is_refused_by_name() {
+    let config = tiny::config(json!({}));
+    let student = student(&config, "float", Gradient::Ste, ScaleRule::Absmax);
+    // A norm of zeros silences the MLP behind it and, since silu(0)·0 is flat, itself.
+    let name = "model.layers.1.post_attention_layernorm.weight";
+    let silenced = student.variables().iter().find(|v| v.name == name).expect("a norm");
+    silenced.var.set(&silenced.var.zeros_like().expect("zeros")).expect("same shape");
+    let (_, gradients) = Bench::new(&config).gradients(&student).expect("a gradient each");
+    let m = every_variable_learns(student.variables(), &gradients).expect_err("refused").to_string();
+    assert!(m.starts_with(&format!("{name}: receives no gradient")), "{m}");
+    let zeros: Vec<Tensor> = gradients.iter().map(|g| g.zeros_like().expect("zeros")).collect();
+    let m = every_variable_learns(student.variables(), &zeros).expect_err("refused").to_string();
+    assert!(m.contains("student and teacher agree already"), "{m}");
+}
+
+#[test]
+fn gradients_of_the_whole_model_are_the_slopes_of_its_loss() {
+    // Along d, a random half of a tensor's gradient scaled to length 1, the slope is ⟨gradient, d⟩. The loss of 16 tokens is
+    // a sum of about 10² nats, known to some 10⁻⁵ (each term to 2⁻²⁴ of it, the sum rounded to f32 once), and the step moves it
+    // by 0.05 to 0.5: slopes are measured to 2·10⁻⁴ or better. The step is at most 0.05 in tensors of length 0.5 to 13, so that
+    // the third derivative adds no more. Wrong wiring, a branch lost or counted twice, is of the order of 1.
+    const TOLERANCE: f64 = 1e-3;
+    let mut rng = ChaCha8Rng::seed_from_u64(1);
+    for (family, tied, bias) in [("llama", true, true), ("qwen2", true, false), ("qwen3", false, false)] {
+        let config = tiny::config(json!({"model_type": family, "tie_word_embeddings": tied, "head_dim": 32,
+            "attention_bias": bias, "mlp_bias": bias}));
+        let (bench, student) =
+            (Bench::new(&config), student(&config, "float", Gradient::Ste, ScaleRule::Absmax));
+        let (_, gradients) = bench.gradients(&student).expect("a gradient each");
+        for (variable, gradient) in student.variables().iter().zip(&gradients) {
+            let half: Vec<f32> =
+                (0..gradient.elem_count()).map(|_| f32::from(rng.random::<bool>())).collect();
+            let half = Tensor::from_vec(half, gradient.shape(), &Device::Cpu).expect("mask");
+            let d = (gradient * half).expect("masked");
+            let slope =
+                f64::from(d.sqr().and_then(|s| s.sum_all()?.to_scalar::<f32>()).expect("a sum")).sqrt();
+            let step = (0.25 / slope).min(0.05);
+            let start = variable.var.as_tensor().detach().copy().expect("a copy");
+            let at = |sign: f64| {
+                let moved = (&start + (&d * (sign * step / slope)).expect("a step")).expect("moved");
+                variable.var.set(&moved).expect("same shape");
+                bench.gradients(&student).expect("a gradient each").0
+            };
+            let measured = (at(1.0) - at(-1.0)) / (2.0 * step);
+            variable.var.set(&start).expect("same shape");
+            assert!(
+                (measured / slope - 1.0).abs() < TOLERANCE,
+                "{family} {}: {measured} measured, {slope} from backward",
+                variable.name
+            );
+        }
+    }
+}
