@@ -175,7 +175,7 @@ fn a_directory_that_cannot_be_written_is_named_with_the_fix() {
     let file = dir.path().join("file");
     fs::write(&file, "").unwrap();
     let path = file.join("report.json");
-    let want = "file/.report.json.partial: cannot write (choose a directory that you may write to): \
+    let want = "file/report.json: cannot write (choose a directory that you may write to): \
                 Not a directory (os error 20)";
     assert_eq!(message(&dir, write_file_atomic(&path, b"new")), want);
     assert_eq!(
@@ -184,7 +184,7 @@ fn a_directory_that_cannot_be_written_is_named_with_the_fix() {
     );
     assert_eq!(
         message(&dir, write_file_atomic(&dir.path().join("gone/report.json"), b"new")),
-        "gone/.report.json.partial: cannot write (make its directory first): No such file or directory (os error 2)"
+        "gone/report.json: cannot write (make its directory first): No such file or directory (os error 2)"
     );
     // Whoever runs the tests may be allowed to write everywhere, so that the two other causes are given by hand.
     for kind in [ErrorKind::PermissionDenied, ErrorKind::ReadOnlyFilesystem] {
