@@ -262,3 +262,6 @@ fn flatten(prefix: &str, value: &Value, into: &mut BTreeMap<String, Value>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
