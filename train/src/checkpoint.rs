@@ -266,3 +266,6 @@ fn flatten(prefix: &str, value: &Value, into: &mut BTreeMap<String, Value>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -257,3 +257,47 @@ fn logits_with_int8_inputs_are_those_of_the_packed_model_unless_a_value_lies_bet
         );
     }
 }
+
+#[test]
+fn a_float_directory_holds_the_values_of_the_grid_and_nothing_coarser() {
+    let config = tiny::config(json!({"model_type": "qwen3", "tie_word_embeddings": false, "head_dim": 32}));
+    let case = Case::new(&config, quantization("int3-affine-g64", "int8-g32", &[]));
+    let shipment = Shipment { student: case.student, companions: tokenizer_files(), source: json!({}) };
+    let target = case.packed.with_file_name("hf");
+    shipment.write(ExportFormat::Hf, FloatType::F32, &target).expect("written");
+    let logits = |dir: &Path| runtime_logits(&Model::open(dir).expect("opens").decoder, &case.ids);
+    assert!(logits(&target) == logits(&case.packed), "the runtime sees other weights");
+    let refused = shipment.write(ExportFormat::Hf, FloatType::BF16, &case.packed.with_file_name("bf16"));
+    let m = refused.expect_err("3-bit values have no bf16").to_string();
+    assert!(m.starts_with("model.embed_tokens.weight: ") && m.contains("exact only in f32"), "{m}");
+}
+
+#[test]
+fn a_model_that_is_rounded_without_training_is_rounded_by_the_chosen_rule() {
+    let Some(root) = tiny::shared("fixtures") else { return };
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let ids = tiny::ids(32, 508);
+    let float = runtime_logits(&Model::open(&root.join("qwen2")).expect("opens").decoder, &ids);
+    let mut distances = Vec::new();
+    for rule in [ScaleRule::Absmax, ScaleRule::Mse] {
+        let rules = quantization("int3-affine-g64", "int8-g32", &[]).rules;
+        let untrained = Quantization::untrained(rules, rule, Activations::Float);
+        let shipment = Shipment::of_model(&root.join("qwen2"), untrained, None).expect("a model");
+        let written =
+            shipment.write(ExportFormat::Qat, FloatType::F32, &folder.path().join(rule.to_string()));
+        let written = written.expect("written");
+        let source = written.manifest.expect("a manifest").source;
+        assert_eq!(source, json!({"method": "rounded", "scales": rule.to_string()}));
+        let packed = runtime_logits(&Model::open(&written.path).expect("opens").decoder, &ids);
+        distances.push(root_mean_square(&float, &packed));
+    }
+    assert!(0.0 < distances[1] && distances[1] < distances[0], "absmax and mse: {distances:?}");
+}
+
+#[test]
+fn a_folder_without_a_run_is_told_apart_from_one_without_a_checkpoint() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    assert!(!is_run(folder.path()));
+    let m = Shipment::of_run(folder.path()).expect_err("empty").to_string();
+    assert!(m.contains("holds no whole checkpoint yet"), "{m}");
+}

@@ -229,4 +229,45 @@ batch = 2
         let m = message(&SMALL.replace("[teacher]\nmodel = \"teacher\"\n", ""), &[]);
         assert!(m.contains("loss.forward_kl") && m.contains("needs a [teacher]"), "{m}");
     }
+
+    #[test]
+    fn keys_that_do_not_go_together_are_refused() {
+        let scratch = "[student.scratch]\nconfig = \"c.json\"\ntokenizer = \"tokenizer.json\"\n";
+        let m = message(&format!("{SMALL}{scratch}"), &[]);
+        assert_eq!(m, "[student]: `from` and [student.scratch] exclude each other");
+        let m = message(&SMALL.replace("from = \"teacher\"", ""), &[]);
+        assert!(m.starts_with("[student]: want `from` (a model directory) or [student.scratch]"), "{m}");
+        let m = message(&format!("{SMALL}[eval]\ndata = [\"b.txt\"]\n"), &[]);
+        assert!(m.contains("[eval] scores the exported model: add [export]"), "{m}");
+        let m = message(&format!("{SMALL}[variants.\"a/b\"]\nseed = 1\n"), &[]);
+        assert!(m.contains("[variants.a/b]: it names a folder"), "{m}");
+    }
+
+    #[test]
+    fn a_set_replaces_what_the_file_says_and_text_needs_no_quotes() {
+        let sets = [
+            "quant.weights=ternary-g64",
+            "data.train=[\"x.txt\", \"y.txt\"]",
+            "optim.lr=1",
+            "teacher.model=latent",
+        ];
+        let sets: Vec<String> = sets.iter().map(|s| s.to_string()).collect();
+        // A whole number where a float is wanted is one.
+        let recipe = parse(SMALL, Path::new("r.toml"), &sets).expect("parses").remove(0).recipe;
+        assert_eq!((recipe.quant.weights.as_str(), recipe.data.train.len()), ("ternary-g64", 2));
+        assert_eq!(recipe.optim.lr, 1.0);
+        assert_eq!(Plan::new(&recipe).expect("valid").teacher, TeacherPlan::Latent);
+        let m = message(SMALL, &["seed.x=1"]);
+        assert!(m.starts_with("--set seed.x=1: "), "{m}");
+    }
+
+    #[test]
+    fn a_recipe_survives_the_json_of_a_checkpoint() {
+        let text =
+            format!("{SMALL}[export]\nformat = \"qat\"\n[quant.overrides]\n\"*.down_proj.*\" = \"float\"\n");
+        let recipe = parse(&text, Path::new("r.toml"), &[]).expect("parses").remove(0).recipe;
+        let json = serde_json::to_string(&recipe).expect("JSON");
+        let back: Recipe = serde_json::from_str(&json).expect("a recipe");
+        assert_eq!(serde_json::to_string(&back).expect("JSON"), json);
+    }
 }

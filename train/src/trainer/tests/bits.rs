@@ -2,21 +2,18 @@
 
 use super::*;
 
-/// Matrices' format, how far losses may be from these, and the losses of the ten steps. They change when data, initial weights,
-/// arithmetic or schedule do; the failure then prints the new list.
+/// Losses of the ten steps, by the matrices' format. They change when data, initial weights, arithmetic or schedule do; the
+/// failure then prints the new list.
 ///
-/// The tolerances are for machines that add in another order. Changing every initial weight in its last bit moves the losses of
-/// the float run by 5·10⁻⁷ and those of the other by 5·10⁻⁵, since a code that flips, or a scale that is rounded to the next
-/// f16, is a jump; the tolerances are ten times that or more.
-const GOLDEN: [(&str, f64, [f64; 10]); 2] = [
+/// The tolerance of 10⁻⁴ is for machines that add in another order. A change of 2·10⁻⁶ in every activation (by
+/// `rms_norm_eps` = 1.0001e-5), more than that order makes, moves these losses by at most 3·10⁻⁶.
+const GOLDEN: [(&str, [f64; 10]); 2] = [
     (
         "int4-g32",
-        5e-4,
         [7.317374, 7.320491, 7.308270, 7.254602, 7.189959, 7.126571, 6.955758, 7.009571, 6.879386, 6.828395],
     ),
     (
         "float",
-        1e-5,
         [7.317892, 7.319532, 7.301471, 7.230538, 7.169978, 7.091991, 6.926684, 6.983503, 6.768425, 6.785834],
     ),
 ];
@@ -24,11 +21,11 @@ const GOLDEN: [(&str, f64, [f64; 10]); 2] = [
 #[test]
 fn ten_steps_give_the_losses_they_gave_when_this_was_written() {
     let place = Place::new();
-    for (format, tolerance, golden) in GOLDEN {
+    for (format, golden) in GOLDEN {
         let [weights, embeddings] = ["weights", "embeddings"].map(|key| format!("quant.{key}={format}"));
         let losses = place.finish(&place.plan(&[&weights, &embeddings]), format).losses();
         let furthest = losses.iter().zip(golden).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
-        assert!(furthest < tolerance && losses.len() == golden.len(), "{format}: {losses:?}");
+        assert!(furthest < 1e-4 && losses.len() == golden.len(), "{format}: {losses:?}");
     }
 }
 
