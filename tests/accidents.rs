@@ -210,7 +210,7 @@ fn a_run_without_a_whole_checkpoint_is_not_begun_anew_by_itself() {
         shop.write(&format!("run/{}/model.safetensors", folder(step)), "");
     }
     for way in ["", " --resume"] {
-        let parts = ["passed over a damaged checkpoint", "no checkpoint is whole", "--restart"];
+        let parts = ["holds no checkpoint that is whole", "the file is damaged", "--restart"];
         shop.refused(&format!("train tiny.toml --out run{way}"), &parts);
     }
     shop.done("train tiny.toml --out run --restart");

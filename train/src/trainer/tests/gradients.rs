@@ -88,7 +88,7 @@ fn every_variable_learns_with_every_format_and_every_gradient() {
 fn a_variable_that_nothing_depends_on_is_refused_by_name() {
     let config = tiny::config(json!({}));
     let mut student = student(&config, "int4-g32", Gradient::Lsq, ScaleRule::Absmax);
-    student.plant_idle_variable("model.layers.0.mlp.idle.weight");
+    student.plant_idle_variable("model.layers.0.mlp.idle.weight").expect("a variable");
     let m = Bench::new(&config).gradients(&student).expect_err("refused").to_string();
     assert_eq!(
         m,
