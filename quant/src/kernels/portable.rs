@@ -1,7 +1,8 @@
 //! The specification of the products: plain loops over sixteen rows, with no instruction that some processor lacks.
 
 use super::PANEL;
-use super::lanes::{Chunk, Four, Lanes, low_bits, place};
+use super::lanes::{Chunk, Lanes, low_bits, place};
+use super::tokens::CHUNK;
 use crate::ScaleType;
 
 /// What every processor executes.
@@ -77,8 +78,13 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
-    fn dot<const BITS: usize>(self, mut sums: Self::Partial, codes: Self::Codes, x: Four) -> Self::Partial {
-        let x = x.map(i16::from);
+    fn dot<const BITS: usize, const I: usize>(
+        self,
+        mut sums: Self::Partial,
+        codes: Self::Codes,
+        x: &[i8; CHUNK],
+    ) -> Self::Partial {
+        let x = x.as_chunks::<4>().0[I].map(i16::from);
         let products: [[i16; 2]; 2 * PANEL] = std::array::from_fn(
             #[inline(always)]
             |at| {

@@ -37,13 +37,9 @@ impl Neon<true> {
 
 /// A value for each four rows, made of a tier's intrinsics.
 macro_rules! quads {
-    ($tier:expr, $quad:ident => $value:expr) => {
-        proven!($tier, [
-            { const $quad: usize = 0; $value },
-            { const $quad: usize = 1; $value },
-            { const $quad: usize = 2; $value },
-            { const $quad: usize = 3; $value },
-        ])
+    ($tier:expr, $quad:ident => $value:expr) => { quads!($tier, $quad in [0 1 2 3] => $value) };
+    ($tier:expr, $quad:ident in [$($n:literal)*] => $value:expr) => {
+        proven!($tier, [$({ const $quad: usize = $n; $value }),*])
     };
 }
 
@@ -286,9 +282,8 @@ fn half(x: &[i8; CHUNK], index: usize) -> int8x16_t {
 #[inline]
 #[target_feature(enable = "neon")]
 fn eight_of_two(x: &[i8; CHUNK], y: &[i8; CHUNK], eight: usize) -> int8x16_t {
-    let (x, y) =
-        (vreinterpretq_s64_s8(half(x, eight / 2)), vreinterpretq_s64_s8(half(y, eight / 2)));
-    vreinterpretq_s8_s64(if eight % 2 == 0 { vzip1q_s64(x, y) } else { vzip2q_s64(x, y) })
+    let (x, y) = (vreinterpretq_s64_s8(half(x, eight / 2)), vreinterpretq_s64_s8(half(y, eight / 2)));
+    vreinterpretq_s8_s64(if eight.is_multiple_of(2) { vzip1q_s64(x, y) } else { vzip2q_s64(x, y) })
 }
 
 /// Four columns of four rows and the next four, as eight columns of the first two rows.
