@@ -121,7 +121,7 @@ impl Lanes for Avx2 {
     type Table = ();
 
     const INT8_TOKENS: usize = 4;
-    const FLOAT_TOKENS: usize = 2;
+    const FLOAT_TOKENS: usize = 4;
 
     #[inline(always)]
     fn vectorize<R>(self, f: impl FnOnce() -> R) -> R {
