@@ -12,6 +12,7 @@ use crate::ScaleType;
 macro_rules! unroll {
     ($i:ident in [$($n:literal)*] $body:block) => { $({ const $i: usize = $n; $body })* };
 }
+#[cfg(target_arch = "aarch64")]
 pub(super) use unroll;
 
 /// An expression of a tier's intrinsics, for which a value of the tier is shown.
@@ -27,6 +28,7 @@ macro_rules! proven {
         }
     }};
 }
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 pub(super) use proven;
 
 /// Sixty-four bytes of codes, aligned as the widest register is.
@@ -101,6 +103,9 @@ pub(super) trait Lanes: Copy {
 
     /// The same integer for each row.
     fn int(self, value: i32) -> Self::Ints;
+
+    /// `a + b`.
+    fn add_ints(self, a: Self::Ints, b: Self::Ints) -> Self::Ints;
 
     /// The nearest floats.
     fn to_floats(self, ints: Self::Ints) -> Self::Floats;

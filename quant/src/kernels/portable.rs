@@ -163,6 +163,14 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
+    fn add_ints(self, a: Self::Ints, b: Self::Ints) -> Self::Ints {
+        std::array::from_fn(
+            #[inline(always)]
+            |row| a[row] + b[row],
+        )
+    }
+
+    #[inline(always)]
     fn to_floats(self, ints: Self::Ints) -> Self::Floats {
         ints.map(
             #[inline(always)]

@@ -46,24 +46,22 @@ pub(super) fn int8<L: Lanes, const BITS: usize, const AFFINE: bool, const T: usi
     let groups = chunks.chunks(panel.group_chunks).zip(panel.scales.chunks_exact(scale_rows));
     for (group, (chunks, scales)) in groups.enumerate() {
         let begin = group * panel.group_chunks;
-        let group_sums: [i32; T] = by_token(
-            #[inline(always)]
-            |t| sums[t][begin..begin + chunks.len()].iter().sum(),
-        );
-        let mut ints: [L::Ints; T] = by_token(
-            #[inline(always)]
-            |t| l.int(-zero * group_sums[t]),
-        );
+        let mut group_sums = [0; T];
+        let mut ints = [l.int(0); T];
         for (index, chunk) in (begin..).zip(chunks) {
             let x: [&[i8; CHUNK]; T] = by_token(
                 #[inline(always)]
                 |t| whole[t].get(index).unwrap_or(&last[t]),
             );
             ints = l.multiply::<BITS, T>(ints, chunk, x);
+            for t in 0..T {
+                group_sums[t] += sums[t][index];
+            }
         }
         let scale = l.scales(&scales[0], panel.scale_type);
         for t in 0..T {
-            acc[t] = l.mul_add(l.to_floats(ints[t]), scale, acc[t]);
+            let dot = l.add_ints(ints[t], l.int(-zero * group_sums[t]));
+            acc[t] = l.mul_add(l.to_floats(dot), scale, acc[t]);
         }
         if AFFINE {
             let bias = l.scales(&scales[1], panel.scale_type);
@@ -103,7 +101,6 @@ pub(super) fn float<L: Lanes, const BITS: usize, const AFFINE: bool, const T: us
     let mut last = [[0.0; CHUNK]; T];
     copy_rests(&rows, &mut last);
     let zero = if AFFINE { 0 } else { panel.zero };
-    let left = if L::centers::<BITS>() { 0.0 } else { zero as f32 };
     let table = l.table::<BITS>(zero);
     let chunks = panel.lines.as_chunks::<BITS>().0;
     let scale_rows = if AFFINE { 2 } else { 1 };
@@ -111,23 +108,23 @@ pub(super) fn float<L: Lanes, const BITS: usize, const AFFINE: bool, const T: us
     let groups = chunks.chunks(panel.group_chunks).zip(panel.scales.chunks_exact(scale_rows));
     for (group, (chunks, scales)) in groups.enumerate() {
         let begin = group * panel.group_chunks;
-        let group_sums: [f32; T] = by_token(
-            #[inline(always)]
-            |t| sums[t][begin..begin + chunks.len()].iter().sum(),
-        );
-        let mut sum: [L::Floats; T] = by_token(
-            #[inline(always)]
-            |t| l.float(-left * group_sums[t]),
-        );
+        let mut group_sums = [0.0; T];
+        let mut sum = [l.float(0.0); T];
         for (index, chunk) in (begin..).zip(chunks) {
             let x: [&[f32; CHUNK]; T] = by_token(
                 #[inline(always)]
                 |t| whole[t].get(index).unwrap_or(&last[t]),
             );
             sum = l.multiply_floats::<BITS, T>(table, sum, chunk, x);
+            for t in 0..T {
+                group_sums[t] += sums[t][index];
+            }
         }
         let scale = l.scales(&scales[0], panel.scale_type);
         for t in 0..T {
+            if !L::centers::<BITS>() {
+                sum[t] = l.accumulate(l.float(-(zero as f32)), l.float(group_sums[t]), sum[t]);
+            }
             acc[t] = l.accumulate(sum[t], scale, acc[t]);
         }
         if AFFINE {

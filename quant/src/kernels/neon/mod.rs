@@ -108,7 +108,7 @@ impl<const I8MM: bool> Lanes for Neon<I8MM> {
 
     #[inline(always)]
     fn widen<const BITS: usize>(self, ints: Self::Ints, sums: Self::Partial) -> Self::Ints {
-        quads!(self, QUAD => vaddq_s32(ints[QUAD], sums[QUAD]))
+        self.add_ints(ints, sums)
     }
 
     #[inline(always)]
@@ -151,6 +151,11 @@ impl<const I8MM: bool> Lanes for Neon<I8MM> {
     #[inline(always)]
     fn int(self, value: i32) -> Self::Ints {
         proven!(self, [vdupq_n_s32(value); 4])
+    }
+
+    #[inline(always)]
+    fn add_ints(self, a: Self::Ints, b: Self::Ints) -> Self::Ints {
+        quads!(self, QUAD => vaddq_s32(a[QUAD], b[QUAD]))
     }
 
     #[inline(always)]
