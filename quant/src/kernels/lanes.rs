@@ -16,6 +16,7 @@ macro_rules! unroll {
 pub(super) use unroll;
 
 /// An expression of a tier's intrinsics, for which a value of the tier is shown.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 macro_rules! proven {
     ($tier:expr, $intrinsics:expr) => {{
         let _: Self = $tier;
