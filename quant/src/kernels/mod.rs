@@ -1,11 +1,13 @@
 //! Products of activations with a matrix that stays packed, and with one stored as plain floats.
 //!
 //! Knows no layers and no tokens' meaning. `product` is the specification, written once over the lanes of a tier;
-//! `portable` is the tier that every processor has, `x86` holds the others.
+//! `portable` is the tier that every processor has, `x86` and `neon` hold the others.
 
 mod float;
 mod isa;
 mod lanes;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod panels;
 mod portable;
 mod product;
