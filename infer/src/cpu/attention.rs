@@ -16,7 +16,7 @@ use qat_quant::vectorized;
 
 use super::kv::{Cache, Code, LayerCache, TILE, with_code};
 use super::lanes::{LANES, Lanes, exp, fold, greater, lanes};
-use super::pool::{Chunks, Parts as _, Pool, Tile, Tiles};
+use super::pool::{Chunks, Pool, Tile, Tiles};
 use crate::model::AttentionShape;
 
 /// Tiles of a span.

@@ -45,12 +45,12 @@ fn merge<'m>(first: &Op<'m>, second: &Op<'m>, between: &impl Fn(Value) -> bool) 
         }
         (
             Op::Products { outs, products, epilogue: Epilogue::Store, .. },
-            Op::Gate { gate, up },
+            Op::Gate { gate, up, .. },
             Op::Products { epilogue, .. },
         ) if *outs == [*gate, *up] && between(*up) && alike(products) => *epilogue = Epilogue::Gate,
         (
             Op::Products { x, outs, epilogue: Epilogue::Store, .. },
-            Op::Add { to, from },
+            Op::Add { to, from, .. },
             Op::Products { outs: sum, epilogue, .. },
         ) if *outs == [*from] && between(*from) && to != x => {
             (*sum, *epilogue) = (vec![*to], Epilogue::Add);

@@ -8,7 +8,7 @@ use qat_quant::vectorized;
 use super::lanes;
 use super::matrix::Needs;
 use super::pool::{Chunks, Pool};
-use super::stand_in::{CHUNK, FloatTokens, Int8Tokens, Tokens, float_sums, round_int8};
+use qat_quant::kernels::{CHUNK, FloatTokens, Int8Tokens, Tokens, float_sums, round_int8};
 
 /// An RMS norm before a product.
 #[derive(Debug, Clone, Copy)]

@@ -10,7 +10,7 @@ use qat_quant::PackedRef;
 use qat_quant::kernels::FloatRef;
 
 use super::inputs::Inputs;
-use super::stand_in::{Isa, PANEL, Panels, float_panel, panel};
+use qat_quant::kernels::{Isa, PANEL, Panels, float_panel, panel};
 use crate::Result;
 use crate::files::{Activations, Storage, StoredMatrix};
 
@@ -44,7 +44,8 @@ enum Elements<'m> {
 }
 
 impl Matrix {
-    /// The matrix that `stored` holds: a packed one is copied into panels, a float one stays where it is.
+    /// The matrix that `stored` holds: a packed one is copied into panels, and its mapped pages are let go of; a float one
+    /// stays where it is.
     ///
     /// # Errors
     /// When its bytes are not what its format makes of the shape.
@@ -53,7 +54,9 @@ impl Matrix {
         let weights = match stored.storage {
             Storage::Packed(format) => {
                 let packed = PackedRef::new(name, format, rows, cols, &stored.bytes, stored.tensor_scale)?;
-                Weights::Packed(Panels::new(packed))
+                let panels = Panels::new(packed);
+                stored.bytes.release();
+                Weights::Packed(panels)
             }
             Storage::Float(float) => {
                 FloatRef::new(name, float, rows, cols, &stored.bytes)?;

@@ -7,6 +7,9 @@
 use super::inputs::Norm;
 use super::matrix::View;
 
+/// Most matrices that are multiplied by one input in one operation.
+pub(super) const MOST: usize = 3;
+
 /// A value of `[tokens, width]`: while recording, each its own; in a finished program, the number of its buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Value(pub usize);
@@ -45,7 +48,7 @@ pub(super) enum Op<'m> {
     Embed { table: View<'m>, out: Value },
     /// RMS norm of each row.
     Norm { x: Value, norm: Norm<'m>, out: Value },
-    /// Products of one input, normed first if there is a norm, with up to three matrices.
+    /// Products of one input, normed first if there is a norm, with up to [`MOST`] matrices.
     Products {
         x: Value,
         norm: Option<Norm<'m>>,
@@ -58,9 +61,9 @@ pub(super) enum Op<'m> {
     /// Turns `q` and `k`, takes `k` and `v` into the cache of the layer, attends.
     Attention { layer: usize, q: Value, k: Value, v: Value, turns: [Turn<'m>; 2], out: Value },
     /// `gate = silu(gate) · up`.
-    Gate { gate: Value, up: Value },
+    Gate { gate: Value, up: Value, width: usize },
     /// `to += from`.
-    Add { to: Value, from: Value },
+    Add { to: Value, from: Value, width: usize },
 }
 
 /// A list of operations, and the widths of the buffers they work on.
@@ -84,7 +87,7 @@ impl Op<'_> {
             Self::Products { x, outs, .. } => std::iter::once(x).chain(outs).for_each(see),
             Self::Turn { x, .. } => see(x),
             Self::Attention { q, k, v, out, .. } => [q, k, v, out].into_iter().for_each(see),
-            Self::Gate { gate: a, up: b } | Self::Add { to: a, from: b } => [a, b].into_iter().for_each(see),
+            Self::Gate { gate: a, up: b, .. } | Self::Add { to: a, from: b, .. } => [a, b].into_iter().for_each(see),
         }
     }
 }
@@ -178,7 +181,7 @@ mod tests {
 
     #[test]
     fn values_share_a_buffer_only_when_their_lives_do_not_meet() {
-        let add = |to, from| Op::Add { to: Value(to), from: Value(from) };
+        let add = |to, from| Op::Add { to: Value(to), from: Value(from), width: 1 };
         // 0 lives throughout, 1 until it is added, 2 begins there, 3 after 1 has ended.
         let program =
             Program::new(vec![add(0, 1), add(2, 0), add(3, 2), add(0, 3)], &[8, 4, 6, 5], None, Value(0));

@@ -6,7 +6,7 @@
 use super::fuse::fuse;
 use super::inputs::Norm;
 use super::matrix::Matrix;
-use super::program::{Epilogue, Op, Product, Program, Turn, Value};
+use super::program::{Epilogue, MOST, Op, Product, Program, Turn, Value};
 use super::session::CpuDecoder;
 use crate::model::{AttentionShape, Exec, Linear, Rope};
 use crate::{Error, Result};
@@ -20,6 +20,8 @@ pub(super) struct Plan<'m> {
     pub head: Program<'m>,
     /// The rotary frequencies that [`Turn`]s name.
     pub ropes: Vec<Rope>,
+    /// Width of the logits.
+    pub vocab: usize,
 }
 
 impl<'m> Plan<'m> {
@@ -48,6 +50,7 @@ impl<'m> Plan<'m> {
             body: Program::new(fuse(body.ops), &body.widths, None, hidden),
             head: Program::new(fuse(head.ops), &head.widths, Some(input), logits),
             ropes: body.ropes,
+            vocab: decoder.config.vocab_size,
         })
     }
 }
@@ -97,6 +100,7 @@ impl<'m> Exec for Recorder<'m> {
         x: &Value,
         linears: [&Linear<&'m Matrix, &'m Vec<f32>>; N],
     ) -> Result<[Value; N]> {
+        const { assert!(N <= MOST) };
         let product = |linear: &Linear<&'m Matrix, &'m Vec<f32>>| {
             Ok(Product { matrix: linear.weight.view()?, bias: linear.bias.map(Vec::as_slice) })
         };
@@ -140,12 +144,12 @@ impl<'m> Exec for Recorder<'m> {
     }
 
     fn swiglu(&mut self, gate: Value, up: Value) -> Result<Value> {
-        self.ops.push(Op::Gate { gate, up });
+        self.ops.push(Op::Gate { gate, up, width: self.widths[gate.0] });
         Ok(gate)
     }
 
     fn add(&mut self, a: Value, b: Value) -> Result<Value> {
-        self.ops.push(Op::Add { to: a, from: b });
+        self.ops.push(Op::Add { to: a, from: b, width: self.widths[a.0] });
         Ok(a)
     }
 }

@@ -15,6 +15,9 @@ mod int8;
 use std::fmt;
 use std::str::FromStr;
 
+use qat_quant::vectorized;
+
+use super::pool::{Chunks, Pool};
 use crate::model::{AttentionShape, Config};
 use crate::{Error, Result};
 
@@ -203,12 +206,31 @@ impl Cache {
         LayerCache { tiles: self.tiles.get(first..).unwrap_or_default(), stride: self.stride(), side }
     }
 
-    /// Keys and values of head `head` of `layer` at `position`, to be written: the two sides of its tile.
-    pub(super) fn tile_mut(&mut self, layer: usize, head: usize, position: usize) -> (&mut [u8], &mut [u8]) {
-        let side = self.side();
-        let first =
-            position / TILE * self.stride() + (layer * self.shape.kv_heads + head) * 2 * side;
-        self.tiles[first..first + 2 * side].split_at_mut(side)
+    /// Takes the keys and values `[tokens, kv_heads · head_dim]` of the positions from `position` on into `layer`. Their
+    /// tiles are [there](Self::extend_to).
+    pub(super) fn write(&mut self, pool: &Pool, layer: usize, position: usize, keys: &[f32], values: &[f32]) {
+        let AttentionShape { kv_heads, head_dim, .. } = self.shape;
+        let (width, side, stride) = (kv_heads * head_dim, self.side(), self.stride());
+        let (kv, end) = (self.kv, position + keys.len() / width);
+        let first_tile = position / TILE;
+        let tiles = &mut self.tiles[first_tile * stride..end.div_ceil(TILE) * stride];
+        pool.each(Chunks::new(tiles, stride), |index, tile| {
+            let heads = &mut tile[layer * kv_heads * 2 * side..][..kv_heads * 2 * side];
+            let start = (first_tile + index) * TILE;
+            let positions = start.max(position)..(start + TILE).min(end);
+            with_code!(kv, code => vectorized(
+                #[inline(always)]
+                || for at in positions {
+                    let row = (at - position) * width;
+                    for (head, sides) in heads.chunks_exact_mut(2 * side).enumerate() {
+                        let part = row + head * head_dim..row + (head + 1) * head_dim;
+                        let (key_side, value_side) = sides.split_at_mut(side);
+                        code.write_key(key_side, at - start, &keys[part.clone()]);
+                        code.write_value(value_side, at - start, &values[part]);
+                    }
+                },
+            ));
+        });
     }
 
     fn side(&self) -> usize {
