@@ -8,7 +8,7 @@ use qat_quant::vectorized;
 
 use super::attention::Attention;
 use super::inputs::{Inputs, Norm};
-use super::kv::{Cache, KvType};
+use super::kv::{KvCache, KvType};
 use super::lanes;
 use super::pool::{Chunks, Joined, Pool, Tiles};
 use super::matrix::Needs;
@@ -24,7 +24,7 @@ pub(super) struct Engine {
     pool: Pool,
     isa: Isa,
     inputs: Inputs,
-    cache: Cache,
+    cache: KvCache,
     attention: Attention,
     rotations: Vec<Rotation>,
     /// Tokens in the cache; the position of the next one.
@@ -77,7 +77,7 @@ impl Engine {
     /// When the threads can't be had, the cache doesn't fit the memory, or this processor lacks the instruction set that
     /// was asked for.
     pub(super) fn new(config: &Config, ropes: &[Rope], capacity: usize, kv: KvType, threads: usize) -> Result<Self> {
-        let cache = Cache::new(config, kv, capacity)?;
+        let cache = KvCache::new(config, kv, capacity)?;
         Ok(Self {
             pool: Pool::new(threads)?,
             isa: Isa::active()?,
@@ -101,7 +101,7 @@ impl Engine {
     }
 
     /// The KV cache.
-    pub(super) fn cache(&self) -> &Cache {
+    pub(super) fn cache(&self) -> &KvCache {
         &self.cache
     }
 
