@@ -1,8 +1,8 @@
 //! The command line as types. Few flags: a knob is a key of the recipe, and `--set` reaches it.
 
-use std::path::PathBuf;
+use std::{num::NonZero, path::PathBuf};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Quantization-aware training and distillation of small language models; the grid that is trained is the grid that ships.
 #[derive(Debug, Parser)]
@@ -22,6 +22,10 @@ pub enum Command {
     Export(Export),
     /// Score a packed or a float model: perplexity, KL to a reference, speed, memory, size.
     Eval(Eval),
+    /// Write a model of random weights in a given shape, to measure speed and size with.
+    Init(Init),
+    /// Measure tokens per second, in the terms of llama-bench, beside what the memory of this machine allows.
+    Bench(Bench),
 }
 
 /// `qat train`.
@@ -101,4 +105,79 @@ pub struct Eval {
     /// auto or cpu.
     #[arg(long, default_value = "auto")]
     pub device: String,
+}
+
+/// `qat init`.
+#[derive(Debug, Args)]
+pub struct Init {
+    /// smollm2-135m, smollm2-360m, bitnet-24x1024, or the path of a config.json.
+    #[arg(long)]
+    pub shape: String,
+    /// Format of the layers, such as int4-g32; or float: a Hugging Face directory in f16.
+    #[arg(long)]
+    pub format: String,
+    /// Format of embeddings and head, or float [default: int8-g32].
+    #[arg(long, value_name = "FORMAT")]
+    pub embeddings: Option<String>,
+    /// What the inputs of the packed layers are rounded to [default: float].
+    #[arg(long)]
+    pub activations: Option<Activations>,
+    /// Seed of the weights; they are the same in every format.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// The directory to write. It has no tokenizer.
+    #[arg(long)]
+    pub out: PathBuf,
+}
+
+/// What the inputs of a matrix are rounded to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Activations {
+    /// 8-bit integers with one scale per token.
+    Int8,
+    /// Nothing.
+    Float,
+}
+
+/// `qat bench`.
+#[derive(Debug, Args)]
+pub struct Bench {
+    /// Packed or Hugging Face model directories.
+    #[arg(required = true, value_name = "DIR")]
+    pub dirs: Vec<PathBuf>,
+    /// Tokens of a prompt read at once; several with commas; 0 for none.
+    #[arg(long, default_value = "512", value_delimiter = ',', value_name = "N")]
+    pub pp: Vec<usize>,
+    /// Tokens generated one by one; several with commas; 0 for none.
+    #[arg(long, default_value = "128", value_delimiter = ',', value_name = "N")]
+    pub tg: Vec<usize>,
+    /// Tokens in the KV cache before the clock starts; several with commas.
+    #[arg(long, default_value = "0", value_delimiter = ',', value_name = "N")]
+    pub depth: Vec<usize>,
+    /// Threads; several with commas [default: the processors of this machine].
+    #[arg(long, value_delimiter = ',', value_name = "N")]
+    pub threads: Vec<NonZero<usize>>,
+    /// Timed repetitions of each test, after a warm-up.
+    #[arg(long, default_value = "5", value_name = "N")]
+    pub reps: NonZero<usize>,
+    /// Seed of the token ids.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// What is printed.
+    #[arg(long, default_value = "md")]
+    pub format: BenchFormat,
+    /// Where to write the results as JSON too.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+}
+
+/// Notation of the results.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum BenchFormat {
+    /// A table in Markdown.
+    Md,
+    /// A line per test, with the names of llama-bench.
+    Csv,
+    /// An object per test, with the names of llama-bench and every repetition.
+    Json,
 }
