@@ -159,12 +159,13 @@ fn write_packed(
     let mut writer = PackedWriter::create(&args.out, &random.config.to_json(), &[], source)?;
     random.each(format, &mut |param, Tensor { floats, packed }| {
         let (name, shape) = (&param.name, &param.shape);
-        Ok(match (packed, param.role) {
+        match (packed, param.role) {
             (Some(packed), Role::Projection) => writer.packed(name, packed.as_ref(), inputs)?,
             (Some(packed), _) => writer.packed(name, packed.as_ref(), Activations::Float)?,
             (None, Role::Norm | Role::Bias) => writer.float(name, FloatType::F32, shape, &floats)?,
             (None, _) => writer.float(name, FloatType::F16, shape, &floats)?,
-        })
+        }
+        Ok(())
     })?;
     Ok(writer.finish()?)
 }
