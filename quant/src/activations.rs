@@ -27,6 +27,20 @@ pub fn int8_tokens(x: &mut [f32], cols: usize) {
 
 #[inline(always)]
 fn int8_token(row: &mut [f32]) {
+    let scale = int8_scale(row);
+    if scale == 0.0 {
+        row.fill(0.0);
+        return;
+    }
+    for x in row {
+        *x = scale * (*x / scale).round_ties_even().clamp(-128.0, 127.0);
+    }
+}
+
+/// The scale of one token; 0 when either nothing is there, or the largest value is below 127 times the smallest float:
+/// zero to any int8 grid.
+#[inline(always)]
+pub(crate) fn int8_scale(row: &[f32]) -> f32 {
     const LANES: usize = 16;
     let mut peaks = [0f32; LANES];
     let (whole, rest) = row.as_chunks::<LANES>();
@@ -37,13 +51,5 @@ fn int8_token(row: &mut [f32]) {
         }
     }
     let peak = peaks.into_iter().chain(rest.iter().map(|x| x.abs())).fold(0.0, f32::max);
-    let scale = peak / 127.0;
-    if scale == 0.0 {
-        // Either nothing is here, or the largest value is below 127 times the smallest float: zero to any int8 grid.
-        row.fill(0.0);
-        return;
-    }
-    for x in row {
-        *x = scale * (*x / scale).round_ties_even().clamp(-128.0, 127.0);
-    }
+    peak / 127.0
 }

@@ -14,6 +14,9 @@ pub enum Error {
         /// What was wanted and what was found.
         problem: String,
     },
+    /// The instruction set that was asked for can't be had.
+    #[error("{0}")]
+    Isa(String),
 }
 
 impl Error {

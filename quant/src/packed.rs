@@ -159,7 +159,7 @@ impl<'a> PackedRef<'a> {
     /// [`PackedRef::decode_row`] for loops that are vectorized as a whole.
     #[inline(always)]
     pub(crate) fn decode_row_inline(&self, row: usize, out: &mut [f32]) {
-        let bytes = &self.blocks[row * self.row_bytes()..][..self.row_bytes()];
+        let bytes = self.row_blocks(row);
         let levels = self.format.levels();
         with_block!(self.format, self.cols, self.tensor_scale, layout => {
             for (block, out) in bytes.chunks_exact(layout.bytes()).zip(out.chunks_exact_mut(layout.len())) {
@@ -189,6 +189,12 @@ impl<'a> PackedRef<'a> {
             self.blocks.chunks_exact(layout.bytes()).map(|block| layout.scale_bias(block)).unzip()
         });
         Scales { scale, bias: if self.format.has_bias() { bias } else { Vec::new() } }
+    }
+
+    /// The blocks of row `row`.
+    #[inline(always)]
+    pub(crate) fn row_blocks(&self, row: usize) -> &'a [u8] {
+        &self.blocks[row * self.row_bytes()..][..self.row_bytes()]
     }
 
     fn row_bytes(&self) -> usize {

@@ -7,7 +7,9 @@ use std::sync::LazyLock;
 
 use pulp::{Arch, Simd, WithSimd};
 
-static ARCH: LazyLock<Arch> = LazyLock::new(Arch::new);
+/// The scalar one where a test forces the lowest tier of the products, which must then be lowest in all.
+static ARCH: LazyLock<Arch> =
+    LazyLock::new(|| if crate::kernels::portable_is_forced() { Arch::Scalar } else { Arch::new() });
 
 /// Runs `f` compiled for the best instruction set. To gain from it, `f` must be an `#[inline(always)]` closure that calls
 /// only `#[inline(always)]` functions: code that stays outside is compiled for the oldest processor of the target.

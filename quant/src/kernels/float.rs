@@ -2,7 +2,7 @@
 //!
 //! Knows no files; bytes are little-endian and need no alignment.
 
-use super::portable::Rows;
+use super::rowwise::Rows;
 use crate::{Error, ScaleType};
 
 /// How a float is stored.
@@ -96,8 +96,13 @@ impl Rows for FloatRef<'_> {
 
     #[inline(always)]
     fn decode_row(&self, row: usize, out: &mut [f32]) {
-        let row_bytes = self.cols * self.dtype.bytes();
-        let bytes = &self.bytes[row * row_bytes..][..row_bytes];
+        self.decode_part(row, 0, out);
+    }
+
+    #[inline(always)]
+    fn decode_part(&self, row: usize, first: usize, out: &mut [f32]) {
+        let each = self.dtype.bytes();
+        let bytes = &self.bytes[(row * self.cols + first) * each..][..out.len() * each];
         match self.dtype {
             FloatType::F32 => read(bytes, out, f32::from_le_bytes),
             FloatType::F16 => read(

@@ -1,15 +1,115 @@
 //! Products of activations with a matrix that stays packed, and with one stored as plain floats.
 //!
-//! Knows no layers and no tokens' meaning. [`portable`] is the specification: whatever executes a product gives the
-//! bits that it gives.
+//! Knows no layers and no tokens' meaning. `product` is the specification, written once over the lanes of a tier;
+//! `portable` is the tier that every processor has, `x86` holds the others.
 
 mod float;
-pub mod portable;
+mod isa;
+mod lanes;
+mod panels;
+mod portable;
+mod product;
+pub mod rowwise;
+mod tokens;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+use std::ops::Range;
+
+use isa::with_lanes;
+use lanes::Lanes;
+use panels::Panel;
 
 pub use float::{FloatRef, FloatType};
+pub use isa::Isa;
+pub(crate) use isa::portable_is_forced;
+pub use panels::Panels;
+pub use tokens::{CHUNK, FloatTokens, Int8Tokens, Tokens, float_sums, round_int8};
 
 use crate::PackedRef;
 pub use crate::simd::isa;
+
+/// Rows of a panel.
+pub const PANEL: usize = 16;
+
+/// The outputs of panel `index` of `w` for each token of `tokens`: `sink(token, outputs)` is called once for each, in
+/// order. Outputs past the last row are of no meaning.
+///
+/// An output depends on nothing but its row and its token. With int8 activations it is the same to the bit on every
+/// tier.
+///
+/// # Panics
+/// When there is no such panel or token, or the activations aren't those of rows of `w.cols()`.
+pub fn panel(
+    isa: Isa,
+    w: &Panels,
+    index: usize,
+    x: Tokens<'_>,
+    tokens: Range<usize>,
+    sink: &mut dyn FnMut(usize, &[f32; PANEL]),
+) {
+    let (bits, affine) = (panels::bits(w.format()), w.format().has_bias());
+    let panel = w.panel(index);
+    with_lanes!(isa, l => match (bits, affine) {
+        (2, false) => blocks::<_, 2, false>(l, panel, w.cols(), x, tokens, sink),
+        (4, false) => blocks::<_, 4, false>(l, panel, w.cols(), x, tokens, sink),
+        (8, false) => blocks::<_, 8, false>(l, panel, w.cols(), x, tokens, sink),
+        (2, true) => blocks::<_, 2, true>(l, panel, w.cols(), x, tokens, sink),
+        (3, true) => blocks::<_, 3, true>(l, panel, w.cols(), x, tokens, sink),
+        (4, true) => blocks::<_, 4, true>(l, panel, w.cols(), x, tokens, sink),
+        // The only other width; what isn't affine has one of the three above.
+        _ => blocks::<_, 8, true>(l, panel, w.cols(), x, tokens, sink),
+    });
+}
+
+/// Tokens in blocks of eight, then four, two and one, or of as many as the tier takes at once.
+fn blocks<L: Lanes, const BITS: usize, const AFFINE: bool>(
+    l: L,
+    panel: Panel<'_>,
+    cols: usize,
+    x: Tokens<'_>,
+    tokens: Range<usize>,
+    sink: &mut dyn FnMut(usize, &[f32; PANEL]),
+) {
+    let mut first = tokens.start;
+    macro_rules! of_size {
+        ($($t:literal)*) => { $(
+            match x {
+                Tokens::Int8(x) if $t <= L::INT8_TOKENS => while first + $t <= tokens.end {
+                    let outputs = l.vectorize(#[inline(always)] || {
+                        product::int8::<L, BITS, AFFINE, $t>(l, panel, &x, first)
+                    });
+                    (first..).zip(&outputs).for_each(|(token, outputs)| sink(token, outputs));
+                    first += $t;
+                },
+                Tokens::Float(x) if $t <= L::FLOAT_TOKENS => while first + $t <= tokens.end {
+                    let outputs = l.vectorize(#[inline(always)] || {
+                        product::float::<L, BITS, AFFINE, $t>(l, panel, &x, cols, first)
+                    });
+                    (first..).zip(&outputs).for_each(|(token, outputs)| sink(token, outputs));
+                    first += $t;
+                },
+                _ => {}
+            }
+        )* };
+    }
+    of_size!(8 4 2 1);
+}
+
+/// The outputs of rows `16·index..16·index + 16` of a matrix of floats for each token of `tokens`, as [`panel`] gives
+/// them; `x` is `[n, w.cols()]`. Bits depend on neither tokens nor instructions.
+///
+/// # Panics
+/// When there is no such row or token.
+pub fn float_panel(
+    w: FloatRef<'_>,
+    index: usize,
+    x: &[f32],
+    tokens: Range<usize>,
+    sink: &mut dyn FnMut(usize, &[f32; PANEL]),
+) {
+    rowwise::panel(&w, index, x, tokens, sink);
+}
 
 /// `out = x · wᵀ`: activations `x` `[n, cols]`, packed weights `w` `[rows, cols]`, `out` `[n, rows]`.
 ///
@@ -18,7 +118,7 @@ pub use crate::simd::isa;
 /// # Panics
 /// When `x` or `out` has another length than that.
 pub fn matmul(w: PackedRef<'_>, x: &[f32], n: usize, out: &mut [f32]) {
-    portable::matmul(&w, x, n, out);
+    rowwise::matmul(&w, x, n, out);
 }
 
 /// [`matmul`] with weights stored as floats: the float model through the same runtime.
@@ -26,5 +126,5 @@ pub fn matmul(w: PackedRef<'_>, x: &[f32], n: usize, out: &mut [f32]) {
 /// # Panics
 /// When `x` or `out` has another length than that.
 pub fn matmul_float(w: FloatRef<'_>, x: &[f32], n: usize, out: &mut [f32]) {
-    portable::matmul(&w, x, n, out);
+    rowwise::matmul(&w, x, n, out);
 }

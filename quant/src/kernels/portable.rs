@@ -1,162 +1,197 @@
-//! The specification of the product, in safe loops that the compiler vectorizes.
-//!
-//! A row is decoded to f32 and multiplied with the activation rows; the matrix never exists as floats. Each output is
-//! a sum of `cols` products in [`LANES`] partial sums: lane l adds the products of columns l, l + 16, … in order (a row
-//! that ends within sixteen columns goes on in zeros), and lanes are then added in halves (l + l+8, then l + l+4, …). A product is rounded before it is added (never fused).
-//! That fixes the bits: tokens, rows and threads only decide which outputs are computed together.
+//! The specification of the products: plain loops over sixteen rows, with no instruction that some processor lacks.
 
-use rayon::prelude::*;
+use super::PANEL;
+use super::lanes::{Chunk, Four, Lanes, low_bits, place};
+use crate::ScaleType;
 
-use crate::simd::{reduce, vectorized};
+/// What every processor executes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Portable;
 
-/// Partial sums of an output.
-pub const LANES: usize = 16;
+/// Codes in pairs of columns: the lower byte of lane `2·row` is column 0, its upper byte column 1; `2·row + 1` goes on
+/// with 2 and 3.
+type Pairs = [u16; 2 * PANEL];
 
-/// Outputs computed together: four times sixteen lanes are half of the AVX2 registers.
-const BLOCK: usize = 4;
-
-/// Rows that a task decodes before it multiplies them, so that activations are read from cache.
-const ROWS: usize = 16;
-
-/// Multiplications below which another thread costs more than it saves (about 20 µs of work).
-const TASK: usize = 1 << 17;
-
-/// A matrix that is read row by row.
-pub(crate) trait Rows: Sync {
-    /// Output channels.
-    fn rows(&self) -> usize;
-    /// Input channels.
-    fn cols(&self) -> usize;
-    /// Writes row `row` into `out`, `cols` long. Inlined into a vectorized loop.
-    fn decode_row(&self, row: usize, out: &mut [f32]);
+/// A running sum. Codes of up to four bits leave room for a whole chunk in 16 bits: at most 8·2·15·128 = 30,720.
+#[derive(Clone, Copy)]
+pub(super) struct Sums {
+    narrow: [i16; 2 * PANEL],
+    /// Of 8-bit codes.
+    wide: [i32; 2 * PANEL],
 }
 
-impl Rows for crate::PackedRef<'_> {
-    fn rows(&self) -> usize {
-        crate::PackedRef::rows(self)
+impl Portable {
+    /// The codes of four columns in each row, a byte each.
+    #[inline(always)]
+    fn bytes<const BITS: usize, const I: usize>(self, chunk: &Chunk<BITS>) -> [u8; 4 * PANEL] {
+        let (line, shift) = place(BITS, I);
+        let mask = ((1u32 << low_bits(BITS)) - 1) as u8;
+        let low = &chunk[line].0;
+        if BITS != 3 {
+            return std::array::from_fn(
+                #[inline(always)]
+                |at| low[at] >> shift & mask,
+            );
+        }
+        let third = &chunk[2].0;
+        std::array::from_fn(
+            #[inline(always)]
+            |at| low[at] >> shift & mask | (third[at] >> I & 1) << 2,
+        )
     }
+}
 
-    fn cols(&self) -> usize {
-        crate::PackedRef::cols(self)
+impl Lanes for Portable {
+    type Codes = Pairs;
+    type Partial = Sums;
+    type Ints = [i32; PANEL];
+    type Floats = [f32; PANEL];
+    type Table = f32;
+
+    const INT8_TOKENS: usize = 4;
+    const FLOAT_TOKENS: usize = 4;
+
+    #[inline(always)]
+    fn vectorize<R>(self, f: impl FnOnce() -> R) -> R {
+        f()
     }
 
     #[inline(always)]
-    fn decode_row(&self, row: usize, out: &mut [f32]) {
-        self.decode_row_inline(row, out);
+    fn codes<const BITS: usize, const I: usize>(self, chunk: &Chunk<BITS>) -> Self::Codes {
+        let bytes = self.bytes::<BITS, I>(chunk);
+        let pairs = bytes.as_chunks::<2>().0;
+        std::array::from_fn(
+            #[inline(always)]
+            |at| u16::from_le_bytes(pairs[at]),
+        )
     }
-}
 
-/// `out = x · wᵀ`, see [`crate::kernels::matmul`].
-pub(crate) fn matmul<W: Rows>(w: &W, x: &[f32], n: usize, out: &mut [f32]) {
-    let (rows, cols) = (w.rows(), w.cols());
-    assert_eq!(x.len(), n * cols, "{n} activation rows of {cols}");
-    assert_eq!(out.len(), n * rows, "{n} output rows of {rows}");
-    if out.is_empty() {
-        return;
+    #[inline(always)]
+    fn offset<const BITS: usize>() -> i32 {
+        0
     }
-    // For each task, its part of every token's output.
-    let mut parts: Vec<_> = out.chunks_exact_mut(rows).map(|token| token.chunks_mut(ROWS)).collect();
-    let tasks: Vec<Vec<&mut [f32]>> =
-        (0..rows.div_ceil(ROWS)).map(|_| parts.iter_mut().filter_map(Iterator::next).collect()).collect();
-    let tasks_a_thread = (TASK / (ROWS * cols * n)).max(1);
-    tasks.into_par_iter().enumerate().with_min_len(tasks_a_thread).for_each_init(
-        || vec![0.0; ROWS * cols],
-        |decoded, (task, mut out)| {
-            vectorized(
-                #[inline(always)]
-                || row_block(w, task * ROWS, decoded, x, &mut out),
-            );
-        },
-    );
-}
 
-/// Outputs of up to [`ROWS`] rows from `first` on, for all tokens; `out[token][row]`.
-#[inline(always)]
-fn row_block<W: Rows>(w: &W, first: usize, decoded: &mut [f32], x: &[f32], out: &mut [&mut [f32]]) {
-    let cols = w.cols();
-    let rows = out.first().map_or(0, |token| token.len());
-    let decoded = &mut decoded[..rows * cols];
-    for (i, row) in decoded.chunks_exact_mut(cols).enumerate() {
-        w.decode_row(first + i, row);
+    #[inline(always)]
+    fn none(self) -> Self::Partial {
+        Sums { narrow: [0; 2 * PANEL], wide: [0; 2 * PANEL] }
     }
-    for (x, out) in x.chunks(BLOCK * cols).zip(out.chunks_mut(BLOCK)) {
-        if let [a, b, c, d] = out {
-            let x = block(x, cols);
-            for (i, row) in decoded.chunks_exact(cols).enumerate() {
-                [a[i], b[i], c[i], d[i]] = dot(row, x);
-            }
-        } else {
-            for (x, out) in x.chunks_exact(cols).zip(out) {
-                one_token(decoded, x, out);
+
+    #[inline(always)]
+    fn dot<const BITS: usize>(self, mut sums: Self::Partial, codes: Self::Codes, x: Four) -> Self::Partial {
+        let x = x.map(i16::from);
+        let products: [[i16; 2]; 2 * PANEL] = std::array::from_fn(
+            #[inline(always)]
+            |at| {
+                let second = at % 2 * 2;
+                [(codes[at] & 0xff) as i16 * x[second], (codes[at] >> 8) as i16 * x[second + 1]]
+            },
+        );
+        for (at, [a, b]) in products.into_iter().enumerate() {
+            if BITS == 8 {
+                sums.wide[at] += i32::from(a) + i32::from(b);
+            } else {
+                sums.narrow[at] += a + b;
             }
         }
+        sums
     }
-}
 
-/// Outputs of all decoded rows for one token: rows take the place of the other tokens in the block.
-#[inline(always)]
-fn one_token(decoded: &[f32], x: &[f32], out: &mut [f32]) {
-    let cols = x.len();
-    for (rows, out) in decoded.chunks(BLOCK * cols).zip(out.chunks_mut(BLOCK)) {
-        if let [a, b, c, d] = out {
-            [*a, *b, *c, *d] = dot(x, block(rows, cols));
-        } else {
-            for (row, out) in rows.chunks_exact(cols).zip(out) {
-                [*out] = dot(x, [row]);
-            }
-        }
+    #[inline(always)]
+    fn widen<const BITS: usize>(self, ints: Self::Ints, partial: Self::Partial) -> Self::Ints {
+        std::array::from_fn(
+            #[inline(always)]
+            |row| {
+                let [a, b] = [2 * row, 2 * row + 1];
+                let sum = match BITS {
+                    8 => partial.wide[a] + partial.wide[b],
+                    _ => i32::from(partial.narrow[a]) + i32::from(partial.narrow[b]),
+                };
+                ints[row] + sum
+            },
+        )
     }
-}
 
-/// The first [`BLOCK`] rows of `of`.
-#[inline(always)]
-fn block(of: &[f32], cols: usize) -> [&[f32]; BLOCK] {
-    std::array::from_fn(
-        #[inline(always)]
-        |i| &of[i * cols..(i + 1) * cols],
-    )
-}
-
-/// Products of one row with `N` others of the same length; which are weights and which activations doesn't matter.
-#[inline(always)]
-fn dot<const N: usize>(row: &[f32], x: [&[f32]; N]) -> [f32; N] {
-    let (whole, rest) = row.as_chunks::<LANES>();
-    let x_whole = x.map(
-        #[inline(always)]
-        |x| &x.as_chunks::<LANES>().0[..whole.len()],
-    );
-    let mut sums = [[0f32; LANES]; N];
-    for (i, w) in whole.iter().enumerate() {
-        for token in 0..N {
-            sums[token] = plus_products(sums[token], w, &x_whole[token][i]);
-        }
+    #[inline(always)]
+    fn int(self, value: i32) -> Self::Ints {
+        [value; PANEL]
     }
-    if !rest.is_empty() {
-        let w = padded(rest);
-        for token in 0..N {
-            sums[token] = plus_products(sums[token], &w, &padded(&x[token][row.len() - rest.len()..]));
-        }
+
+    #[inline(always)]
+    fn to_floats(self, ints: Self::Ints) -> Self::Floats {
+        ints.map(
+            #[inline(always)]
+            |int| int as f32,
+        )
     }
-    sums.map(sum_lanes)
-}
 
-/// By value, which keeps the lanes in registers: updated in place, they are not vectorized.
-#[inline(always)]
-fn plus_products(sums: [f32; LANES], w: &[f32; LANES], x: &[f32; LANES]) -> [f32; LANES] {
-    std::array::from_fn(
-        #[inline(always)]
-        |lane| sums[lane] + w[lane] * x[lane],
-    )
-}
+    #[inline(always)]
+    fn table<const BITS: usize>(self, zero: i32) -> f32 {
+        zero as f32
+    }
 
-#[inline(always)]
-fn padded(rest: &[f32]) -> [f32; LANES] {
-    let mut lanes = [0.0; LANES];
-    lanes[..rest.len()].copy_from_slice(rest);
-    lanes
-}
+    #[inline(always)]
+    fn centers<const BITS: usize>() -> bool {
+        true
+    }
 
-#[inline(always)]
-fn sum_lanes(sums: [f32; LANES]) -> f32 {
-    reduce(sums, |a, b| a + b)
+    #[inline(always)]
+    fn weights<const BITS: usize, const I: usize, const J: usize>(
+        self,
+        zero: f32,
+        chunk: &Chunk<BITS>,
+    ) -> Self::Floats {
+        let bytes = self.bytes::<BITS, I>(chunk);
+        std::array::from_fn(
+            #[inline(always)]
+            |row| f32::from(bytes[4 * row + J]) - zero,
+        )
+    }
+
+    #[inline(always)]
+    fn scales(self, stored: &[[u8; 2]; PANEL], kind: ScaleType) -> Self::Floats {
+        stored.map(
+            #[inline(always)]
+            |bytes| kind.read(bytes),
+        )
+    }
+
+    #[inline(always)]
+    fn float(self, value: f32) -> Self::Floats {
+        [value; PANEL]
+    }
+
+    #[inline(always)]
+    fn add(self, a: Self::Floats, b: Self::Floats) -> Self::Floats {
+        std::array::from_fn(
+            #[inline(always)]
+            |row| a[row] + b[row],
+        )
+    }
+
+    #[inline(always)]
+    fn mul(self, a: Self::Floats, b: Self::Floats) -> Self::Floats {
+        std::array::from_fn(
+            #[inline(always)]
+            |row| a[row] * b[row],
+        )
+    }
+
+    #[inline(always)]
+    fn mul_add(self, a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats {
+        std::array::from_fn(
+            #[inline(always)]
+            |row| a[row].mul_add(b[row], c[row]),
+        )
+    }
+
+    /// Rounded twice: without the instruction, rounding once is a call for every lane.
+    #[inline(always)]
+    fn accumulate(self, a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats {
+        self.add(self.mul(a, b), c)
+    }
+
+    #[inline(always)]
+    fn store(self, floats: Self::Floats) -> [f32; PANEL] {
+        floats
+    }
 }

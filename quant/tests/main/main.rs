@@ -9,3 +9,4 @@ mod gradients;
 mod matrices;
 mod mlx;
 mod products;
+mod tiers;

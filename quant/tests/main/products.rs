@@ -2,7 +2,7 @@
 
 use qat_quant::{
     Format, PackedRef, ScaleRule, Scales,
-    kernels::{FloatRef, FloatType, matmul, matmul_float},
+    kernels::{FloatRef, FloatType, PANEL, float_panel, matmul, matmul_float},
     pack,
 };
 
@@ -79,6 +79,14 @@ fn float_products_follow_the_specification_for_every_dtype_and_shape() {
             assert_eq!(row, w[(rows - 1) * cols..]);
             let mut out = vec![f32::NAN; n * rows];
             matmul_float(view, &x, n, &mut out);
+            let mut by_panel = vec![f32::NAN; n * rows];
+            for index in 0..rows.div_ceil(PANEL) {
+                float_panel(view, index, &x, 0..n, &mut |token, outputs| {
+                    let place = &mut by_panel[token * rows..][index * PANEL..rows.min((index + 1) * PANEL)];
+                    place.copy_from_slice(&outputs[..place.len()]);
+                });
+            }
+            assert_eq!(bits(&out), bits(&by_panel));
             check(&format!("{dtype:?} [{rows}, {cols}] · {n}"), &w, cols, &x, &out);
         }
     }

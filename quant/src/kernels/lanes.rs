@@ -1,0 +1,111 @@
+//! What a tier of instructions gives the products: sixteen rows side by side in the lanes of its registers.
+//!
+//! Knows no formats, matrices or tokens. A value of an implementing type proves that the running processor executes
+//! the tier's instructions: only detection makes one. Invariant: everything on integers is exact and `mul_add` rounds
+//! once, so that tiers agree to the bit in whatever uses only those; [`Lanes::accumulate`] alone may differ.
+
+use super::PANEL;
+use crate::ScaleType;
+
+/// Sixty-four bytes of codes, aligned as the widest register is.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+pub(crate) struct Line(pub [u8; 64]);
+
+/// The codes of one chunk of a panel: 16 rows of 32 columns in `BITS` lines, see [`super::Panels`].
+pub(super) type Chunk<const BITS: usize> = [Line; BITS];
+
+/// Four activations that belong to the four codes of a 32-bit lane.
+pub(super) type Four = [i8; 4];
+
+/// The sixteen lanes of a tier. `BITS` is the width of a code: 2, 3, 4 or 8.
+pub(super) trait Lanes: Copy {
+    /// 4 codes of each row, a byte each.
+    type Codes: Copy;
+    /// A running sum of [`Self::dot`]s, in whatever form holds those of a chunk without overflow.
+    type Partial: Copy;
+    /// An i32 for each row.
+    type Ints: Copy;
+    /// An f32 for each row.
+    type Floats: Copy;
+    /// What [`Self::weights`] looks codes up in.
+    type Table: Copy;
+
+    /// Tokens of a block in an int8 product, at most 8.
+    const INT8_TOKENS: usize;
+    /// Tokens of a block in a float product, at most 8.
+    const FLOAT_TOKENS: usize;
+
+    /// Runs `f` compiled with the tier's instructions; `f` must be `#[inline(always)]` throughout.
+    fn vectorize<R>(self, f: impl FnOnce() -> R) -> R;
+
+    /// Codes of the columns `4·I..4·I + 4` of a chunk.
+    fn codes<const BITS: usize, const I: usize>(self, chunk: &Chunk<BITS>) -> Self::Codes;
+
+    /// What [`Self::dot`] takes off every code: 0 where codes are unsigned to the tier, 128 where 8-bit ones are signed.
+    fn offset<const BITS: usize>() -> i32;
+
+    /// The sum of nothing.
+    fn none(self) -> Self::Partial;
+
+    /// `partial + Σⱼ (codesⱼ − offset)·xⱼ` in each row.
+    fn dot<const BITS: usize>(self, partial: Self::Partial, codes: Self::Codes, x: Four) -> Self::Partial;
+
+    /// `ints + partial`.
+    fn widen<const BITS: usize>(self, ints: Self::Ints, partial: Self::Partial) -> Self::Ints;
+
+    /// The same integer for each row.
+    fn int(self, value: i32) -> Self::Ints;
+
+    /// The nearest floats.
+    fn to_floats(self, ints: Self::Ints) -> Self::Floats;
+
+    /// A table for codes of `BITS` bits of which `zero` stands for 0.
+    fn table<const BITS: usize>(self, zero: i32) -> Self::Table;
+
+    /// Whether [`Self::weights`] has taken the zero point off.
+    fn centers<const BITS: usize>() -> bool;
+
+    /// The codes of column `4·I + J` as floats, from which the zero point has been taken off if [`Self::centers`].
+    fn weights<const BITS: usize, const I: usize, const J: usize>(
+        self,
+        table: Self::Table,
+        chunk: &Chunk<BITS>,
+    ) -> Self::Floats;
+
+    /// Sixteen stored scales, one for each row.
+    fn scales(self, stored: &[[u8; 2]; PANEL], kind: ScaleType) -> Self::Floats;
+
+    /// The same float for each row.
+    fn float(self, value: f32) -> Self::Floats;
+
+    /// `a + b`.
+    fn add(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
+
+    /// `a·b`.
+    fn mul(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
+
+    /// `a·b + c`, rounded once.
+    fn mul_add(self, a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;
+
+    /// `a·b + c`, rounded once where that is one instruction, else twice.
+    #[inline(always)]
+    fn accumulate(self, a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats {
+        self.mul_add(a, b, c)
+    }
+
+    /// The lanes in order.
+    fn store(self, floats: Self::Floats) -> [f32; PANEL];
+}
+
+/// Bits of the part of a code that lies in the first lines of a chunk; a three-bit code has its third bit in the last.
+pub(super) const fn low_bits(bits: usize) -> usize {
+    if bits == 3 { 2 } else { bits }
+}
+
+/// The line of a chunk that holds the low bits of the codes of columns `4·i..4·i + 4`, and how far up in each byte.
+pub(super) const fn place(bits: usize, i: usize) -> (usize, u32) {
+    let low = low_bits(bits);
+    let in_a_byte = 8 / low;
+    (i / in_a_byte, ((i % in_a_byte) * low) as u32)
+}

@@ -1,0 +1,189 @@
+//! The two products, once for all tiers: a panel of weights times a block of tokens.
+//!
+//! The specification, for a row with scales `s` (and biases `b`) of its groups and a token `x`:
+//!
+//! - int8: `scale · acc`, where `acc` begins at 0 and each group in order adds `D·s` and then (affine) `A·b`, each
+//!   rounded once (a fused multiply-add). `D = Σ (code − zero)·x` and `A = Σ x` are exact integers, rounded to f32.
+//! - float: `acc` as before, with `D` the sum, chunk after chunk, of two chains of products (even and odd columns)
+//!   added together, and `A` the sum of the chunks' sums. Where a tier doesn't take the zero point off its codes,
+//!   `zero·A` is taken off `D`.
+//!
+//! Nothing depends on how many tokens share a block. Knows no threads and no outputs' places.
+
+use super::PANEL;
+use super::lanes::{Four, Lanes};
+use super::panels::Panel;
+use super::tokens::{CHUNK, FloatTokens, Int8Tokens};
+
+/// Repeats a block for each literal, with the constant `$i` bound to it.
+macro_rules! unroll {
+    ($i:ident in [$($n:literal)*] $body:block) => { $({ const $i: usize = $n; $body })* };
+}
+
+/// Outputs of a panel for the tokens `first..first + T`.
+#[inline(always)]
+pub(super) fn int8<L: Lanes, const BITS: usize, const AFFINE: bool, const T: usize>(
+    l: L,
+    panel: Panel<'_>,
+    x: &Int8Tokens<'_>,
+    first: usize,
+) -> [[f32; PANEL]; T] {
+    let cols = x.codes.len() / x.scales.len();
+    let per_token = cols.div_ceil(CHUNK);
+    let rows: [&[i8]; T] = by_token(
+        #[inline(always)]
+        |t| &x.codes[(first + t) * cols..][..cols],
+    );
+    let sums: [&[i32]; T] = by_token(
+        #[inline(always)]
+        |t| &x.sums[(first + t) * per_token..][..per_token],
+    );
+    let whole = rows.map(
+        #[inline(always)]
+        |row| row.as_chunks::<CHUNK>().0,
+    );
+    let last = rows.map(
+        #[inline(always)]
+        |row| last_chunk(row, 0),
+    );
+    let zero = if AFFINE { 0 } else { panel.zero } - L::offset::<BITS>();
+    let chunks = panel.lines.as_chunks::<BITS>().0;
+    let scale_rows = if AFFINE { 2 } else { 1 };
+    let mut acc = [l.float(0.0); T];
+    let groups = chunks.chunks(panel.group_chunks).zip(panel.scales.chunks_exact(scale_rows));
+    for (group, (chunks, scales)) in groups.enumerate() {
+        let begin = group * panel.group_chunks;
+        let group_sums: [i32; T] = by_token(
+            #[inline(always)]
+            |t| sums[t][begin..begin + chunks.len()].iter().sum(),
+        );
+        let mut ints: [L::Ints; T] = by_token(
+            #[inline(always)]
+            |t| l.int(-zero * group_sums[t]),
+        );
+        for (index, chunk) in (begin..).zip(chunks) {
+            let x: [&[Four]; T] = by_token(
+                #[inline(always)]
+                |t| whole[t].get(index).unwrap_or(&last[t]).as_chunks::<4>().0,
+            );
+            let mut partial = [l.none(); T];
+            unroll!(I in [0 1 2 3 4 5 6 7] {
+                let codes = l.codes::<BITS, I>(chunk);
+                for t in 0..T {
+                    partial[t] = l.dot::<BITS>(partial[t], codes, x[t][I]);
+                }
+            });
+            for t in 0..T {
+                ints[t] = l.widen::<BITS>(ints[t], partial[t]);
+            }
+        }
+        let scale = l.scales(&scales[0], panel.scale_type);
+        for t in 0..T {
+            acc[t] = l.mul_add(l.to_floats(ints[t]), scale, acc[t]);
+        }
+        if AFFINE {
+            let bias = l.scales(&scales[1], panel.scale_type);
+            for t in 0..T {
+                acc[t] = l.mul_add(l.float(group_sums[t] as f32), bias, acc[t]);
+            }
+        }
+    }
+    by_token(
+        #[inline(always)]
+        |t| l.store(l.mul(acc[t], l.float(x.scales[first + t]))),
+    )
+}
+
+/// Outputs of a panel for the tokens `first..first + T` of `cols` columns.
+#[inline(always)]
+pub(super) fn float<L: Lanes, const BITS: usize, const AFFINE: bool, const T: usize>(
+    l: L,
+    panel: Panel<'_>,
+    x: &FloatTokens<'_>,
+    cols: usize,
+    first: usize,
+) -> [[f32; PANEL]; T] {
+    let per_token = cols.div_ceil(CHUNK);
+    let rows: [&[f32]; T] = by_token(
+        #[inline(always)]
+        |t| &x.values[(first + t) * cols..][..cols],
+    );
+    let sums: [&[f32]; T] = by_token(
+        #[inline(always)]
+        |t| &x.sums[(first + t) * per_token..][..per_token],
+    );
+    let whole = rows.map(
+        #[inline(always)]
+        |row| row.as_chunks::<CHUNK>().0,
+    );
+    let last = rows.map(
+        #[inline(always)]
+        |row| last_chunk(row, 0.0),
+    );
+    let zero = if AFFINE { 0 } else { panel.zero };
+    let left = if L::centers::<BITS>() { 0.0 } else { zero as f32 };
+    let table = l.table::<BITS>(zero);
+    let chunks = panel.lines.as_chunks::<BITS>().0;
+    let scale_rows = if AFFINE { 2 } else { 1 };
+    let mut acc = [l.float(0.0); T];
+    let groups = chunks.chunks(panel.group_chunks).zip(panel.scales.chunks_exact(scale_rows));
+    for (group, (chunks, scales)) in groups.enumerate() {
+        let begin = group * panel.group_chunks;
+        let group_sums: [f32; T] = by_token(
+            #[inline(always)]
+            |t| sums[t][begin..begin + chunks.len()].iter().sum(),
+        );
+        let mut sum: [L::Floats; T] = by_token(
+            #[inline(always)]
+            |t| l.float(-left * group_sums[t]),
+        );
+        for (index, chunk) in (begin..).zip(chunks) {
+            let x: [&[f32; CHUNK]; T] = by_token(
+                #[inline(always)]
+                |t| whole[t].get(index).unwrap_or(&last[t]),
+            );
+            let mut chains = [[l.float(0.0); T]; 2];
+            unroll!(I in [0 1 2 3 4 5 6 7] {
+                unroll!(J in [0 1 2 3] {
+                    let weights = l.weights::<BITS, I, J>(table, chunk);
+                    for t in 0..T {
+                        let chain = &mut chains[J % 2][t];
+                        *chain = l.accumulate(weights, l.float(x[t][4 * I + J]), *chain);
+                    }
+                });
+            });
+            for t in 0..T {
+                sum[t] = l.add(sum[t], l.add(chains[0][t], chains[1][t]));
+            }
+        }
+        let scale = l.scales(&scales[0], panel.scale_type);
+        for t in 0..T {
+            acc[t] = l.accumulate(sum[t], scale, acc[t]);
+        }
+        if AFFINE {
+            let bias = l.scales(&scales[1], panel.scale_type);
+            for t in 0..T {
+                acc[t] = l.accumulate(l.float(group_sums[t]), bias, acc[t]);
+            }
+        }
+    }
+    acc.map(
+        #[inline(always)]
+        |acc| l.store(acc),
+    )
+}
+
+/// One value for each token of a block.
+#[inline(always)]
+fn by_token<V, const T: usize>(value: impl FnMut(usize) -> V) -> [V; T] {
+    std::array::from_fn(value)
+}
+
+/// What a row has beyond its whole chunks, padded.
+#[inline(always)]
+fn last_chunk<V: Copy>(row: &[V], zero: V) -> [V; CHUNK] {
+    let rest = row.as_chunks::<CHUNK>().1;
+    let mut chunk = [zero; CHUNK];
+    chunk[..rest.len()].copy_from_slice(rest);
+    chunk
+}
