@@ -8,7 +8,7 @@ use std::hint::black_box;
 use divan::Bencher;
 use divan::counter::{BytesCount, ItemsCount};
 use qat_quant::kernels::{self, CHUNK, FloatTokens, Int8Tokens, Isa, Panels, Tokens};
-use qat_quant::{Format, ScaleRule, Scales, pack};
+use qat_quant::{Format, Packed, ScaleRule, Scales, pack};
 
 const COLS: usize = 1024;
 const FORMATS: [&str; 9] = [
@@ -63,6 +63,14 @@ mod prefill {
     }
 }
 
+/// What loading costs: blocks of 16 Mi weights to panels, on all threads.
+#[divan::bench(args = FORMATS, sample_count = 5)]
+fn repack(bencher: Bencher<'_, '_>, format: &str) {
+    let Ok(format) = format.parse::<Format>() else { return };
+    let packed = packed(format, 1 << 14);
+    bencher.counter(BytesCount::new(packed.blocks.len())).bench_local(|| Panels::new(packed.as_ref()));
+}
+
 fn run(bencher: Bencher<'_, '_>, case: &str, rows: usize, n: usize, int8: bool) {
     let Some((tier, format)) = case.split_once(' ') else { return };
     let (Some(isa), Ok(format)) =
@@ -70,7 +78,7 @@ fn run(bencher: Bencher<'_, '_>, case: &str, rows: usize, n: usize, int8: bool) 
     else {
         return;
     };
-    let panels = panels(format, rows);
+    let panels = Panels::new(packed(format, rows).as_ref());
     let x: Vec<f32> = (0..n * COLS).map(|i| (i * 37 % 101) as f32 - 50.0).collect();
     let per_token = COLS / CHUNK;
     let (mut codes, mut sums) = (vec![0; x.len()], vec![0; n * per_token]);
@@ -98,14 +106,11 @@ fn run(bencher: Bencher<'_, '_>, case: &str, rows: usize, n: usize, int8: bool) 
     });
 }
 
-fn panels(format: Format, rows: usize) -> Panels {
+fn packed(format: Format, rows: usize) -> Packed {
     // A few rows over and over: packing is not what is measured.
     const DISTINCT: usize = 64;
     let w: Vec<f32> = (0..DISTINCT * COLS).map(|i| ((i * 7919 % 1009) as f32 - 504.0) / 504.0).collect();
     let scales = Scales::choose(format, ScaleRule::Absmax, &w, DISTINCT, COLS);
     let packed = pack("w", format, &w, DISTINCT, COLS, &scales).expect("a packed matrix");
-    let blocks = packed.blocks.repeat(rows / DISTINCT);
-    let view =
-        qat_quant::PackedRef::new("w", format, rows, COLS, &blocks, packed.tensor_scale).expect("a view");
-    Panels::new(view)
+    Packed { rows, blocks: packed.blocks.repeat(rows / DISTINCT), ..packed }
 }

@@ -57,6 +57,9 @@ pub(super) trait Lanes: Copy {
     /// The same integer for each row.
     fn int(self, value: i32) -> Self::Ints;
 
+    /// `a + b`.
+    fn add_ints(self, a: Self::Ints, b: Self::Ints) -> Self::Ints;
+
     /// The nearest floats.
     fn to_floats(self, ints: Self::Ints) -> Self::Floats;
 

@@ -219,23 +219,31 @@ impl Scratch {
         });
     }
 
-    /// Puts the codes of all rows side by side.
+    /// Puts the codes of all rows side by side. Four codes of a row are one word: what is done to each stays in its byte.
     #[inline(always)]
     fn write_lines(&self, bits: usize, lines: &mut [Line]) {
         let padded = self.row.len();
+        let mask = ((1u32 << low_bits(bits)) - 1) * 0x0101_0101;
         for (index, chunk) in lines.chunks_exact_mut(bits).enumerate() {
-            for i in 0..CHUNK / 4 {
+            let mut words = [[0u32; PANEL]; CHUNK / 4];
+            for (lane, row) in self.codes.chunks_exact(padded).enumerate() {
+                let fours = row[index * CHUNK..][..CHUNK].as_chunks::<4>().0;
+                for (words, four) in words.iter_mut().zip(fours) {
+                    words[lane] = u32::from_le_bytes(*four);
+                }
+            }
+            let mut merged = [[0u32; PANEL]; 8];
+            for (i, words) in words.iter().enumerate() {
                 let (line, shift) = place(bits, i);
-                for (lane, row) in self.codes.chunks_exact(padded).enumerate() {
-                    let four = &row[index * CHUNK + 4 * i..][..4];
-                    for (j, code) in four.iter().enumerate() {
-                        let low = code & (((1u32 << low_bits(bits)) - 1) as u8);
-                        chunk[line].0[4 * lane + j] |= low << shift;
-                        if bits == 3 {
-                            chunk[2].0[4 * lane + j] |= (code >> 2) << i;
-                        }
+                for lane in 0..PANEL {
+                    merged[line][lane] |= (words[lane] & mask) << shift;
+                    if bits == 3 {
+                        merged[2][lane] |= (words[lane] >> 2 & 0x0101_0101) << i;
                     }
                 }
+            }
+            for (line, merged) in chunk.iter_mut().zip(merged) {
+                line.0.as_chunks_mut::<4>().0.copy_from_slice(&merged.map(u32::to_le_bytes));
             }
         }
     }

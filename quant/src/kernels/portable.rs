@@ -8,16 +8,37 @@ use crate::ScaleType;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Portable;
 
-/// Codes in pairs of columns: the lower byte of lane `2·row` is column 0, its upper byte column 1; `2·row + 1` goes on
-/// with 2 and 3.
-type Pairs = [u16; 2 * PANEL];
+/// An i16 for each two columns of a row.
+type Halves = [i16; 2 * PANEL];
+
+/// The codes of four columns: those of columns 0 and 2 of each row, then those of 1 and 3.
+#[derive(Clone, Copy)]
+pub(super) struct Codes {
+    even: Halves,
+    odd: Halves,
+}
 
 /// A running sum. Codes of up to four bits leave room for a whole chunk in 16 bits: at most 8·2·15·128 = 30,720.
 #[derive(Clone, Copy)]
 pub(super) struct Sums {
-    narrow: [i16; 2 * PANEL],
+    narrow: Halves,
     /// Of 8-bit codes.
     wide: [i32; 2 * PANEL],
+}
+
+/// A lane's value for each half.
+#[inline(always)]
+fn halves(value: impl Fn(usize) -> i16) -> Halves {
+    std::array::from_fn(value)
+}
+
+/// Two activations in turn.
+#[inline(always)]
+fn alternate(first: i16, second: i16) -> Halves {
+    halves(
+        #[inline(always)]
+        |at| if at % 2 == 0 { first } else { second },
+    )
 }
 
 impl Portable {
@@ -42,14 +63,14 @@ impl Portable {
 }
 
 impl Lanes for Portable {
-    type Codes = Pairs;
+    type Codes = Codes;
     type Partial = Sums;
     type Ints = [i32; PANEL];
     type Floats = [f32; PANEL];
     type Table = f32;
 
     const INT8_TOKENS: usize = 4;
-    const FLOAT_TOKENS: usize = 4;
+    const FLOAT_TOKENS: usize = 8;
 
     #[inline(always)]
     fn vectorize<R>(self, f: impl FnOnce() -> R) -> R {
@@ -60,10 +81,20 @@ impl Lanes for Portable {
     fn codes<const BITS: usize, const I: usize>(self, chunk: &Chunk<BITS>) -> Self::Codes {
         let bytes = self.bytes::<BITS, I>(chunk);
         let pairs = bytes.as_chunks::<2>().0;
-        std::array::from_fn(
+        let words: [u16; 2 * PANEL] = std::array::from_fn(
             #[inline(always)]
             |at| u16::from_le_bytes(pairs[at]),
-        )
+        );
+        Codes {
+            even: halves(
+                #[inline(always)]
+                |at| (words[at] & 0xff) as i16,
+            ),
+            odd: halves(
+                #[inline(always)]
+                |at| (words[at] >> 8) as i16,
+            ),
+        }
     }
 
     #[inline(always)]
@@ -77,23 +108,32 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
-    fn dot<const BITS: usize>(self, mut sums: Self::Partial, codes: Self::Codes, x: Four) -> Self::Partial {
-        let x = x.map(i16::from);
-        let products: [[i16; 2]; 2 * PANEL] = std::array::from_fn(
-            #[inline(always)]
-            |at| {
-                let second = at % 2 * 2;
-                [(codes[at] & 0xff) as i16 * x[second], (codes[at] >> 8) as i16 * x[second + 1]]
-            },
+    fn dot<const BITS: usize>(self, sums: Self::Partial, codes: Self::Codes, x: Four) -> Self::Partial {
+        let [a, b, c, d] = x.map(i16::from);
+        let (even, odd) = (alternate(a, c), alternate(b, d));
+        let (even, odd) = (
+            halves(
+                #[inline(always)]
+                |at| codes.even[at].wrapping_mul(even[at]),
+            ),
+            halves(
+                #[inline(always)]
+                |at| codes.odd[at].wrapping_mul(odd[at]),
+            ),
         );
-        for (at, [a, b]) in products.into_iter().enumerate() {
-            if BITS == 8 {
-                sums.wide[at] += i32::from(a) + i32::from(b);
-            } else {
-                sums.narrow[at] += a + b;
-            }
+        if BITS == 8 {
+            let wide = std::array::from_fn(
+                #[inline(always)]
+                |at| sums.wide[at] + i32::from(even[at]) + i32::from(odd[at]),
+            );
+            Sums { wide, ..sums }
+        } else {
+            let narrow = halves(
+                #[inline(always)]
+                |at| sums.narrow[at].wrapping_add(even[at]).wrapping_add(odd[at]),
+            );
+            Sums { narrow, ..sums }
         }
-        sums
     }
 
     #[inline(always)]
@@ -114,6 +154,14 @@ impl Lanes for Portable {
     #[inline(always)]
     fn int(self, value: i32) -> Self::Ints {
         [value; PANEL]
+    }
+
+    #[inline(always)]
+    fn add_ints(self, a: Self::Ints, b: Self::Ints) -> Self::Ints {
+        std::array::from_fn(
+            #[inline(always)]
+            |row| a[row] + b[row],
+        )
     }
 
     #[inline(always)]

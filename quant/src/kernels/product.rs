@@ -53,14 +53,8 @@ pub(super) fn int8<L: Lanes, const BITS: usize, const AFFINE: bool, const T: usi
     let groups = chunks.chunks(panel.group_chunks).zip(panel.scales.chunks_exact(scale_rows));
     for (group, (chunks, scales)) in groups.enumerate() {
         let begin = group * panel.group_chunks;
-        let group_sums: [i32; T] = by_token(
-            #[inline(always)]
-            |t| sums[t][begin..begin + chunks.len()].iter().sum(),
-        );
-        let mut ints: [L::Ints; T] = by_token(
-            #[inline(always)]
-            |t| l.int(-zero * group_sums[t]),
-        );
+        let mut group_sums = [0; T];
+        let mut ints = [l.int(0); T];
         for (index, chunk) in (begin..).zip(chunks) {
             let x: [&[Four]; T] = by_token(
                 #[inline(always)]
@@ -75,11 +69,13 @@ pub(super) fn int8<L: Lanes, const BITS: usize, const AFFINE: bool, const T: usi
             });
             for t in 0..T {
                 ints[t] = l.widen::<BITS>(ints[t], partial[t]);
+                group_sums[t] += sums[t][index];
             }
         }
         let scale = l.scales(&scales[0], panel.scale_type);
         for t in 0..T {
-            acc[t] = l.mul_add(l.to_floats(ints[t]), scale, acc[t]);
+            let dot = l.add_ints(ints[t], l.int(-zero * group_sums[t]));
+            acc[t] = l.mul_add(l.to_floats(dot), scale, acc[t]);
         }
         if AFFINE {
             let bias = l.scales(&scales[1], panel.scale_type);
@@ -121,7 +117,6 @@ pub(super) fn float<L: Lanes, const BITS: usize, const AFFINE: bool, const T: us
         |row| last_chunk(row, 0.0),
     );
     let zero = if AFFINE { 0 } else { panel.zero };
-    let left = if L::centers::<BITS>() { 0.0 } else { zero as f32 };
     let table = l.table::<BITS>(zero);
     let chunks = panel.lines.as_chunks::<BITS>().0;
     let scale_rows = if AFFINE { 2 } else { 1 };
@@ -129,14 +124,8 @@ pub(super) fn float<L: Lanes, const BITS: usize, const AFFINE: bool, const T: us
     let groups = chunks.chunks(panel.group_chunks).zip(panel.scales.chunks_exact(scale_rows));
     for (group, (chunks, scales)) in groups.enumerate() {
         let begin = group * panel.group_chunks;
-        let group_sums: [f32; T] = by_token(
-            #[inline(always)]
-            |t| sums[t][begin..begin + chunks.len()].iter().sum(),
-        );
-        let mut sum: [L::Floats; T] = by_token(
-            #[inline(always)]
-            |t| l.float(-left * group_sums[t]),
-        );
+        let mut group_sums = [0.0; T];
+        let mut sum = [l.float(0.0); T];
         for (index, chunk) in (begin..).zip(chunks) {
             let x: [&[f32; CHUNK]; T] = by_token(
                 #[inline(always)]
@@ -154,10 +143,14 @@ pub(super) fn float<L: Lanes, const BITS: usize, const AFFINE: bool, const T: us
             });
             for t in 0..T {
                 sum[t] = l.add(sum[t], l.add(chains[0][t], chains[1][t]));
+                group_sums[t] += sums[t][index];
             }
         }
         let scale = l.scales(&scales[0], panel.scale_type);
         for t in 0..T {
+            if !L::centers::<BITS>() {
+                sum[t] = l.accumulate(l.float(-(zero as f32)), l.float(group_sums[t]), sum[t]);
+            }
             acc[t] = l.accumulate(sum[t], scale, acc[t]);
         }
         if AFFINE {

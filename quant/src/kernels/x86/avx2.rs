@@ -119,7 +119,7 @@ impl Lanes for Avx2 {
     type Table = ();
 
     const INT8_TOKENS: usize = 4;
-    const FLOAT_TOKENS: usize = 2;
+    const FLOAT_TOKENS: usize = 4;
 
     #[inline(always)]
     fn vectorize<R>(self, f: impl FnOnce() -> R) -> R {
@@ -162,12 +162,17 @@ impl Lanes for Avx2 {
         if BITS != 8 {
             (a, b) = (self.wide(a), self.wide(b));
         }
-        proven!(self, [_mm256_add_epi32(ints[0], a), _mm256_add_epi32(ints[1], b)])
+        self.add_ints(ints, [a, b])
     }
 
     #[inline(always)]
     fn int(self, value: i32) -> Self::Ints {
         proven!(self, [_mm256_set1_epi32(value); 2])
+    }
+
+    #[inline(always)]
+    fn add_ints(self, a: Self::Ints, b: Self::Ints) -> Self::Ints {
+        proven!(self, [_mm256_add_epi32(a[0], b[0]), _mm256_add_epi32(a[1], b[1])])
     }
 
     #[inline(always)]

@@ -111,6 +111,11 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
+    fn add_ints(self, a: Self::Ints, b: Self::Ints) -> Self::Ints {
+        proven!(self, _mm512_add_epi32(a, b))
+    }
+
+    #[inline(always)]
     fn to_floats(self, ints: Self::Ints) -> Self::Floats {
         proven!(self, _mm512_cvtepi32_ps(ints))
     }

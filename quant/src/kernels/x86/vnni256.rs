@@ -122,13 +122,17 @@ impl<E: Encoding> Lanes for Vnni256<E> {
 
     #[inline(always)]
     fn widen<const BITS: usize>(self, ints: Self::Ints, sums: Self::Partial) -> Self::Ints {
-        // As 8-bit codes, these sums need no widening before they are added.
-        self.avx2.widen::<8>(ints, sums)
+        self.avx2.add_ints(ints, sums)
     }
 
     #[inline(always)]
     fn int(self, value: i32) -> Self::Ints {
         self.avx2.int(value)
+    }
+
+    #[inline(always)]
+    fn add_ints(self, a: Self::Ints, b: Self::Ints) -> Self::Ints {
+        self.avx2.add_ints(a, b)
     }
 
     #[inline(always)]
