@@ -205,7 +205,7 @@ pub fn markdown(rows: &[Row], memory: &Bandwidths) -> String {
     let mut text = format!("{table}\n");
     for Bandwidth { threads, array_bytes, triad, read } in memory.values() {
         text += &format!(
-            "\nmemory, {threads} threads: triad {:.2} GB/s (3 × 8 bytes per element), read {:.2} GB/s; arrays of {}\n",
+            "\nmemory, {threads} threads: triad {:.2} GB/s (3 × 8 bytes per element), read {:.2} GB/s; three arrays of {}\n",
             triad / 1e9,
             read / 1e9,
             crate::table::bytes(*array_bytes as u64),
