@@ -4,8 +4,8 @@
 //! lanes that are folded in a fixed tree, products and sums are rounded separately, and the exponential is ours, because
 //! libm's differs from system to system.
 
-/// Lanes of a sum; one register of AVX2, two of NEON.
-pub(super) const LANES: usize = 8;
+/// Lanes of a sum; one register of AVX-512, two of AVX2, four of NEON.
+pub(super) const LANES: usize = 16;
 
 /// A register's worth of values. Passed by value and rebuilt by [`lanes`], never updated in place: that is the form in
 /// which the compiler keeps them in one register.
@@ -17,11 +17,12 @@ pub(super) fn lanes(f: impl Fn(usize) -> f32) -> Lanes {
     std::array::from_fn(f)
 }
 
-/// Merges lanes in halves: `l` with `l + 4`, then with `l + 2`, then with `l + 1`.
+/// Merges lanes in halves: `l` with `l + 8`, then with `l + 4`, `l + 2` and `l + 1`.
 #[inline(always)]
 pub(super) fn fold(x: Lanes, merge: impl Fn(f32, f32) -> f32) -> f32 {
-    let pairs = [merge(x[0], x[4]), merge(x[1], x[5]), merge(x[2], x[6]), merge(x[3], x[7])];
-    merge(merge(pairs[0], pairs[2]), merge(pairs[1], pairs[3]))
+    let eight: [f32; 8] = std::array::from_fn(|lane| merge(x[lane], x[lane + 8]));
+    let four: [f32; 4] = std::array::from_fn(|lane| merge(eight[lane], eight[lane + 4]));
+    merge(merge(four[0], four[2]), merge(four[1], four[3]))
 }
 
 /// The greater of two; a NaN is passed over if it is the second.

@@ -1,22 +1,27 @@
-//! The portable executor: a model run on the CPU from the bytes of its files.
+//! The CPU runtime: a model turned once into a flat program, and threads that carry it out token by token.
 //!
-//! One implementation of [`Exec`](crate::model::Exec). Matrices stay packed (or float, as stored); a row at a time is
-//! decoded inside the product and forgotten.
+//! A directory becomes matrices in the kernels' own layout (`model.rs`, `matrix.rs`). The decoder's one forward function
+//! is recorded (`record.rs`), neighbouring operations are fused (`fuse.rs`), and values share buffers (`program.rs`).
+//! `engine.rs` runs the program on `pool.rs`'s threads over the cache in `kv/`; `session.rs` is what callers hold.
 
-mod buffer;
-mod cache;
-mod exec;
+mod attention;
+mod engine;
+mod fuse;
+mod inputs;
+mod kv;
 mod lanes;
 mod matrix;
 mod model;
+mod pool;
+mod program;
+mod record;
 mod rotation;
-mod rows;
 mod session;
 #[cfg(test)]
 mod tests;
 
-pub use buffer::Buffer;
-pub use exec::CpuExec;
+pub use kv::KvType;
 pub use matrix::Matrix;
 pub use model::{Model, Size};
-pub use session::{CpuDecoder, Session, check_context};
+pub use pool::Pool;
+pub use session::{CpuDecoder, RunOptions, Session, check_context};

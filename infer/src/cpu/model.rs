@@ -1,10 +1,12 @@
 //! A model opened from a directory: the decoder over the bytes of its files, and what the files weigh.
 //!
-//! Knows no text and runs nothing. Invariant: every tensor the config asks for is there with its shape, and no matrix is
-//! copied.
+//! Knows no text and runs nothing. Invariants: every tensor the config asks for is there with its shape; a packed matrix is
+//! in memory once, in the kernels' layout, and a float one is not copied.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use rayon::prelude::*;
 use tokenizers::Tokenizer;
 
 use super::matrix::Matrix;
@@ -12,7 +14,7 @@ use super::session::CpuDecoder;
 use crate::files::{
     Activations, HfDir, Manifest, PackedDir, Storage, StoredMatrix, TensorFiles, load_tokenizer,
 };
-use crate::model::{Config, Decoder, Param, Weights, names};
+use crate::model::{Config, Decoder, Param, Weights, names, params};
 use crate::{Error, Result};
 
 /// A model ready to run.
@@ -56,10 +58,16 @@ impl Model {
         load_tokenizer(&self.tokenizer, self.decoder.config.vocab_size)
     }
 
+    /// Chooses what the inputs of packed matrices are rounded to, whatever the manifest says of how the model was trained.
+    pub fn set_activations(&mut self, activations: Activations) {
+        self.decoder.matrices_mut().for_each(|matrix| matrix.set_activations(activations));
+    }
+
     fn open_packed(path: &Path) -> Result<Self> {
         let dir = PackedDir::open(path)?;
         let config = Config::from_json(&dir.config, &dir.config_path())?;
-        let decoder = Decoder::build(config.clone(), &mut PackedWeights { config: &config, dir: &dir })?;
+        let matrices = open_matrices(&dir, &config)?;
+        let decoder = Decoder::build(config, &mut PackedWeights { dir: &dir, matrices })?;
         let tokenizer = dir.tokenizer();
         let size =
             Size { bits_per_weight: dir.manifest.bits_per_weight, file_bytes: dir.manifest.file_bytes };
@@ -92,10 +100,24 @@ fn matrix_shape(param: &Param) -> Result<[usize; 2]> {
     <[usize; 2]>::try_from(param.shape.as_slice()).map_err(|_| problem())
 }
 
+/// The matrices of a packed directory by the names that the model has for them: checked, repacked and let go of, each by
+/// one thread while it is in its cache.
+fn open_matrices(dir: &PackedDir, config: &Config) -> Result<BTreeMap<String, Matrix>> {
+    let matrices: Vec<Param> = params(config).into_iter().filter(|param| param.shape.len() == 2).collect();
+    let open = |param: &Param| {
+        let name = names::stored_name(param, config, |name| dir.contains(name));
+        let shape = matrix_shape(param)?;
+        Ok((param.name.clone(), Matrix::new(name, shape, dir.matrix(name, shape)?)?))
+    };
+    // Errors are told in the order of the tensors, so that the same damage gives the same message.
+    let opened: Vec<Result<_>> = matrices.par_iter().map(open).collect();
+    opened.into_iter().collect()
+}
+
 /// Tensors of a packed directory.
 struct PackedWeights<'a> {
-    config: &'a Config,
     dir: &'a PackedDir,
+    matrices: BTreeMap<String, Matrix>,
 }
 
 impl Weights for PackedWeights<'_> {
@@ -104,9 +126,8 @@ impl Weights for PackedWeights<'_> {
     type Error = Error;
 
     fn matrix(&mut self, param: &Param) -> Result<Matrix> {
-        let name = names::stored_name(param, self.config, |name| self.dir.contains(name));
-        let shape = matrix_shape(param)?;
-        Matrix::new(name, shape, self.dir.matrix(name, shape)?)
+        let matrix = self.matrices.remove(&param.name);
+        matrix.ok_or_else(|| Error::tensor(&param.name, "the model asks for it twice"))
     }
 
     fn vector(&mut self, param: &Param) -> Result<Vec<f32>> {

@@ -21,11 +21,6 @@ impl Rotation {
         Self { inv_freq, cos: Vec::with_capacity(len), sin: Vec::with_capacity(len) }
     }
 
-    /// Whether these are the angles of `rope`.
-    pub(super) fn is_of(&self, rope: &Rope) -> bool {
-        self.inv_freq == rope.inv_freq
-    }
-
     /// Computes what is missing up to `positions`.
     pub(super) fn extend_to(&mut self, positions: usize) {
         for position in self.cos.len() / self.inv_freq.len()..positions {

@@ -6,8 +6,8 @@
 use std::path::Path;
 
 use super::{Protocol, Report, Text, Windows, measure_speed, peak_rss_bytes, score};
-use crate::cpu::Model;
-use crate::files::tokenizer_sha256;
+use crate::cpu::{KvType, Model};
+use crate::files::{Activations, tokenizer_sha256};
 use crate::{Error, Result};
 
 /// Longest window unless one is asked for: that of the published numbers.
@@ -22,6 +22,10 @@ pub struct Options {
     pub bos: bool,
     /// Entropy of the whole text in nats under the process that made it, if it is known.
     pub source_nats: Option<f64>,
+    /// How the model keeps keys and values; f32, which adds no rounding to that of the weights, if none.
+    pub kv: Option<KvType>,
+    /// What the inputs of packed matrices are rounded to; what the model was trained with, if none.
+    pub activations: Option<Activations>,
 }
 
 /// Evaluates the model in `dir` on `text`, against the model in `against` if given. `progress` hears of windows done and
@@ -37,7 +41,11 @@ pub fn evaluate(
     options: &Options,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Report> {
-    let model = Model::open(dir)?;
+    let mut model = Model::open(dir)?;
+    if let Some(activations) = options.activations {
+        model.set_activations(activations);
+    }
+    let kv = options.kv.unwrap_or(KvType::F32);
     let config = &model.decoder.config;
     let protocol = Protocol {
         ctx: options.ctx.unwrap_or(config.max_position_embeddings.min(LONGEST_DEFAULT)),
@@ -48,7 +56,7 @@ pub fn evaluate(
     let text = Text::encode(&tokenizer, text)?;
     let windows = Windows::new(&text, protocol)?;
 
-    let speed = measure_speed(&model.decoder, text.ids())?;
+    let speed = measure_speed(&model.decoder, text.ids(), kv)?;
     let peak_rss_bytes = peak_rss_bytes();
 
     let reference = against.map(Model::open).transpose()?;
@@ -62,7 +70,7 @@ pub fn evaluate(
             )));
         }
     }
-    let score = score(&model.decoder, reference.as_ref().map(|r| &r.decoder), &windows, progress)?;
+    let score = score(&model.decoder, reference.as_ref().map(|r| &r.decoder), &windows, kv, progress)?;
     let versus = score.versus;
     Ok(Report {
         perplexity: score.perplexity(),

@@ -6,7 +6,7 @@
 use rayon::prelude::*;
 
 use super::{Mean, Windows};
-use crate::cpu::{CpuDecoder, Session};
+use crate::cpu::{CpuDecoder, KvType, RunOptions, Session};
 use crate::{Error, Result};
 
 /// What scoring a text gave.
@@ -58,7 +58,8 @@ impl Score {
     }
 }
 
-/// Scores `model` on the text of `windows`, against `reference` if given; `progress` is called with windows done and
+/// Scores `model`, with keys and values kept as `kv`, on the text of `windows`, against `reference` if given, which keeps
+/// them in f32; `progress` is called with windows done and
 /// windows in all, first with none done.
 ///
 /// # Errors
@@ -68,9 +69,10 @@ pub fn score(
     model: &CpuDecoder,
     reference: Option<&CpuDecoder>,
     windows: &Windows<'_>,
+    kv: KvType,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Score> {
-    let mut reader = Reader::new(model, reference, windows.tokens())?;
+    let mut reader = Reader::new(model, reference, RunOptions::new(windows.tokens()).with_kv(kv))?;
     let mut ids = Vec::with_capacity(windows.tokens());
     let mut judged = Vec::with_capacity(windows.count() * windows.scored());
     for window in 0..windows.count() {
@@ -137,7 +139,7 @@ struct Reader<'m> {
 }
 
 impl<'m> Reader<'m> {
-    fn new(model: &'m CpuDecoder, reference: Option<&'m CpuDecoder>, context: usize) -> Result<Self> {
+    fn new(model: &'m CpuDecoder, reference: Option<&'m CpuDecoder>, options: RunOptions) -> Result<Self> {
         let vocab = model.config.vocab_size;
         if let Some(other) = reference.map(|r| r.config.vocab_size).filter(|other| *other != vocab) {
             return Err(Error::Invalid(format!(
@@ -145,9 +147,10 @@ impl<'m> Reader<'m> {
                  predictions can only be compared over the same vocabulary"
             )));
         }
-        let reference = reference.map(|reference| Session::new(reference, context)).transpose();
+        let exact = options.with_kv(KvType::F32);
+        let reference = reference.map(|reference| Session::new(reference, &exact)).transpose();
         let reference = reference.map_err(|e| Error::Invalid(format!("the reference: {e}")))?;
-        Ok(Self { model: Session::new(model, context)?, reference, vocab })
+        Ok(Self { model: Session::new(model, &options)?, reference, vocab })
     }
 
     /// Appends what the models make of each of `ids` but the first.

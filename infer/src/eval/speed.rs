@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant};
 
 use super::score::top1;
-use crate::cpu::{CpuDecoder, Session};
+use crate::cpu::{CpuDecoder, KvType, RunOptions, Session};
 use crate::{Error, Result};
 
 /// Longest prompt, in tokens.
@@ -32,12 +32,12 @@ pub struct Speed {
     pub ttft_ms: f64,
 }
 
-/// Measures a session that reads the beginning of `ids` (as much as the model's context leaves room for, at most 512
+/// Measures a session, with keys and values kept as `kv`, that reads the beginning of `ids` (as much as the model's context leaves room for, at most 512
 /// tokens) and then writes up to 64: once to warm up, then up to three times, of which the median counts.
 ///
 /// # Errors
 /// When `ids` is empty or holds an id outside the vocabulary, or the model's context has no room for a token more.
-pub fn measure_speed(model: &CpuDecoder, ids: &[u32]) -> Result<Speed> {
+pub fn measure_speed(model: &CpuDecoder, ids: &[u32], kv: KvType) -> Result<Speed> {
     let context = model.config.max_position_embeddings;
     let decoded = DECODED.min(context / 2);
     let prompt = &ids[..ids.len().min(PROMPT).min(context - decoded)];
@@ -47,7 +47,7 @@ pub fn measure_speed(model: &CpuDecoder, ids: &[u32]) -> Result<Speed> {
             ids.len()
         )));
     }
-    let mut session = Session::new(model, prompt.len() + decoded)?;
+    let mut session = Session::new(model, &RunOptions::new(prompt.len() + decoded).with_kv(kv))?;
     let began = Instant::now();
     run(&mut session, prompt, decoded)?;
     let mut runs = vec![run(&mut session, prompt, decoded)?];
@@ -74,10 +74,10 @@ struct Run {
 fn run(session: &mut Session<'_>, prompt: &[u32], decoded: usize) -> Result<Run> {
     let began = Instant::now();
     session.reset();
-    let mut next = top1(&session.prefill(prompt)?) as u32;
+    let mut next = top1(session.prefill(prompt)?) as u32;
     let first = began.elapsed();
     for _ in 0..decoded {
-        next = top1(&session.step(next)?) as u32;
+        next = top1(session.step(next)?) as u32;
     }
     Ok(Run { first, rest: began.elapsed() - first })
 }

@@ -1,7 +1,7 @@
 //! Scores against numbers that were measured elsewhere or can be worked out by hand.
 
 use super::*;
-use crate::cpu::Model;
+use crate::cpu::{KvType, Model};
 use crate::shared::shared;
 
 fn fixture(name: &str) -> Option<Model> {
@@ -14,7 +14,7 @@ fn text_of(model: &Model, text: &str) -> Text {
 
 fn score_of(model: &Model, reference: Option<&Model>, text: &Text, protocol: Protocol) -> Score {
     let windows = Windows::new(text, protocol).expect("windows");
-    score(&model.decoder, reference.map(|r| &r.decoder), &windows, &mut |_, _| ()).expect("score")
+    score(&model.decoder, reference.map(|r| &r.decoder), &windows, KvType::F32, &mut |_, _| ()).expect("score")
 }
 
 const SENTENCES: &str = "The small model runs on the phone. Count: 1, 23, 456 and 7890! It's  spaced\n\n\tand naïve \
@@ -119,7 +119,7 @@ fn a_model_is_no_distance_from_itself_and_some_from_another() {
 fn a_whole_evaluation_reports_progress_and_every_key() {
     let Some(root) = shared("fixtures") else { return };
     let (dir, reference) = (root.join("qwen2"), root.join("qwen3"));
-    let options = Options { ctx: Some(16), bos: true, source_nats: Some(150.0) };
+    let options = Options { ctx: Some(16), bos: true, source_nats: Some(150.0), ..Options::default() };
     let mut heard = Vec::new();
     let report =
         evaluate(&dir, SENTENCES, Some(&reference), &options, &mut |done, all| heard.push((done, all)))

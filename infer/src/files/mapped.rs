@@ -45,6 +45,15 @@ impl Mapped {
     }
 }
 
+/// How a file's pages are let go of.
+#[cfg(unix)]
+#[expect(unsafe_code, reason = "advice that may drop pages is unsafe in general")]
+fn release(map: &Mmap, range: &Range<usize>) -> std::io::Result<()> {
+    // SAFETY: dropping pages loses what was written to them and not to a file. This map is never written: what is read
+    // again is read from the file again.
+    unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.len()) }
+}
+
 impl Deref for Mapped {
     type Target = [u8];
 
@@ -64,6 +73,17 @@ pub struct Bytes {
 enum Source {
     Mapped(Mapped),
     Owned(Arc<Vec<u8>>),
+}
+
+impl Bytes {
+    /// Lets go of the memory that mapped bytes take once they have been read. They stay readable, from the file.
+    pub fn release(&self) {
+        #[cfg(unix)]
+        if let Source::Mapped(Mapped(map)) = &self.source {
+            // Advice: what the system makes of it changes no byte.
+            let _ = release(map, &self.range);
+        }
+    }
 }
 
 impl From<Vec<u8>> for Bytes {

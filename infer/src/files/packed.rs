@@ -3,8 +3,9 @@
 //! A packed matrix is a U8 tensor `[rows, row bytes]` under its Hugging Face name; a `ternary-tensor` matrix has its
 //! one scale beside it, as BF16 `[1]` under `NAME_scale`. Norms, biases and matrices that were left alone are floats.
 //!
-//! Knows no architecture. Invariant: a [`PackedDir`] that exists agrees with its manifest in every byte, holds
-//! nothing that the manifest does not list, and has only legal codes and finite numbers.
+//! Knows no architecture. Invariants: a [`PackedDir`] that exists holds the tensors that its manifest lists, under their
+//! types and shapes, and nothing else; a tensor that is handed out agrees with the manifest in every byte, and has only
+//! legal codes and finite numbers. So each tensor is read once for checking, when it is needed.
 
 use std::path::{Path, PathBuf};
 
@@ -53,11 +54,11 @@ impl PackedDir {
         path.join(MANIFEST_FILE).is_file()
     }
 
-    /// Opens the packed model at `path` and checks all of it against its manifest.
+    /// Opens the packed model at `path` and checks it against its manifest, all but the content of the tensors.
     ///
     /// # Errors
     /// A missing part; a manifest of another version; a checksum, shape, length or type that differs; a tensor that
-    /// only one side has; a code or scale that no encoder writes.
+    /// only one side has.
     pub fn open(path: &Path) -> Result<Self> {
         if !Self::is_at(path) {
             let problem =
@@ -70,19 +71,29 @@ impl PackedDir {
         let tensors = TensorFiles::open_file(&path.join(MODEL_FILE))?;
         let dir = Self { path: path.to_owned(), config, manifest, tensors };
         dir.check_names()?;
-        // The first in order of name, so that the same damage gives the same message.
-        let problem = dir.manifest.tensors.par_iter().find_map_first(|(n, e)| dir.check(n, e).err());
-        problem.map_or(Ok(()), Err)?;
+        dir.manifest.tensors.iter().try_for_each(|(name, entry)| dir.check_type(name, entry))?;
         dir.check_totals()?;
         Ok(dir)
     }
 
-    /// The tensor `name` as a matrix `[rows, cols]`, without a copy.
+    /// Reads every tensor and checks its content.
     ///
     /// # Errors
-    /// When no tensor has that name or its shape is another.
+    /// A checksum that differs; a code or scale that no encoder writes.
+    pub fn verify(&self) -> Result<()> {
+        // The first in order of name, so that the same damage gives the same message.
+        let problem = self.manifest.tensors.par_iter().find_map_first(|(n, e)| self.check(n, e).err());
+        problem.map_or(Ok(()), Err)
+    }
+
+    /// The tensor `name` as a matrix `[rows, cols]`, checked, without a copy.
+    ///
+    /// # Errors
+    /// When no tensor has that name, its shape is another, its checksum differs, or it has a code or scale that no
+    /// encoder writes.
     pub fn matrix(&self, name: &str, [rows, cols]: [usize; 2]) -> Result<StoredMatrix> {
         let entry = self.entry(name, &[rows, cols])?;
+        self.check(name, entry)?;
         Ok(StoredMatrix {
             storage: entry.storage,
             bytes: self.tensors.bytes(name)?,
@@ -91,12 +102,13 @@ impl PackedDir {
         })
     }
 
-    /// The values of the float tensor `name` of `len` elements.
+    /// The values of the float tensor `name` of `len` elements, checked.
     ///
     /// # Errors
-    /// When no tensor has that name, its shape is another, or it is packed.
+    /// When no tensor has that name, its shape is another, it is packed, its checksum differs, or a value is not finite.
     pub fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>> {
-        self.entry(name, &[len])?;
+        let entry = self.entry(name, &[len])?;
+        self.check_sum(name, entry, &self.tensors.bytes(name)?, None)?;
         self.tensors.f32(name, &[len])
     }
 
@@ -156,25 +168,25 @@ impl PackedDir {
         }
     }
 
-    /// The tensor `name` is what `entry` says.
-    fn check(&self, name: &str, entry: &TensorEntry) -> Result<()> {
+    /// The tensor `name` has the type and shape that `entry` says.
+    fn check_type(&self, name: &str, entry: &TensorEntry) -> Result<()> {
         let (want_dtype, want_shape) = stored_as(entry);
         let found = self.tensors.info(name)?;
-        if (found.dtype, &found.shape) != (want_dtype, &want_shape) {
-            let problem = format!(
-                "{} of shape {:?} wants {want_dtype} {want_shape:?}, found {} {:?}",
-                entry.storage, entry.shape, found.dtype, found.shape
-            );
-            return Err(self.changed(name, &problem));
+        if (found.dtype, &found.shape) == (want_dtype, &want_shape) {
+            return Ok(());
         }
+        let problem = format!(
+            "{} of shape {:?} wants {want_dtype} {want_shape:?}, found {} {:?}",
+            entry.storage, entry.shape, found.dtype, found.shape
+        );
+        Err(self.changed(name, &problem))
+    }
+
+    /// The tensor `name` has the content that `entry` says, and one that can be used.
+    fn check(&self, name: &str, entry: &TensorEntry) -> Result<()> {
         let bytes = self.tensors.bytes(name)?;
         let scale = self.tensor_scale(name, entry.storage)?;
-        let beside = scale.map(|scale| stored_scale(name, scale)).transpose()?;
-        let sha256 = sha256_hex(&[&bytes, beside.as_ref().map_or(&[][..], |s| s)]);
-        if sha256 != entry.sha256 {
-            let problem = format!("its SHA-256 is {sha256}, {MANIFEST_FILE} says {}", entry.sha256);
-            return Err(self.changed(name, &problem));
-        }
+        self.check_sum(name, entry, &bytes, scale)?;
         match (entry.storage, &*entry.shape) {
             (Storage::Packed(format), &[rows, cols]) => {
                 let valid = PackedRef::new(name, format, rows, cols, &bytes, scale)
@@ -187,6 +199,17 @@ impl PackedDir {
             // The manifest has only matrices that are packed.
             (Storage::Packed(_), _) => Ok(()),
         }
+    }
+
+    /// The bytes of the tensor `name`, and the scale beside them, have the checksum of `entry`.
+    fn check_sum(&self, name: &str, entry: &TensorEntry, bytes: &[u8], scale: Option<f32>) -> Result<()> {
+        let beside = scale.map(|scale| stored_scale(name, scale)).transpose()?;
+        let sha256 = sha256_hex(&[bytes, beside.as_ref().map_or(&[][..], |s| s)]);
+        if sha256 == entry.sha256 {
+            return Ok(());
+        }
+        let problem = format!("its SHA-256 is {sha256}, {MANIFEST_FILE} says {}", entry.sha256);
+        Err(self.changed(name, &problem))
     }
 
     /// The numbers that the manifest derives from the tensors.

@@ -99,8 +99,9 @@ impl PackedWriter {
             files: self.files,
         };
         self.staged.write(MANIFEST_FILE, manifest.to_json()?.as_bytes())?;
-        let read_back = PackedDir::open(self.staged.path())?.manifest;
-        if read_back != manifest {
+        let read_back = PackedDir::open(self.staged.path())?;
+        read_back.verify()?;
+        if read_back.manifest != manifest {
             let path = self.staged.path().join(MANIFEST_FILE);
             return Err(Error::file(
                 &path,

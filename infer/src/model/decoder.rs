@@ -58,7 +58,57 @@ pub struct Decoder<M, V> {
     pub head: Option<Linear<M, V>>,
 }
 
+impl<M, V> Linear<M, V> {
+    /// The same, borrowed.
+    pub fn as_ref(&self) -> Linear<&M, &V> {
+        Linear { weight: &self.weight, bias: self.bias.as_ref() }
+    }
+}
+
+impl<M, V> Layer<M, V> {
+    /// The same, borrowed.
+    pub fn as_ref(&self) -> Layer<&M, &V> {
+        Layer {
+            attn_norm: &self.attn_norm,
+            q: self.q.as_ref(),
+            k: self.k.as_ref(),
+            v: self.v.as_ref(),
+            o: self.o.as_ref(),
+            q_norm: self.q_norm.as_ref(),
+            k_norm: self.k_norm.as_ref(),
+            mlp_norm: &self.mlp_norm,
+            gate: self.gate.as_ref(),
+            up: self.up.as_ref(),
+            down: self.down.as_ref(),
+        }
+    }
+
+    /// The matrices.
+    pub fn matrices_mut(&mut self) -> [&mut M; 7] {
+        let Self { q, k, v, o, gate, up, down, .. } = self;
+        [q, k, v, o, gate, up, down].map(|linear| &mut linear.weight)
+    }
+}
+
 impl<M, V> Decoder<M, V> {
+    /// The same, borrowed: a decoder for executors that keep references to what they multiply with.
+    pub fn as_ref(&self) -> Decoder<&M, &V> {
+        Decoder {
+            config: self.config.clone(),
+            rope: self.rope.clone(),
+            embed: &self.embed,
+            layers: self.layers.iter().map(Layer::as_ref).collect(),
+            norm: &self.norm,
+            head: self.head.as_ref().map(Linear::as_ref),
+        }
+    }
+
+    /// The matrices, in the order the forward pass meets them.
+    pub fn matrices_mut(&mut self) -> impl Iterator<Item = &mut M> {
+        let layers = self.layers.iter_mut().flat_map(Layer::matrices_mut);
+        std::iter::once(&mut self.embed).chain(layers).chain(self.head.as_mut().map(|head| &mut head.weight))
+    }
+
     /// Asks `weights` for every tensor that `config` implies, in the order the forward pass meets them.
     ///
     /// # Errors

@@ -50,8 +50,13 @@ impl Fixture {
     }
 }
 
+/// Keys and values as they are: what the references did.
+fn exact(context: usize) -> RunOptions {
+    RunOptions::new(context).with_kv(KvType::F32)
+}
+
 fn all_logits(decoder: &CpuDecoder, ids: &[u32]) -> Vec<f32> {
-    let mut session = Session::new(decoder, ids.len()).expect("fits");
+    let mut session = Session::new(decoder, &exact(ids.len())).expect("fits");
     let hidden = session.hidden(ids).expect("ids of the vocabulary");
     session.logits(&hidden, 0, ids.len()).expect("logits").to_vec()
 }

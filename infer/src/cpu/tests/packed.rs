@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::*;
 use crate::files::{Activations, Bytes, HfDir, PackedWriter, Storage, StoredMatrix, companions};
-use crate::model::{Config, Decoder, Exec, Linear, Param, Weights, params};
+use crate::model::{Config, Decoder, Param, Weights, params};
 use crate::{Error, Result};
 
 fn packed(tensors: &TensorFiles, format: Format, name: &str, shape: &[usize]) -> Packed {
@@ -57,8 +57,17 @@ impl Weights for Rounded<'_> {
     }
 }
 
+/// How far apart the logits of one model may be when its products are summed in another order: they are a few units, of
+/// f32 sums of at most 256 products, as in the comparison with transformers.
+const REORDERED: f32 = 1e-4;
+
+fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
 #[test]
-fn packed_logits_are_those_of_the_decoded_weights_to_the_bit() {
+fn packed_logits_are_those_of_the_decoded_weights() {
     let Some(root) = shared("fixtures") else { return };
     let dir = HfDir::open(&root.join("llama_tied")).expect("fixture");
     let config = Config::from_json(&dir.config, &dir.config_path()).expect("config");
@@ -72,7 +81,8 @@ fn packed_logits_are_those_of_the_decoded_weights_to_the_bit() {
         };
         let (packed, decoded) = (logits(false), logits(true));
         assert!(packed.iter().all(|logit| logit.is_finite()));
-        assert!(packed == decoded, "{format}");
+        let apart = largest_difference(&packed, &decoded);
+        assert!(apart <= REORDERED, "{format}: {apart:e}");
     }
 }
 
@@ -105,7 +115,8 @@ fn a_packed_directory_runs_like_its_decoded_weights() {
     let ids = [5, 152, 490, 3, 53];
     let mut weights = Rounded { tensors: &dir.tensors, format, decoded: true };
     let decoded = Decoder::build(config, &mut weights).expect("builds");
-    assert!(all_logits(&model.decoder, &ids) == all_logits(&decoded, &ids));
+    let apart = largest_difference(&all_logits(&model.decoder, &ids), &all_logits(&decoded, &ids));
+    assert!(apart <= REORDERED, "{apart:e}");
     // 4.5 bits for all but the few norms, which are 32.
     assert!((4.5..4.6).contains(&model.size.bits_per_weight), "{:?}", model.size);
     let on_disk = std::fs::metadata(target.join("model.safetensors")).expect("file").len();
@@ -116,34 +127,55 @@ fn a_packed_directory_runs_like_its_decoded_weights() {
 fn int8_inputs_are_rounded_for_the_matrices_that_ask_for_it_and_for_no_others() {
     let Some(root) = shared("fixtures") else { return };
     let dir = HfDir::open(&root.join("llama_tied")).expect("fixture");
-    let config = Config::from_json(&dir.config, &dir.config_path()).expect("config");
     let format: Format = "int8-g32".parse().expect("a format");
     let (name, shape) = ("model.layers.0.mlp.up_proj.weight", [256, 128]);
-    let linear = |activations| {
-        let matrix = stored(packed(&dir.tensors, format, name, &shape), activations);
-        Linear { weight: Matrix::new(name, shape, matrix).expect("fits"), bias: None }
-    };
-    let (plain, int8) = (linear(Activations::Float), linear(Activations::Int8Token));
+    let weights = packed(&dir.tensors, format, name, &shape);
+    let decoded = weights.as_ref().decode();
+    let matrix = |stored| Matrix::new(name, shape, stored).expect("fits");
+    let float = |activations| matrix(StoredMatrix { activations, ..floats(&decoded) });
+    let packed = |activations| matrix(stored(weights.clone(), activations));
 
-    let mut exec = CpuExec::new(&config, 8);
-    let table = Matrix::new(
-        "model.embed_tokens.weight",
-        [512, 128],
-        floats(&dir.tensors.f32("model.embed_tokens.weight", &[512, 128]).expect("tensor")),
-    );
-    let x = exec.embed(&table.expect("fits"), &[3, 99, 200]).expect("ids");
-    let [of_plain, of_int8] = exec.linears(&x, [&plain, &int8]).expect("products");
-
+    let x = dir.tensors.f32("model.embed_tokens.weight", &[512, 128]).expect("tensor");
+    let (x, n) = (&x[..3 * 128], 3);
     let mut rounded = x.to_vec();
     int8_tokens(&mut rounded, 128);
-    let product = |x: &[f32]| {
-        let mut out = vec![0.0; 3 * 256];
-        plain.weight.matmul(x, 3, &mut out).expect("product");
+    let product = |matrix: Matrix, x: &[f32]| {
+        let mut out = vec![0.0; n * 256];
+        matrix.matmul(x, n, &mut out).expect("product");
         out
     };
-    assert!(*of_plain == product(&x));
-    assert!(*of_int8 == product(&rounded));
-    assert!(*of_int8 != *of_plain);
-    let unembedded = exec.unembed(&x, &int8.weight).expect("product");
-    assert!(*unembedded == *of_int8, "a tied head rounds its inputs too");
+    let exact = |x: &[f32]| -> Vec<f32> {
+        let dot = |x: &[f32], w: &[f32]| -> f64 {
+            x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum()
+        };
+        x.chunks(128).flat_map(|x| decoded.chunks(128).map(move |w| dot(x, w) as f32)).collect()
+    };
+    let (of_x, of_rounded) = (exact(x), exact(&rounded));
+    let step = largest_difference(&of_x, &of_rounded);
+    for (found, want) in [
+        (product(packed(Activations::Float), x), &of_x),
+        (product(float(Activations::Float), x), &of_x),
+        (product(packed(Activations::Int8Token), x), &of_rounded),
+        (product(float(Activations::Int8Token), x), &of_rounded),
+    ] {
+        // 128 roundings of f32 against a hundredth of what rounding the inputs does.
+        assert!(largest_difference(&found, want) < step / 100.0, "{step:e}");
+    }
+}
+
+#[test]
+fn activations_can_be_chosen_for_what_is_packed() {
+    let Some(root) = shared("fixtures") else { return };
+    let dir = HfDir::open(&root.join("llama_tied")).expect("fixture");
+    let config = Config::from_json(&dir.config, &dir.config_path()).expect("config");
+    let format: Format = "int8-g32".parse().expect("a format");
+    let mut weights = Rounded { tensors: &dir.tensors, format, decoded: false };
+    let mut decoder = Decoder::build(config, &mut weights).expect("builds");
+    let ids = [5, 152, 490, 3, 53];
+    let float = all_logits(&decoder, &ids);
+    decoder.matrices_mut().for_each(|m| m.set_activations(Activations::Int8Token));
+    let int8 = all_logits(&decoder, &ids);
+    let apart = largest_difference(&float, &int8);
+    assert!(apart > 1e-3 && apart < 1.0, "{apart}");
+    assert_eq!(decoder.matrices_mut().count(), 1 + 7 * decoder.config.layers);
 }

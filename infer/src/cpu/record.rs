@@ -1,0 +1,155 @@
+//! The decoder's forward function, run once to write down what it asks for.
+//!
+//! Computes nothing. Invariant: what is recorded is what [`Decoder::forward`] says, in its order; an operation in place
+//! gives back the value it took.
+
+use super::fuse::fuse;
+use super::inputs::Norm;
+use super::matrix::Matrix;
+use super::program::{Epilogue, MOST, Op, Product, Program, Turn, Value};
+use super::session::CpuDecoder;
+use crate::model::{AttentionShape, Exec, Linear, Rope};
+use crate::{Error, Result};
+
+/// A model as two programs, and what they refer to by number.
+#[derive(Debug, Clone)]
+pub(super) struct Plan<'m> {
+    /// From ids to normed hidden states.
+    pub body: Program<'m>,
+    /// From hidden states to logits.
+    pub head: Program<'m>,
+    /// The rotary frequencies that [`Turn`]s name.
+    pub ropes: Vec<Rope>,
+    /// Width of the logits.
+    pub vocab: usize,
+}
+
+impl<'m> Plan<'m> {
+    /// The plan of a model, with operations fused where that pays.
+    ///
+    /// # Errors
+    /// When a matrix can't be used.
+    pub(super) fn new(decoder: &'m CpuDecoder) -> Result<Self> {
+        Self::with(decoder, fuse)
+    }
+
+    /// The plan of a model, its operations as they were recorded: the specification of the fused one.
+    #[cfg(test)]
+    pub(super) fn unfused(decoder: &'m CpuDecoder) -> Result<Self> {
+        Self::with(decoder, |ops| ops)
+    }
+
+    fn with(decoder: &'m CpuDecoder, fuse: impl Fn(Vec<Op<'m>>) -> Vec<Op<'m>>) -> Result<Self> {
+        let decoder = decoder.as_ref();
+        let mut body = Recorder::default();
+        let hidden = decoder.forward(&mut body, &[])?;
+        let mut head = Recorder::default();
+        let input = head.value(decoder.config.hidden_size);
+        let logits = decoder.logits(&mut head, &input)?;
+        Ok(Self {
+            body: Program::new(fuse(body.ops), &body.widths, None, hidden),
+            head: Program::new(fuse(head.ops), &head.widths, Some(input), logits),
+            ropes: body.ropes,
+            vocab: decoder.config.vocab_size,
+        })
+    }
+}
+
+/// Writes operations down.
+#[derive(Debug, Default)]
+struct Recorder<'m> {
+    ops: Vec<Op<'m>>,
+    widths: Vec<usize>,
+    ropes: Vec<Rope>,
+}
+
+impl<'m> Recorder<'m> {
+    fn value(&mut self, width: usize) -> Value {
+        self.widths.push(width);
+        Value(self.widths.len() - 1)
+    }
+
+    fn products(&mut self, x: Value, products: Vec<Product<'m>>) -> Vec<Value> {
+        let outs: Vec<Value> = products.iter().map(|p| self.value(p.matrix.rows())).collect();
+        let (norm, epilogue) = (None, Epilogue::Store);
+        self.ops.push(Op::Products { x, norm, products, outs: outs.clone(), epilogue });
+        outs
+    }
+}
+
+impl<'m> Exec for Recorder<'m> {
+    type T = Value;
+    type M = &'m Matrix;
+    type V = &'m Vec<f32>;
+    type Error = Error;
+
+    fn embed(&mut self, table: &&'m Matrix, _: &[u32]) -> Result<Value> {
+        let (table, out) = (table.view()?, self.value(table.cols()));
+        self.ops.push(Op::Embed { table, out });
+        Ok(out)
+    }
+
+    fn rms_norm(&mut self, x: &Value, weight: &&'m Vec<f32>, eps: f32) -> Result<Value> {
+        let out = self.value(self.widths[x.0]);
+        self.ops.push(Op::Norm { x: *x, norm: Norm { weight, eps }, out });
+        Ok(out)
+    }
+
+    fn linears<const N: usize>(
+        &mut self,
+        x: &Value,
+        linears: [&Linear<&'m Matrix, &'m Vec<f32>>; N],
+    ) -> Result<[Value; N]> {
+        const { assert!(N <= MOST) };
+        let product = |linear: &Linear<&'m Matrix, &'m Vec<f32>>| {
+            Ok(Product { matrix: linear.weight.view()?, bias: linear.bias.map(Vec::as_slice) })
+        };
+        let products = linears.into_iter().map(product).collect::<Result<Vec<_>>>()?;
+        let outs = self.products(*x, products);
+        Ok(std::array::from_fn(|at| outs[at]))
+    }
+
+    fn unembed(&mut self, x: &Value, table: &&'m Matrix) -> Result<Value> {
+        let outs = self.products(*x, vec![Product { matrix: table.view()?, bias: None }]);
+        Ok(outs[0])
+    }
+
+    fn head_norm(&mut self, x: Value, weight: &&'m Vec<f32>, heads: usize, eps: f32) -> Result<Value> {
+        let turn = Turn { norm: Some(Norm { weight, eps }), rotation: None };
+        self.ops.push(Op::Turn { x, heads, turn });
+        Ok(x)
+    }
+
+    fn rope(&mut self, x: Value, heads: usize, rope: &Rope) -> Result<Value> {
+        let known = self.ropes.iter().position(|known| known == rope);
+        let rotation = known.unwrap_or_else(|| {
+            self.ropes.push(rope.clone());
+            self.ropes.len() - 1
+        });
+        self.ops.push(Op::Turn { x, heads, turn: Turn { norm: None, rotation: Some(rotation) } });
+        Ok(x)
+    }
+
+    fn attention(
+        &mut self,
+        layer: usize,
+        q: Value,
+        k: Value,
+        v: Value,
+        _: &AttentionShape,
+    ) -> Result<Value> {
+        let out = self.value(self.widths[q.0]);
+        self.ops.push(Op::Attention { layer, q, k, v, turns: [Turn::default(); 2], out });
+        Ok(out)
+    }
+
+    fn swiglu(&mut self, gate: Value, up: Value) -> Result<Value> {
+        self.ops.push(Op::Gate { gate, up, width: self.widths[gate.0] });
+        Ok(gate)
+    }
+
+    fn add(&mut self, a: Value, b: Value) -> Result<Value> {
+        self.ops.push(Op::Add { to: a, from: b, width: self.widths[a.0] });
+        Ok(a)
+    }
+}
