@@ -94,7 +94,7 @@ build_peer
 for pair in "$@"; do
     split "$pair"
     peer_model "$shape" "$type" "$head" "$gguf"
-    "$qat" init --shape "$shape" --format "$format" --embeddings "$embeddings" --activations int8 --out "$packed" >&2
+    "$qat" init --shape "$shape" --format "$format" --embeddings "$embeddings" --out "$packed" >&2
 done
 
 results=$(mktemp -d)
@@ -108,7 +108,7 @@ for round in $(seq "$rounds"); do
         "$bench" -m "$gguf" -t "$threads" -p "$pp" -n "$tg" -d "$depth" -r "$reps" -o json \
             >"$results/$name.$round.peer.json" 2>"$peers/llama-bench.log" || { tail "$peers/llama-bench.log" >&2; exit 1; }
         "$qat" bench "$packed" --threads "$threads" --pp "$pp" --tg "$tg" --depth "$depth" --reps "$reps" \
-            --format json >"$results/$name.$round.qat.json" 2>"$peers/qat-bench.log" \
+            --activations int8 --format json >"$results/$name.$round.qat.json" 2>"$peers/qat-bench.log" \
             || { cat "$peers/qat-bench.log" >&2; exit 1; }
     done
 done

@@ -11,9 +11,11 @@ use anyhow::{Context as _, bail};
 use qat_infer::{
     bench::{Bandwidth, Setup, Test, Work, measure, measure_bandwidth},
     cpu::Model,
-    files::{HfDir, MANIFEST_FILE, Manifest, PackedDir},
+    files::{Activations, CONFIG_FILE, HfDir, MANIFEST_FILE, Manifest, PackedDir},
     model::Config,
 };
+
+use qat_quant::kernels::Isa;
 
 use crate::{Ending, cli, evaluate};
 use row::Row;
@@ -35,7 +37,8 @@ pub fn run(args: &cli::Bench) -> anyhow::Result<Ending> {
     let measured = threads.iter().filter(|_| generates);
     let mut memory: Bandwidths = measured.map(|n| (*n, measure_bandwidth(*n))).collect();
     let mut rows = Vec::new();
-    let outcome = args.dirs.iter().try_for_each(|dir| bench(dir, args, &threads, &tests, &mut rows));
+    let outcome =
+        args.dirs.iter().try_for_each(|dir| bench(dir, args, &threads, &tests, &mut |row| rows.push(row)));
     if rows.is_empty() {
         return outcome.map(|()| Ending::Done);
     }
@@ -90,7 +93,7 @@ fn check(dir: &Path, tests: &[Test]) -> anyhow::Result<()> {
     }
     let config = if PackedDir::is_at(dir) {
         Manifest::read(&dir.join(MANIFEST_FILE))?;
-        qat_train::student::read_config(&dir.join(qat_infer::files::CONFIG_FILE))?
+        qat_train::student::read_config(&dir.join(CONFIG_FILE))?
     } else {
         let files = HfDir::open(dir)?;
         Config::from_json(&files.config, &files.config_path())?
@@ -107,16 +110,22 @@ fn bench(
     args: &cli::Bench,
     threads: &[NonZero<usize>],
     tests: &[Test],
-    rows: &mut Vec<Row>,
+    done: &mut impl FnMut(Row),
 ) -> anyhow::Result<()> {
-    let model = Model::open(dir)?;
+    let isa = Isa::active()?;
+    let mut model = Model::open(dir)?;
+    match args.activations {
+        cli::BenchActivations::Int8 => model.set_activations(Activations::Int8Token),
+        cli::BenchActivations::Float => model.set_activations(Activations::Float),
+        cli::BenchActivations::Model => {}
+    }
     for threads in threads {
         for test in tests {
-            let setup = Setup { threads: *threads, repetitions: args.reps, seed: args.seed };
+            let setup = Setup { threads: *threads, kv: args.kv, repetitions: args.reps, seed: args.seed };
             let samples = measure(&model, *test, &setup)?;
-            let row = Row::new(&model, &setup, &samples);
+            let row = Row::new(&model, &setup, &samples, isa);
             eprintln!("{}: {test}, {threads} threads: {} tokens/s", dir.display(), row.rate());
-            rows.push(row);
+            done(row);
         }
     }
     Ok(())

@@ -3,6 +3,7 @@
 use std::{num::NonZero, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use qat_infer::cpu::KvType;
 
 /// Quantization-aware training and distillation of small language models; the grid that is trained is the grid that ships.
 #[derive(Debug, Parser)]
@@ -160,6 +161,12 @@ pub struct Bench {
     /// Timed repetitions of each test, after a warm-up.
     #[arg(long, default_value = "5", value_name = "N")]
     pub reps: NonZero<usize>,
+    /// How keys and values are kept: f32, f16, int8 or int4.
+    #[arg(long, default_value_t = KvType::F16, value_name = "TYPE")]
+    pub kv: KvType,
+    /// What the inputs of packed matrices are rounded to, head and all; or model: as the model says.
+    #[arg(long, default_value = "model")]
+    pub activations: BenchActivations,
     /// Seed of the token ids.
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
@@ -169,6 +176,17 @@ pub struct Bench {
     /// Where to write the results as JSON too.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
+}
+
+/// What `qat bench` rounds the inputs of matrices to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum BenchActivations {
+    /// 8-bit integers with one scale per token.
+    Int8,
+    /// Nothing.
+    Float,
+    /// What the model was trained with.
+    Model,
 }
 
 /// Notation of the results.

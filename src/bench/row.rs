@@ -8,10 +8,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use comfy_table::{CellAlignment, Table, presets};
 use qat_infer::{
     bench::{Bandwidth, Samples, Setup, Work, cpu_name},
-    cpu::Model,
+    cpu::{CpuDecoder, Matrix, Model},
     files::Activations,
     model::{Param, Role, params},
 };
+use qat_quant::kernels::Isa;
 use serde::Serialize;
 
 use super::Bandwidths;
@@ -51,8 +52,8 @@ pub struct Row {
 }
 
 impl Row {
-    /// The row of `samples`, taken on `model` just now.
-    pub fn new(model: &Model, setup: &Setup, samples: &Samples) -> Self {
+    /// The row of `samples`, taken on `model` with `isa` just now.
+    pub fn new(model: &Model, setup: &Setup, samples: &Samples, isa: Isa) -> Self {
         let params = params(&model.decoder.config);
         let elements: usize = params.iter().map(|p| p.shape.iter().product::<usize>()).sum();
         let (n_prompt, n_gen) = match samples.test.work {
@@ -72,8 +73,8 @@ impl Row {
             model_size: (model.size.bits_per_weight * elements as f64 / 8.0).round() as u64,
             model_n_params: elements as u64,
             n_threads: setup.threads.get(),
-            type_k: "f32".into(),
-            type_v: "f32".into(),
+            type_k: setup.kv.to_string(),
+            type_v: setup.kv.to_string(),
             n_prompt,
             n_gen,
             n_depth: samples.test.depth,
@@ -85,8 +86,8 @@ impl Row {
             samples_ns,
             samples_ts,
             test: samples.test.to_string(),
-            isa: qat_quant::kernels::isa(),
-            activations: activations(model, &params),
+            isa: isa.name(),
+            activations: activations(&model.decoder),
             bytes_per_token: samples.bytes_per_token,
             bytes_per_second: samples.bytes_per_token.map(|bytes| bytes * avg_ts),
             triad_bytes_per_second: None,
@@ -133,12 +134,13 @@ fn description(model: &Model, params: &[Param], elements: usize) -> String {
     }
 }
 
-/// What the inputs of the layers are rounded to.
-fn activations(model: &Model, params: &[Param]) -> String {
-    let inputs =
-        |p: &Param| model.manifest.as_ref().and_then(|m| m.tensors.get(&p.name)).map(|e| e.activations);
-    let int8 = params.iter().any(|p| inputs(p) == Some(Activations::Int8Token));
-    if int8 { "int8" } else { "float" }.to_owned()
+/// What the inputs of the layers are rounded to, and those of the head if it differs.
+fn activations(decoder: &CpuDecoder) -> String {
+    let name = |rounded: bool| if rounded { "int8" } else { "float" };
+    let int8 = |matrix: &Matrix| matrix.activations() == Activations::Int8Token;
+    let layers = decoder.layers.iter().any(|layer| int8(&layer.down.weight));
+    let head = int8(decoder.head.as_ref().map_or(&decoder.embed, |head| &head.weight));
+    if layers == head { name(layers).to_owned() } else { format!("{}, head {}", name(layers), name(head)) }
 }
 
 /// Mean and sample standard deviation; 0 for a single value.

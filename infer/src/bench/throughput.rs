@@ -10,9 +10,8 @@ use std::time::{Duration, Instant};
 use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 
-use crate::cpu::{Model, Session};
+use crate::cpu::{KvType, Model, RunOptions, Session};
 use crate::eval::Mean;
-use crate::model::{Param, Role, params};
 use crate::{Error, Result};
 
 /// Tokens written to warm up.
@@ -84,6 +83,8 @@ impl Test {
 pub struct Setup {
     /// Threads of the executor.
     pub threads: NonZero<usize>,
+    /// How keys and values are kept.
+    pub kv: KvType,
     /// Timed repetitions.
     pub repetitions: NonZero<usize>,
     /// Seed of the token ids.
@@ -121,27 +122,27 @@ impl Samples {
 pub fn measure(model: &Model, test: Test, setup: &Setup) -> Result<Samples> {
     let config = &model.decoder.config;
     test.check(config.max_position_embeddings)?;
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(setup.threads.get()).build();
-    let pool =
-        pool.map_err(|e| Error::Invalid(format!("{} threads can't be started: {e}", setup.threads)))?;
+    let options = RunOptions { context: test.positions(), kv: setup.kv, threads: Some(setup.threads.get()) };
+    let mut session = Session::new(&model.decoder, &options)?;
     let mut rng = ChaCha8Rng::seed_from_u64(setup.seed);
     let ids: Vec<u32> =
         (0..test.positions()).map(|_| rng.random_range(0..config.vocab_size as u32)).collect();
-    let times: Result<_> = pool.install(|| {
-        let mut session = Session::new(&model.decoder, test.positions())?;
-        let (before, timed) = ids.split_at(test.depth);
-        let warm_up = match test.work {
-            Work::Prompt(_) => timed,
-            Work::Generation(tokens) => &timed[..tokens.min(WARM_UP)],
-        };
-        run(&mut session, test.work, before, warm_up)?;
-        (0..setup.repetitions.get()).map(|_| run(&mut session, test.work, before, timed)).collect()
-    });
+    let (before, timed) = ids.split_at(test.depth);
+    let warm_up = match test.work {
+        Work::Prompt(_) => timed,
+        Work::Generation(tokens) => &timed[..tokens.min(WARM_UP)],
+    };
+    run(&mut session, test.work, before, warm_up)?;
+    let times = (0..setup.repetitions.get()).map(|_| run(&mut session, test.work, before, timed));
+    let times = times.collect::<Result<_>>()?;
     let bytes_per_token = match test.work {
         Work::Prompt(_) => None,
-        Work::Generation(tokens) => Some(traffic(model, test.depth as f64 + (tokens - 1) as f64 / 2.0)),
+        Work::Generation(tokens) => {
+            let [first, last] = [0, tokens - 1].map(|after| session.kv_bytes(test.depth + after) as f64);
+            Some(session.weight_bytes() as f64 + (first + last) / 2.0)
+        }
     };
-    Ok(Samples { test, times: times?, bytes_per_token })
+    Ok(Samples { test, times, bytes_per_token })
 }
 
 /// Time that `timed` takes after `before`.
@@ -152,7 +153,9 @@ fn run(session: &mut Session<'_>, work: Work, before: &[u32], timed: &[u32]) -> 
     }
     let began = Instant::now();
     match work {
-        Work::Prompt(_) => drop(session.prefill(timed)?),
+        Work::Prompt(_) => {
+            session.prefill(timed)?;
+        }
         Work::Generation(_) => {
             for id in timed {
                 session.step(*id)?;
@@ -160,18 +163,4 @@ fn run(session: &mut Session<'_>, work: Work, before: &[u32], timed: &[u32]) -> 
         }
     }
     Ok(began.elapsed())
-}
-
-/// Bytes that one token reads with `depth` tokens before it: every matrix once (of an untied embedding one row, which
-/// counts as nothing), and the keys and values.
-fn traffic(model: &Model, depth: f64) -> f64 {
-    let config = &model.decoder.config;
-    let read = |param: &Param| param.role != Role::Embedding || config.tie_word_embeddings;
-    let bytes = |param: Param| match model.manifest.as_ref().and_then(|m| m.tensors.get(&param.name)) {
-        Some(entry) => entry.stored_bytes() as f64,
-        None => param.shape.iter().product::<usize>() as f64 * model.size.bits_per_weight / 8.0,
-    };
-    let weights: f64 = params(config).into_iter().filter(read).map(bytes).sum();
-    let kv = 2 * config.layers * config.kv_size() * size_of::<f32>();
-    weights + depth * kv as f64
 }

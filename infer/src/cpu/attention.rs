@@ -218,8 +218,12 @@ impl<C: Code> Call<'_, C> {
             self.code.keys(keys, tile);
             weights.fill(0.0);
             products(queries, head_dim, tile, TILE, weights, TILE);
-            for (row, (weights, out)) in
-                weights.as_chunks_mut::<TILE>().0.iter_mut().zip(out.chunks_exact_mut(head_dim + SUMS)).enumerate()
+            for (row, (weights, out)) in weights
+                .as_chunks_mut::<TILE>()
+                .0
+                .iter_mut()
+                .zip(out.chunks_exact_mut(head_dim + SUMS))
+                .enumerate()
             {
                 let seen = first + row / group + 1;
                 softmax(weights, seen.saturating_sub(index * TILE).min(TILE), out);
