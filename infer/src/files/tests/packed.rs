@@ -1,6 +1,7 @@
 //! Packed directories: written, read back, and every way in which one may disagree with its manifest.
 
 use std::fs;
+use std::path::Path;
 
 use qat_quant::kernels::FloatType;
 use qat_quant::{Format, Packed, PackedRef, ScaleRule, Scales, fake_quant, pack};
@@ -158,6 +159,24 @@ fn a_directory_without_a_manifest_is_no_packed_model() {
     );
 }
 
+/// Opens a directory and reads all of it.
+fn checked(target: &Path) -> Result<(), Error> {
+    PackedDir::open(target)?.verify()
+}
+
+#[test]
+fn what_is_handed_out_was_checked_and_the_rest_was_not_read() {
+    let (dir, target) = small(Format::Int4G32);
+    edit_tensor(&target, "up.weight", false, |bytes| bytes[0] ^= 1);
+    let read = PackedDir::open(&target).unwrap();
+    let text = message(&dir, read.matrix("up.weight", [4, 256]));
+    assert!(text.starts_with("packed/model.safetensors: up.weight: its SHA-256 is "), "{text}");
+    assert!(read.vector("norm.weight", 256).is_ok());
+    edit_tensor(&target, "norm.weight", false, |bytes| bytes[0] ^= 1);
+    let text = message(&dir, PackedDir::open(&target).unwrap().vector("norm.weight", 256));
+    assert!(text.starts_with("packed/model.safetensors: norm.weight: its SHA-256 is "), "{text}");
+}
+
 #[test]
 fn every_flipped_bit_of_the_tensors_is_noticed() {
     let (dir, target) = small(Format::TernaryTensor);
@@ -165,7 +184,7 @@ fn every_flipped_bit_of_the_tensors_is_noticed() {
         for bit in [0, 7] {
             let flip = |bytes: &mut [u8]| bytes[bytes.len() - 1] ^= 1 << bit;
             edit_tensor(&target, name, false, flip);
-            let text = message(&dir, PackedDir::open(&target));
+            let text = message(&dir, checked(&target));
             let owner = name.trim_end_matches("_scale");
             let found = format!("packed/model.safetensors: {owner}: its SHA-256 is ");
             assert!(text.starts_with(&found), "{text}");
@@ -173,7 +192,7 @@ fn every_flipped_bit_of_the_tensors_is_noticed() {
             edit_tensor(&target, name, false, flip);
         }
     }
-    PackedDir::open(&target).unwrap();
+    checked(&target).unwrap();
 }
 
 #[test]
@@ -182,7 +201,7 @@ fn illegal_codes_are_refused_even_with_the_right_checksum() {
     // The second byte of codes in the third row: 0b11 is no ternary code.
     edit_tensor(&target, "up.weight", true, |bytes| bytes[2 * 72 + 3] = 0b11);
     assert_eq!(
-        message(&dir, PackedDir::open(&target)),
+        message(&dir, checked(&target)),
         "packed/model.safetensors: up.weight: row 2, block 0: a code is outside -1..=1 of ternary-g64; \
          the file is damaged; export the model again"
     );
@@ -194,20 +213,20 @@ fn scales_that_are_not_finite_are_refused_even_with_the_right_checksum() {
     // The scale of the second block of the first row, to the infinity of f16.
     edit_tensor(&target, "up.weight", true, |bytes| bytes[18..20].copy_from_slice(&[0x00, 0x7c]));
     assert_eq!(
-        message(&dir, PackedDir::open(&target)),
+        message(&dir, checked(&target)),
         "packed/model.safetensors: up.weight: row 0, block 1: want a finite scale and bias, found inf and 0; \
          the file is damaged; export the model again"
     );
     let (dir, target) = small(Format::TernaryTensor);
     edit_tensor(&target, "up.weight_scale", false, |bytes| bytes.copy_from_slice(&[0x80, 0x7f]));
     assert_eq!(
-        message(&dir, PackedDir::open(&target)),
+        message(&dir, checked(&target)),
         "up.weight_scale: element 0 is inf; every weight must be finite (in packed/model.safetensors)"
     );
     let (dir, target) = small(Format::Int4G32);
     edit_tensor(&target, "down.weight", true, |bytes| bytes.copy_from_slice(&[0, 0, 0xc0, 0x7f]));
     assert_eq!(
-        message(&dir, PackedDir::open(&target)),
+        message(&dir, checked(&target)),
         "down.weight: element 1 is NaN; every weight must be finite (in packed/model.safetensors)"
     );
 }
