@@ -11,7 +11,7 @@ use anyhow::{Context as _, bail};
 use qat_infer::{
     bench::{Bandwidth, Setup, Test, Work, measure, measure_bandwidth},
     cpu::Model,
-    files::{Activations, CONFIG_FILE, HfDir, MANIFEST_FILE, Manifest, PackedDir},
+    files::{CONFIG_FILE, HfDir, MANIFEST_FILE, Manifest, PackedDir},
     model::Config,
 };
 
@@ -114,10 +114,8 @@ fn bench(
 ) -> anyhow::Result<()> {
     let isa = Isa::active()?;
     let mut model = Model::open(dir)?;
-    match args.activations {
-        cli::BenchActivations::Int8 => model.set_activations(Activations::Int8Token),
-        cli::BenchActivations::Float => model.set_activations(Activations::Float),
-        cli::BenchActivations::Model => {}
+    if let Some(chosen) = args.activations.chosen() {
+        model.set_activations(chosen);
     }
     for threads in threads {
         for test in tests {

@@ -3,7 +3,7 @@
 use std::{num::NonZero, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use qat_infer::cpu::KvType;
+use qat_infer::{cpu::KvType, files};
 
 /// Quantization-aware training and distillation of small language models; the grid that is trained is the grid that ships.
 #[derive(Debug, Parser)]
@@ -97,6 +97,12 @@ pub struct Eval {
     /// Put the model's beginning-of-sequence token in front of each window.
     #[arg(long)]
     pub bos: bool,
+    /// How keys and values are kept: f32, f16, int8 or int4 [default: f32].
+    #[arg(long, value_name = "TYPE")]
+    pub kv: Option<KvType>,
+    /// What the inputs of packed matrices are rounded to, head and all; or model: as the model says.
+    #[arg(long, default_value = "model")]
+    pub activations: Inputs,
     /// A gate such as 'kl<0.05'; exit code 1 when one fails.
     #[arg(long, value_name = "EXPR")]
     pub require: Vec<String>,
@@ -140,6 +146,37 @@ pub enum Activations {
     Float,
 }
 
+impl From<Activations> for files::Activations {
+    fn from(chosen: Activations) -> Self {
+        match chosen {
+            Activations::Int8 => Self::Int8Token,
+            Activations::Float => Self::Float,
+        }
+    }
+}
+
+/// What the inputs of a model's packed matrices are rounded to when it runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Inputs {
+    /// 8-bit integers with one scale per token.
+    Int8,
+    /// Nothing.
+    Float,
+    /// What the model was trained with.
+    Model,
+}
+
+impl Inputs {
+    /// What replaces the model's own choice.
+    pub fn chosen(self) -> Option<files::Activations> {
+        match self {
+            Self::Int8 => Some(files::Activations::Int8Token),
+            Self::Float => Some(files::Activations::Float),
+            Self::Model => None,
+        }
+    }
+}
+
 /// `qat bench`.
 #[derive(Debug, Args)]
 pub struct Bench {
@@ -166,7 +203,7 @@ pub struct Bench {
     pub kv: KvType,
     /// What the inputs of packed matrices are rounded to, head and all; or model: as the model says.
     #[arg(long, default_value = "model")]
-    pub activations: BenchActivations,
+    pub activations: Inputs,
     /// Seed of the token ids.
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
@@ -176,17 +213,6 @@ pub struct Bench {
     /// Where to write the results as JSON too.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
-}
-
-/// What `qat bench` rounds the inputs of matrices to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum BenchActivations {
-    /// 8-bit integers with one scale per token.
-    Int8,
-    /// Nothing.
-    Float,
-    /// What the model was trained with.
-    Model,
 }
 
 /// Notation of the results.

@@ -152,10 +152,7 @@ fn write_packed(
     args: &cli::Init,
     source: Value,
 ) -> anyhow::Result<Manifest> {
-    let inputs = match args.activations {
-        Some(cli::Activations::Int8) => Activations::Int8Token,
-        Some(cli::Activations::Float) | None => Activations::Float,
-    };
+    let inputs = args.activations.map_or(Activations::Float, Activations::from);
     let mut writer = PackedWriter::create(&args.out, &random.config.to_json(), &[], source)?;
     random.each(format, &mut |param, Tensor { floats, packed }| {
         let (name, shape) = (&param.name, &param.shape);
