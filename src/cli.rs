@@ -1,8 +1,9 @@
 //! The command line as types. Few flags: a knob is a key of the recipe, and `--set` reaches it.
 
-use std::path::PathBuf;
+use std::{num::NonZero, path::PathBuf};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use qat_infer::{cpu::KvType, files};
 
 /// Quantization-aware training and distillation of small language models; the grid that is trained is the grid that ships.
 #[derive(Debug, Parser)]
@@ -22,6 +23,10 @@ pub enum Command {
     Export(Export),
     /// Score a packed or a float model: perplexity, KL to a reference, speed, memory, size.
     Eval(Eval),
+    /// Write a model of random weights in a given shape, to measure speed and size with.
+    Init(Init),
+    /// Measure tokens per second, in the terms of llama-bench, beside what the memory of this machine allows.
+    Bench(Bench),
 }
 
 /// `qat train`.
@@ -92,6 +97,12 @@ pub struct Eval {
     /// Put the model's beginning-of-sequence token in front of each window.
     #[arg(long)]
     pub bos: bool,
+    /// How keys and values are kept: f32, f16, int8 or int4 [default: f32].
+    #[arg(long, value_name = "TYPE")]
+    pub kv: Option<KvType>,
+    /// What the inputs of packed matrices are rounded to, head and all; or model: as the model says.
+    #[arg(long, default_value = "model")]
+    pub activations: Inputs,
     /// A gate such as 'kl<0.05'; exit code 1 when one fails.
     #[arg(long, value_name = "EXPR")]
     pub require: Vec<String>,
@@ -101,4 +112,116 @@ pub struct Eval {
     /// auto or cpu.
     #[arg(long, default_value = "auto")]
     pub device: String,
+}
+
+/// `qat init`.
+#[derive(Debug, Args)]
+pub struct Init {
+    /// smollm2-135m, smollm2-360m, bitnet-24x1024, or the path of a config.json.
+    #[arg(long)]
+    pub shape: String,
+    /// Format of the layers, such as int4-g32; or float: a Hugging Face directory in f16.
+    #[arg(long)]
+    pub format: String,
+    /// Format of embeddings and head, or float [default: int8-g32].
+    #[arg(long, value_name = "FORMAT")]
+    pub embeddings: Option<String>,
+    /// What the inputs of the packed layers are rounded to [default: float].
+    #[arg(long)]
+    pub activations: Option<Activations>,
+    /// Seed of the weights; they are the same in every format.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// The directory to write. It has no tokenizer.
+    #[arg(long)]
+    pub out: PathBuf,
+}
+
+/// What the inputs of a matrix are rounded to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Activations {
+    /// 8-bit integers with one scale per token.
+    Int8,
+    /// Nothing.
+    Float,
+}
+
+impl From<Activations> for files::Activations {
+    fn from(chosen: Activations) -> Self {
+        match chosen {
+            Activations::Int8 => Self::Int8Token,
+            Activations::Float => Self::Float,
+        }
+    }
+}
+
+/// What the inputs of a model's packed matrices are rounded to when it runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Inputs {
+    /// 8-bit integers with one scale per token.
+    Int8,
+    /// Nothing.
+    Float,
+    /// What the model was trained with.
+    Model,
+}
+
+impl Inputs {
+    /// What replaces the model's own choice.
+    pub fn chosen(self) -> Option<files::Activations> {
+        match self {
+            Self::Int8 => Some(files::Activations::Int8Token),
+            Self::Float => Some(files::Activations::Float),
+            Self::Model => None,
+        }
+    }
+}
+
+/// `qat bench`.
+#[derive(Debug, Args)]
+pub struct Bench {
+    /// Packed or Hugging Face model directories.
+    #[arg(required = true, value_name = "DIR")]
+    pub dirs: Vec<PathBuf>,
+    /// Tokens of a prompt read at once; several with commas; 0 for none.
+    #[arg(long, default_value = "512", value_delimiter = ',', value_name = "N")]
+    pub pp: Vec<usize>,
+    /// Tokens generated one by one; several with commas; 0 for none.
+    #[arg(long, default_value = "128", value_delimiter = ',', value_name = "N")]
+    pub tg: Vec<usize>,
+    /// Tokens in the KV cache before the clock starts; several with commas.
+    #[arg(long, default_value = "0", value_delimiter = ',', value_name = "N")]
+    pub depth: Vec<usize>,
+    /// Threads; several with commas [default: the processors of this machine].
+    #[arg(long, value_delimiter = ',', value_name = "N")]
+    pub threads: Vec<NonZero<usize>>,
+    /// Timed repetitions of each test, after a warm-up.
+    #[arg(long, default_value = "5", value_name = "N")]
+    pub reps: NonZero<usize>,
+    /// How keys and values are kept: f32, f16, int8 or int4.
+    #[arg(long, default_value_t = KvType::F16, value_name = "TYPE")]
+    pub kv: KvType,
+    /// What the inputs of packed matrices are rounded to, head and all; or model: as the model says.
+    #[arg(long, default_value = "model")]
+    pub activations: Inputs,
+    /// Seed of the token ids.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// What is printed.
+    #[arg(long, default_value = "md")]
+    pub format: BenchFormat,
+    /// Where to write the results as JSON too.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+}
+
+/// Notation of the results.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum BenchFormat {
+    /// A table in Markdown.
+    Md,
+    /// A line per test, with the names of llama-bench.
+    Csv,
+    /// An object per test, with the names of llama-bench and every repetition.
+    Json,
 }

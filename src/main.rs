@@ -2,10 +2,12 @@
 //!
 //! Exit codes: 0 done, 1 a gate failed, 2 bad input or an error, 130 stopped by Ctrl-C after saving.
 
+mod bench;
 mod cli;
 mod evaluate;
 mod export;
 mod heap;
+mod init;
 mod progress;
 mod table;
 mod train;
@@ -32,6 +34,8 @@ fn main() -> ExitCode {
         Command::Train(args) => train::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Eval(args) => evaluate::run(&args),
+        Command::Init(args) => init::run(&args),
+        Command::Bench(args) => bench::run(&args),
     };
     match ending {
         Ok(Ending::Done) => ExitCode::SUCCESS,

@@ -1,6 +1,7 @@
 //! Black-box tests of what users type, and of what the tree promises.
 
 mod accidents;
+mod bench;
 mod gates;
 mod journey;
 mod model;

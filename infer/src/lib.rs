@@ -1,7 +1,9 @@
-//! How a model runs: one decoder definition, the files it is read from, the packed executor and the scoring of what it says.
+//! How a model runs: one decoder definition, the files it is read from, the packed executor, the scoring of what it says and
+//! the measuring of its speed.
 //!
 //! Knows no gradients and no training.
 
+pub mod bench;
 pub mod cpu;
 mod error;
 pub mod eval;

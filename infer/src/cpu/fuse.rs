@@ -38,9 +38,11 @@ fn merge<'m>(first: &Op<'m>, second: &Op<'m>, between: &impl Fn(Value) -> bool) 
         _ => first.clone(),
     };
     match (first, second, &mut merged) {
-        (Op::Norm { x, norm: before, out }, Op::Products { x: read, norm: None, .. }, Op::Products { x: input, norm, .. })
-            if out == read && between(*out) =>
-        {
+        (
+            Op::Norm { x, norm: before, out },
+            Op::Products { x: read, norm: None, .. },
+            Op::Products { x: input, norm, .. },
+        ) if out == read && between(*out) => {
             (*input, *norm) = (*x, Some(*before));
         }
         (

@@ -10,9 +10,9 @@ use qat_quant::PackedRef;
 use qat_quant::kernels::FloatRef;
 
 use super::inputs::Inputs;
-use qat_quant::kernels::{Isa, PANEL, Panels, float_panel, panel};
 use crate::Result;
 use crate::files::{Activations, Storage, StoredMatrix};
+use qat_quant::kernels::{Isa, PANEL, Panels, float_panel, panel};
 
 /// `[rows, cols]` = `[out, in]`. Clones share the weights.
 #[derive(Debug, Clone)]
@@ -233,7 +233,9 @@ impl View<'_> {
         sink: &mut dyn FnMut(usize, &[f32; PANEL]),
     ) {
         match (self.weights, self.activations) {
-            (Elements::Packed(w), Activations::Int8Token) => panel(isa, w, index, inputs.int8(), tokens, sink),
+            (Elements::Packed(w), Activations::Int8Token) => {
+                panel(isa, w, index, inputs.int8(), tokens, sink)
+            }
             (Elements::Packed(w), Activations::Float) => panel(isa, w, index, inputs.float(x), tokens, sink),
             (Elements::Float(w), Activations::Int8Token) => {
                 float_panel(w, index, inputs.rounded(), tokens, sink);

@@ -154,7 +154,12 @@ impl Pool {
         parts: P,
         task: impl Fn(&mut S, usize, P::Part) + Sync,
     ) {
-        assert!(scratch.len() >= self.threads(), "{} scratches for {} threads", scratch.len(), self.threads());
+        assert!(
+            scratch.len() >= self.threads(),
+            "{} scratches for {} threads",
+            scratch.len(),
+            self.threads()
+        );
         let scratch = Chunks::new(scratch, 1);
         #[expect(unsafe_code, reason = "parts and scratch are handed out here and nowhere else")]
         self.run(parts.count(), |thread, index| {

@@ -87,7 +87,9 @@ impl Op<'_> {
             Self::Products { x, outs, .. } => std::iter::once(x).chain(outs).for_each(see),
             Self::Turn { x, .. } => see(x),
             Self::Attention { q, k, v, out, .. } => [q, k, v, out].into_iter().for_each(see),
-            Self::Gate { gate: a, up: b, .. } | Self::Add { to: a, from: b, .. } => [a, b].into_iter().for_each(see),
+            Self::Gate { gate: a, up: b, .. } | Self::Add { to: a, from: b, .. } => {
+                [a, b].into_iter().for_each(see)
+            }
         }
     }
 }
@@ -101,7 +103,8 @@ impl<'m> Program<'m> {
             op.visit(&mut |value| last_use[value.0] = at);
         }
         last_use[output.0] = usize::MAX;
-        let mut buffers = Buffers { of_value: vec![None; widths.len()], widths: Vec::new(), free: Vec::new() };
+        let mut buffers =
+            Buffers { of_value: vec![None; widths.len()], widths: Vec::new(), free: Vec::new() };
         let input = input.map(|input| buffers.place(input, widths));
         for (at, op) in ops.iter_mut().enumerate() {
             let mut ending = Vec::new();

@@ -130,14 +130,7 @@ impl<'m> Exec for Recorder<'m> {
         Ok(x)
     }
 
-    fn attention(
-        &mut self,
-        layer: usize,
-        q: Value,
-        k: Value,
-        v: Value,
-        _: &AttentionShape,
-    ) -> Result<Value> {
+    fn attention(&mut self, layer: usize, q: Value, k: Value, v: Value, _: &AttentionShape) -> Result<Value> {
         let out = self.value(self.widths[q.0]);
         self.ops.push(Op::Attention { layer, q, k, v, turns: [Turn::default(); 2], out });
         Ok(out)

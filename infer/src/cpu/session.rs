@@ -138,7 +138,8 @@ impl<'m> Session<'m> {
     pub fn logits(&mut self, hidden: &[f32], first: usize, count: usize) -> Result<&[f32]> {
         let width = self.config.hidden_size;
         let Some(rows) = hidden.get(first * width..(first + count) * width) else {
-            let problem = format!("rows {first}..{} of {} hidden states", first + count, hidden.len() / width);
+            let problem =
+                format!("rows {first}..{} of {} hidden states", first + count, hidden.len() / width);
             return Err(Error::Invalid(problem));
         };
         Ok(head(&self.plan, &mut self.engine, &mut self.head, rows, count))

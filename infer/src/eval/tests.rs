@@ -14,7 +14,8 @@ fn text_of(model: &Model, text: &str) -> Text {
 
 fn score_of(model: &Model, reference: Option<&Model>, text: &Text, protocol: Protocol) -> Score {
     let windows = Windows::new(text, protocol).expect("windows");
-    score(&model.decoder, reference.map(|r| &r.decoder), &windows, KvType::F32, &mut |_, _| ()).expect("score")
+    score(&model.decoder, reference.map(|r| &r.decoder), &windows, KvType::F32, &mut |_, _| ())
+        .expect("score")
 }
 
 const SENTENCES: &str = "The small model runs on the phone. Count: 1, 23, 456 and 7890! It's  spaced\n\n\tand naïve \

@@ -1,7 +1,7 @@
 //! A float model as Hugging Face lays it out: config, tensors, tokenizer, and the small files that travel along.
 //!
 //! Knows no architecture: the config stays JSON, the tensors stay bytes. Invariant: an [`HfDir`] that exists has
-//! all of its parts.
+//! config and tensors; whether it has a tokenizer shows when text is to be read.
 
 use std::path::{Path, PathBuf};
 
@@ -58,7 +58,7 @@ impl HfDir {
         self.path.join(CONFIG_FILE)
     }
 
-    /// Path of `tokenizer.json`.
+    /// Path of `tokenizer.json`, which a model that reads no text lacks.
     pub fn tokenizer(&self) -> PathBuf {
         self.path.join(TOKENIZER_FILE)
     }
@@ -104,12 +104,6 @@ fn check_parts(path: &Path) -> Result<()> {
     if !has(CONFIG_FILE) {
         missing.push(CONFIG_FILE.to_owned());
     }
-    if !has(TOKENIZER_FILE) {
-        missing.push(match has("tokenizer.model") {
-            true => format!("{TOKENIZER_FILE} (save tokenizer.model as such with transformers)"),
-            false => TOKENIZER_FILE.to_owned(),
-        });
-    }
     if !has(MODEL_FILE) && !has(INDEX_FILE) {
         missing.push(match has("pytorch_model.bin") {
             true => format!("{MODEL_FILE} (save pytorch_model.bin as such with transformers)"),
@@ -119,5 +113,17 @@ fn check_parts(path: &Path) -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
+    // Not a reason to refuse, but told along with those that are.
+    if !has(TOKENIZER_FILE) {
+        missing.insert(usize::from(!has(CONFIG_FILE)), missing_tokenizer(path));
+    }
     Err(Error::file(path, format!("not a model directory: missing {}", missing.join(", "))))
+}
+
+/// What is missing where there is no `tokenizer.json`, with the fix if there is one.
+pub(super) fn missing_tokenizer(dir: &Path) -> String {
+    match dir.join("tokenizer.model").is_file() {
+        true => format!("{TOKENIZER_FILE} (save tokenizer.model as such with transformers)"),
+        false => TOKENIZER_FILE.to_owned(),
+    }
 }

@@ -28,8 +28,8 @@ pub struct HfWriter {
 
 impl HfWriter {
     /// Begins the model `target`, all of whose tensors are stored as `float`, with `config` as its `config.json`
-    /// (its `torch_dtype` or `dtype` is set to `float`) and copies of `companions`, which must have the tokenizer
-    /// among them. `source` is told in `qat.json`.
+    /// (its `torch_dtype` or `dtype` is set to `float`) and copies of `companions`. Without a tokenizer among them the
+    /// model reads token ids, but no text. `source` is told in `qat.json`.
     ///
     /// # Errors
     /// When `target` is not ours to replace or can't be written, or a companion can't be read.

@@ -122,7 +122,7 @@ impl PackedDir {
         self.path.join(CONFIG_FILE)
     }
 
-    /// Path of `tokenizer.json`.
+    /// Path of `tokenizer.json`, which a model that reads no text lacks.
     pub fn tokenizer(&self) -> PathBuf {
         self.path.join(TOKENIZER_FILE)
     }
@@ -264,11 +264,12 @@ pub(super) fn stored_as(entry: &TensorEntry) -> (Dtype, Vec<usize>) {
     }
 }
 
-/// Config and tokenizer are there, and every file that the manifest lists is what it was.
+/// The config is there, and every file that the manifest lists is what it was. A tokenizer may be missing, but not
+/// come from elsewhere.
 fn check_files(path: &Path, manifest: &Manifest) -> Result<()> {
-    for required in [CONFIG_FILE, TOKENIZER_FILE] {
-        if !manifest.files.contains_key(required) {
-            let problem = format!("lists no checksum of {required}; export the model again");
+    for (name, required) in [(CONFIG_FILE, true), (TOKENIZER_FILE, path.join(TOKENIZER_FILE).exists())] {
+        if required && !manifest.files.contains_key(name) {
+            let problem = format!("lists no checksum of {name}; export the model again");
             return Err(Error::file(&path.join(MANIFEST_FILE), problem));
         }
     }

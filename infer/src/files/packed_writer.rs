@@ -12,7 +12,7 @@ use safetensors::Dtype;
 use serde_json::Value;
 
 use super::digest::sha256_hex;
-use super::hf::{CONFIG_FILE, TOKENIZER_FILE};
+use super::hf::CONFIG_FILE;
 use super::manifest::{Activations, MANIFEST_FILE, Manifest, Storage, TensorEntry};
 use super::packed::{PackedDir, scale_name, stored_as, stored_scale};
 use super::staged::StagedDir;
@@ -32,8 +32,8 @@ pub struct PackedWriter {
 
 impl PackedWriter {
     /// Begins the packed model `target` with `config` as its `config.json` and copies of `companions` (see
-    /// [`companions`](super::companions)), which must have the tokenizer among them. `source` is told
-    /// in the manifest.
+    /// [`companions`](super::companions)). Without a tokenizer among them the model reads token ids, but no text.
+    /// `source` is told in the manifest.
     ///
     /// # Errors
     /// When `target` is not ours to replace or can't be written, or a companion can't be read.
@@ -126,10 +126,6 @@ pub(super) fn write_surroundings(
         let bytes = staged.copy(companion)?;
         let name = companion.file_name().unwrap_or_default().to_string_lossy().into_owned();
         files.insert(name, sha256_hex(&[&bytes]));
-    }
-    if !files.contains_key(TOKENIZER_FILE) {
-        let problem = format!("{}: wants a {TOKENIZER_FILE} to copy, found none", staged.target().display());
-        return Err(Error::Invalid(problem));
     }
     Ok(files)
 }

@@ -8,14 +8,19 @@ use std::path::Path;
 use tokenizers::Tokenizer;
 
 use super::digest::sha256_hex;
+use super::hf::missing_tokenizer;
 use crate::error::{Error, Result};
 
 /// Loads `tokenizer.json` for a model of `vocab_size` ids. Truncation and padding that the file may ask for are
 /// switched off: a corpus must arrive whole.
 ///
 /// # Errors
-/// When the file can't be read, or its highest id is not below `vocab_size`.
+/// When there is no such file, it can't be read, or its highest id is not below `vocab_size`.
 pub fn load_tokenizer(path: &Path, vocab_size: usize) -> Result<Tokenizer> {
+    if let Some(dir) = path.parent().filter(|dir| dir.is_dir() && !path.exists()) {
+        let problem = format!("text can't be read without a tokenizer: missing {}", missing_tokenizer(dir));
+        return Err(Error::file(dir, problem));
+    }
     let bytes = std::fs::read(path).map_err(|e| Error::io("cannot read", path, e))?;
     let mut tokenizer = Tokenizer::from_bytes(&bytes)
         .map_err(|e| Error::file(path, format!("not a tokenizer.json of the tokenizers library: {e}")))?;

@@ -37,27 +37,13 @@ impl Floats {
         Ok(Self { config, tensors })
     }
 
-    /// Random weights: N(0, 0.02²) for matrices, with the projections that write into the residual stream smaller by
-    /// √(2·layers) (GPT-2, section 2.3), ones for norms, zeros for biases.
+    /// [`random_values`] for every tensor.
     pub fn random(config: Config, seed: u64) -> Self {
-        let residual = 1.0 / (2.0 * config.layers as f32).sqrt();
-        let mut tensors = BTreeMap::new();
-        for (index, param) in params(&config).iter().enumerate() {
-            let mut rng = ChaCha8Rng::seed_from_u64(seed);
-            rng.set_stream(index as u64);
-            let len = param.shape.iter().product();
-            let values = match param.role {
-                Role::Norm => vec![1.0; len],
-                Role::Bias => vec![0.0; len],
-                _ => {
-                    let writes = param.name.contains("o_proj") || param.name.contains("down_proj");
-                    let std = 0.02 * if writes { residual } else { 1.0 };
-                    (0..len).map(|_| std * gaussian(&mut rng)).collect()
-                }
-            };
-            tensors.insert(param.name.clone(), values);
-        }
-        Self { config, tensors }
+        let random = |(at, param): (usize, Param)| {
+            let values = random_values(&param, at, config.layers, seed);
+            (param.name, values)
+        };
+        Self { tensors: params(&config).into_iter().enumerate().map(random).collect(), config }
     }
 
     /// All zeros: a place for values that are restored from a checkpoint.
@@ -79,6 +65,23 @@ impl Floats {
     /// The device is out of memory.
     pub fn decoder(&self, device: &Device) -> Result<Decoder<Matrix, Tensor>> {
         Decoder::build(self.config.clone(), &mut Constants { floats: self, device })
+    }
+}
+
+/// Random values for `param`, the tensor number `at` of a model of so many layers: N(0, 0.02²) for a matrix, smaller by
+/// √(2·layers) if it writes into the residual stream (GPT-2, section 2.3), ones for a norm, zeros for a bias.
+pub fn random_values(param: &Param, at: usize, layers: usize, seed: u64) -> Vec<f32> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    rng.set_stream(at as u64);
+    let len = param.shape.iter().product();
+    match param.role {
+        Role::Norm => vec![1.0; len],
+        Role::Bias => vec![0.0; len],
+        Role::Embedding | Role::Head | Role::Projection => {
+            let writes = param.name.contains("o_proj") || param.name.contains("down_proj");
+            let std = 0.02 * if writes { 1.0 / (2.0 * layers as f32).sqrt() } else { 1.0 };
+            (0..len).map(|_| std * gaussian(&mut rng)).collect()
+        }
     }
 }
 

@@ -15,7 +15,7 @@ use qat_infer::{
 };
 use qat_quant::{Format, Packed, ScaleRule, Scales};
 
-pub use floats::{Floats, read_config};
+pub use floats::{Floats, random_values, read_config};
 
 use crate::{
     Error, Result,

@@ -50,7 +50,8 @@ impl Code for Int4 {
             scales[at] = stored.to_le_bytes();
             for (row, key) in rows.chunks_exact_mut(TILE / 2).zip(key) {
                 let cell = &mut row[at % (TILE / 2)];
-                *cell = if at < TILE / 2 { *cell & 0xf0 | code(*key) } else { *cell & 0x0f | code(*key) << 4 };
+                *cell =
+                    if at < TILE / 2 { *cell & 0xf0 | code(*key) } else { *cell & 0x0f | code(*key) << 4 };
             }
         }
     }
@@ -61,7 +62,8 @@ impl Code for Int4 {
         let (scales, cells) = tile.split_at_mut(2 * TILE * groups);
         let scales = &mut scales.as_chunks_mut::<2>().0[at * groups..][..groups];
         let cells = &mut cells[at * value.len() / 2..][..value.len() / 2];
-        for ((stored, cells), value) in scales.iter_mut().zip(cells.chunks_mut(HALF)).zip(value.chunks(GROUP)) {
+        for ((stored, cells), value) in scales.iter_mut().zip(cells.chunks_mut(HALF)).zip(value.chunks(GROUP))
+        {
             let (scale, code) = codes(value);
             *stored = scale.to_le_bytes();
             let (low, high) = value.split_at(cells.len());

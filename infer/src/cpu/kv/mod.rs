@@ -328,7 +328,8 @@ mod tests {
             code.write_key(&mut keys, at, row);
             code.write_value(&mut values, at, row);
         }
-        let (mut key_floats, mut value_floats) = (vec![0.0; head_dim * TILE], vec![0.0; head_dim * rows.len()]);
+        let (mut key_floats, mut value_floats) =
+            (vec![0.0; head_dim * TILE], vec![0.0; head_dim * rows.len()]);
         code.keys(&keys, &mut key_floats);
         code.values(&values, head_dim, &mut value_floats);
         let by_key = |at: usize| (0..head_dim).map(|lane| key_floats[lane * TILE + at]).collect();

@@ -22,7 +22,8 @@ fn greedy_continuations_are_those_of_transformers() {
     for fixture in Fixture::all() {
         let ids = |key: &str| -> Vec<u32> { serde_json::from_value(fixture.texts[key].clone()).expect(key) };
         let (prompt, want) = (ids("greedy_prompt"), ids("greedy"));
-        let mut session = Session::new(&fixture.model.decoder, &exact(prompt.len() + want.len())).expect("fits");
+        let mut session =
+            Session::new(&fixture.model.decoder, &exact(prompt.len() + want.len())).expect("fits");
         let mut found = vec![argmax(session.prefill(&prompt).expect("prompt"))];
         while found.len() < want.len() {
             let last = *found.last().expect("one");

@@ -7,6 +7,7 @@ use qat_quant::{Format, PackedRef};
 use serde_json::{Value, json};
 
 use super::*;
+use crate::files::load_tokenizer;
 
 #[test]
 fn what_the_disk_gives_back_differently_is_not_committed() {
@@ -63,10 +64,29 @@ fn what_cannot_be_packed_is_refused_before_it_is_written() {
 }
 
 #[test]
-fn a_model_without_a_tokenizer_is_not_written() {
+fn a_model_without_a_tokenizer_opens_and_refuses_text() {
+    let (dir, _, packed) = place();
+    let mut writer = PackedWriter::create(&packed, &json!({}), &[], Value::Null).unwrap();
+    writer.float("norm", FloatType::F32, &[1], &[1.0]).unwrap();
+    writer.finish().unwrap();
+    let float = dir.path().join("float");
+    let mut writer = HfWriter::create(&float, &json!({}), &[], FloatType::F16, &Value::Null).unwrap();
+    writer.add("norm", &[1], &[1.0]).unwrap();
+    writer.finish().unwrap();
+    for (name, path) in [
+        ("packed", PackedDir::open(&packed).unwrap().tokenizer()),
+        ("float", HfDir::open(&float).unwrap().tokenizer()),
+    ] {
+        assert_eq!(
+            message(&dir, load_tokenizer(&path, 4)),
+            format!("{name}: text can't be read without a tokenizer: missing tokenizer.json")
+        );
+    }
+}
+
+#[test]
+fn a_companion_that_is_gone_is_named() {
     let (dir, _, target) = place();
-    let writer = PackedWriter::create(&target, &json!({}), &[], Value::Null);
-    assert_eq!(message(&dir, writer), "packed: wants a tokenizer.json to copy, found none");
     let writer = PackedWriter::create(&target, &json!({}), &[dir.path().join("gone.json")], Value::Null);
     assert_eq!(message(&dir, writer), "gone.json: cannot read: No such file or directory (os error 2)");
     assert!(!target.exists());
