@@ -30,7 +30,7 @@ pub fn run(args: &cli::Eval) -> anyhow::Result<Ending> {
     }
     let gates = gates(&args.require, args.against.is_some())?;
     let text = text(&args.data)?;
-    let options = Options { ctx: args.ctx, bos: args.bos, source_nats: None };
+    let options = Options { ctx: args.ctx, bos: args.bos, ..Options::default() };
     let report = score(&args.dir, &text, args.against.as_deref(), options)?;
     println!("{}", table::report(&report));
     if let Some(path) = &args.json {
