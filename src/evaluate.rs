@@ -31,7 +31,7 @@ pub fn run(args: &cli::Eval) -> anyhow::Result<Ending> {
     let gates = gates(&args.require, args.against.is_some())?;
     let text = text(&args.data)?;
     let activations = args.activations.chosen();
-    let options = Options { ctx: args.ctx, bos: args.bos, source_nats: None, kv: args.kv, activations };
+    let options = Options { ctx: args.ctx, bos: args.bos, kv: args.kv, activations, ..Options::default() };
     let report = score(&args.dir, &text, args.against.as_deref(), options)?;
     println!("{}", table::report(&report));
     if let Some(path) = &args.json {

@@ -253,7 +253,5 @@ impl Comparison {
 }
 
 fn score(dir: &Path, text: &EvalText, plan: &EvalPlan, against: Option<&Path>) -> anyhow::Result<Report> {
-    let options =
-        Options { ctx: Some(plan.ctx), bos: plan.bos, source_nats: None, kv: None, activations: None };
-    evaluate::score(dir, text, against, options)
+    evaluate::score(dir, text, against, Options { ctx: Some(plan.ctx), bos: plan.bos, ..Options::default() })
 }

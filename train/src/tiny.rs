@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
 use qat_infer::{
-    cpu::{CpuDecoder, Session},
+    cpu::{CpuDecoder, KvType, RunOptions, Session},
     files::companions,
     model::{Config, Decoder},
 };
@@ -80,7 +80,8 @@ pub(crate) fn trained_logits(decoder: &Decoder<Matrix, Tensor>, ids: &[u32]) -> 
 
 /// Logits `[ids, vocab]` of the runtime.
 pub(crate) fn runtime_logits(decoder: &CpuDecoder, ids: &[u32]) -> Vec<f32> {
-    let mut session = Session::new(decoder, ids.len()).expect("fits");
+    let exact = RunOptions::new(ids.len()).with_kv(KvType::F32);
+    let mut session = Session::new(decoder, &exact).expect("fits");
     let hidden = session.hidden(ids).expect("ids of the vocabulary");
     session.logits(&hidden, 0, ids.len()).expect("logits").to_vec()
 }
