@@ -22,4 +22,4 @@ pub use grid::fake_quant;
 pub use layout::tq1_0;
 pub use packed::{Packed, PackedRef, pack};
 pub use scales::{ScaleRule, Scales};
-pub use simd::vectorized;
+pub use simd::{vectorized, with_simd};

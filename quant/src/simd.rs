@@ -18,6 +18,12 @@ pub fn vectorized<R>(f: impl FnOnce() -> R) -> R {
     ARCH.dispatch(f)
 }
 
+/// Runs `op` on the registers of the best instruction set, for loops that the compiler doesn't vectorize by itself.
+#[inline]
+pub fn with_simd<W: WithSimd>(op: W) -> W::Output {
+    ARCH.dispatch(op)
+}
+
 /// Combines lanes in halves: lane l with lane l + N/2, and so on down to one. `N` is a power of two.
 #[inline(always)]
 pub(crate) fn reduce<T: Copy, const N: usize>(mut lanes: [T; N], combine: impl Fn(T, T) -> T) -> T {

@@ -12,11 +12,13 @@
 //! sum runs over positions (or over a head) in order. What a token's attention gives is therefore the same bits however
 //! the tokens were cut into calls, and however many threads there are.
 
-use qat_quant::vectorized;
+use pulp::{Simd, WithSimd};
+use qat_quant::{vectorized, with_simd};
 
-use super::kv::{Cache, Code, LayerCache, TILE, with_code};
-use super::lanes::{LANES, Lanes, exp, fold, greater, lanes};
+use super::kv::{Code, KvCache, LayerCache, TILE, with_code};
+use super::lanes::{exp, exp_of_register, greater};
 use super::pool::{Chunks, Pool, Tile, Tiles};
+use super::products::add_products;
 use crate::model::AttentionShape;
 
 /// Tiles of a span.
@@ -25,8 +27,6 @@ const SPAN: usize = 4;
 const SPAN_POSITIONS: usize = SPAN * TILE;
 /// Tokens of a block in prefill.
 const TOKENS: usize = 16;
-/// Registers of scores of a row and a tile.
-const PARTS: usize = TILE / LANES;
 /// Beside the weighted values of a row: the greatest score and the sum of weights.
 const SUMS: usize = 2;
 
@@ -47,7 +47,7 @@ struct Scratch {
 
 /// Attention of one layer at a time, and the memory for it.
 #[derive(Debug)]
-pub(super) struct Attention {
+pub struct Attention {
     shape: AttentionShape,
     scratch: Vec<Scratch>,
     /// `[kv_heads, spans, group, head_dim + SUMS]`
@@ -67,7 +67,7 @@ struct Call<'a, C> {
 
 impl Attention {
     /// Memory for contexts of up to `capacity` positions and `threads`.
-    pub(super) fn new(shape: AttentionShape, capacity: usize, threads: usize) -> Self {
+    pub fn new(shape: AttentionShape, capacity: usize, threads: usize) -> Self {
         let group = shape.heads / shape.kv_heads;
         let (rows, width) = (TOKENS * group, shape.head_dim + SUMS);
         let scratch = || Scratch {
@@ -83,10 +83,10 @@ impl Attention {
 
     /// Attention of the queries `[tokens, heads · head_dim]` at the positions from `position` on, whose keys and values
     /// have been written to `layer`: `out`, of the same shape.
-    pub(super) fn attend(
+    pub fn attend(
         &mut self,
         pool: &Pool,
-        cache: &Cache,
+        cache: &KvCache,
         layer: usize,
         position: usize,
         queries: &[f32],
@@ -111,15 +111,7 @@ impl Attention {
         let all = &mut self.spans[..heads * spans * width];
         let parts = Chunks::new(all, group * width);
         pool.each_with(&mut self.scratch, parts, |scratch, index, part| {
-            vectorized(
-                #[inline(always)]
-                || {
-                    let (head, span) = (index / spans, index % spans);
-                    call.load_queries(head, 0..1, &mut scratch.queries);
-                    let Scratch { queries, weights, tile, .. } = scratch;
-                    call.span(head, span, 0..1, queries, weights, tile, part);
-                },
-            );
+            with_simd(OneSpan { call, scratch, head: index / spans, span: index % spans, out: part });
         });
         vectorized(
             #[inline(always)]
@@ -143,19 +135,45 @@ impl Attention {
         let tokens = out.len() / width;
         let tiles = Tiles::new(out, [tokens, width], [TOKENS, width / kv_heads]);
         pool.each_with(&mut self.scratch, tiles, |scratch, _, mut tile| {
-            vectorized(
-                #[inline(always)]
-                || call.block(scratch, &mut tile),
-            );
+            with_simd(Block { call, scratch, out: &mut tile });
         });
     }
 }
 
-impl<C: Code> Call<'_, C> {
-    /// All spans of a block of tokens, for the heads of one group.
+/// One token's part of a span.
+struct OneSpan<'a, C> {
+    call: Call<'a, C>,
+    scratch: &'a mut Scratch,
+    head: usize,
+    span: usize,
+    out: &'a mut [f32],
+}
+
+impl<C: Code> WithSimd for OneSpan<'_, C> {
+    type Output = ();
+
     #[inline(always)]
-    fn block(&self, scratch: &mut Scratch, out: &mut Tile<'_>) {
-        let AttentionShape { heads, kv_heads, head_dim } = self.shape;
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { call, scratch: Scratch { queries, weights, tile, .. }, head, span, out } = self;
+        call.load_queries(head, 0..1, queries);
+        call.span(simd, (head, span), 0..1, queries, weights, tile, out);
+    }
+}
+
+/// All spans of a block of tokens, for the heads of one group.
+struct Block<'a, 'o, C> {
+    call: Call<'a, C>,
+    scratch: &'a mut Scratch,
+    out: &'a mut Tile<'o>,
+}
+
+impl<C: Code> WithSimd for Block<'_, '_, C> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { call, scratch, out } = self;
+        let AttentionShape { heads, kv_heads, head_dim } = call.shape;
         let (group, width) = (heads / kv_heads, head_dim + SUMS);
         let [token, column] = out.first();
         let tokens = token..token + out.shape()[0];
@@ -163,18 +181,20 @@ impl<C: Code> Call<'_, C> {
         let rows = tokens.len() * group;
         let Scratch { queries, weights, tile, span, all } = scratch;
         let (span, all) = (&mut span[..rows * width], &mut all[..rows * width]);
-        self.load_queries(head, tokens.clone(), queries);
-        let spans = (self.position + tokens.end).div_ceil(SPAN_POSITIONS);
-        self.span(head, 0, tokens.clone(), queries, weights, tile, all);
+        call.load_queries(head, tokens.clone(), queries);
+        let spans = (call.position + tokens.end).div_ceil(SPAN_POSITIONS);
+        call.span(simd, (head, 0), tokens.clone(), queries, weights, tile, all);
         for index in 1..spans {
-            self.span(head, index, tokens.clone(), queries, weights, tile, span);
+            call.span(simd, (head, index), tokens.clone(), queries, weights, tile, span);
             join(all, span, head_dim);
         }
         for (row, sums) in all.chunks_exact(width).enumerate() {
             finish(sums, &mut out.row(row / group)[row % group * head_dim..][..head_dim]);
         }
     }
+}
 
+impl<C: Code> Call<'_, C> {
     /// The queries of a group for some tokens, divided by the root of the head's width: `out` `[tokens · group, head_dim]`.
     #[inline(always)]
     fn load_queries(&self, head: usize, tokens: std::ops::Range<usize>, out: &mut [f32]) {
@@ -193,10 +213,10 @@ impl<C: Code> Call<'_, C> {
     /// sum of weights. A row that sees nothing of the span gets zeros and a greatest score of −∞.
     #[inline(always)]
     #[expect(clippy::too_many_arguments, reason = "the parts of a scratch, some of which the caller keeps")]
-    fn span(
+    fn span<S: Simd>(
         &self,
-        head: usize,
-        span: usize,
+        simd: S,
+        (head, span): (usize, usize),
         tokens: std::ops::Range<usize>,
         queries: &[f32],
         weights: &mut [f32],
@@ -217,21 +237,17 @@ impl<C: Code> Call<'_, C> {
             let (keys, values) = self.cache.tile(index, head);
             self.code.keys(keys, tile);
             weights.fill(0.0);
-            products(queries, head_dim, tile, TILE, weights, TILE);
-            for (row, (weights, out)) in weights
-                .as_chunks_mut::<TILE>()
-                .0
-                .iter_mut()
-                .zip(out.chunks_exact_mut(head_dim + SUMS))
-                .enumerate()
+            add_products(simd, (queries, head_dim), (tile, TILE), (&mut *weights, TILE));
+            for (row, (weights, out)) in
+                weights.as_chunks_mut::<TILE>().0.iter_mut().zip(out.chunks_exact_mut(head_dim + SUMS)).enumerate()
             {
                 let seen = first + row / group + 1;
-                softmax(weights, seen.saturating_sub(index * TILE).min(TILE), out);
+                softmax(simd, weights, seen.saturating_sub(index * TILE).min(TILE), out);
             }
             let visible = (end - index * TILE).min(TILE);
             let values_of = &mut tile[..visible * head_dim];
             self.code.values(values, head_dim, values_of);
-            products(weights, TILE, values_of, head_dim, out, head_dim + SUMS);
+            add_products(simd, (&*weights, TILE), (values_of, head_dim), (&mut *out, head_dim + SUMS));
         }
     }
 }
@@ -239,42 +255,45 @@ impl<C: Code> Call<'_, C> {
 /// Scores become weights `e^(score − greatest)`; the row's sums so far are rescaled to its new greatest score. What is not
 /// visible has no weight at all.
 #[inline(always)]
-fn softmax(scores: &mut [f32; TILE], visible: usize, row: &mut [f32]) {
+fn softmax<S: Simd>(simd: S, scores: &mut [f32; TILE], visible: usize, row: &mut [f32]) {
+    if visible == 0 {
+        scores.fill(0.0);
+        return;
+    }
+    scores[visible..].fill(f32::NEG_INFINITY);
     let (values, sums) = row.split_at_mut(row.len() - SUMS);
-    let mut parts = [[0.0; LANES]; PARTS];
-    for (part, scores) in parts.iter_mut().zip(scores.as_chunks::<LANES>().0) {
-        *part = *scores;
+    let registers = S::as_mut_simd_f32s(scores).0;
+    let mut peaks = registers[0];
+    for scores in &registers[1..] {
+        peaks = simd.max_f32s(peaks, *scores);
     }
-    if visible < TILE {
-        for (index, part) in parts.iter_mut().enumerate() {
-            let scores = *part;
-            let is_visible = |lane| index * LANES + lane < visible;
-            *part = lanes(|lane| if is_visible(lane) { scores[lane] } else { f32::NEG_INFINITY });
-        }
+    let (before, peak) = (sums[0], simd.reduce_max_f32s(peaks));
+    let greatest = greater(before, peak);
+    for scores in registers {
+        *scores = exp_of_register(simd, simd.sub_f32s(*scores, simd.splat_f32s(greatest)));
     }
-    let before = sums[0];
-    let greatest = greater(before, fold(across(&parts, greater), greater));
-    let shrink = if greatest > before { exp(before - greatest) } else { 1.0 };
-    for (index, part) in parts.iter_mut().enumerate() {
-        let scores = *part;
-        let powers = lanes(|lane| exp(scores[lane] - greatest));
-        *part = lanes(|lane| if index * LANES + lane < visible { powers[lane] } else { 0.0 });
-    }
-    sums[0] = greatest;
-    sums[1] = sums[1] * shrink + fold(across(&parts, |a, b| a + b), |a, b| a + b);
-    for (scores, part) in scores.as_chunks_mut::<LANES>().0.iter_mut().zip(&parts) {
-        *scores = *part;
-    }
-    if shrink != 1.0 {
+    scores[visible..].fill(0.0);
+    let total = sum_of_tile(scores);
+    if greatest > before {
+        let shrink = exp(before - greatest);
         values.iter_mut().for_each(|value| *value *= shrink);
+        sums[1] *= shrink;
     }
+    (sums[0], sums[1]) = (greatest, sums[1] + total);
 }
 
-/// Merges the registers of a tile in halves.
+/// The sum of a tile in halves: `l` with `l + 32`, and so on.
 #[inline(always)]
-fn across(tile: &[Lanes; PARTS], merge: impl Fn(f32, f32) -> f32) -> Lanes {
-    let [a, b, c, d] = *tile;
-    lanes(|lane| merge(merge(a[lane], c[lane]), merge(b[lane], d[lane])))
+fn sum_of_tile(tile: &[f32; TILE]) -> f32 {
+    let mut sums = *tile;
+    let mut half = TILE / 2;
+    while half > 0 {
+        for lane in 0..half {
+            sums[lane] += sums[lane + half];
+        }
+        half /= 2;
+    }
+    sums[0]
 }
 
 /// Takes a later span into `all`.
@@ -302,99 +321,3 @@ fn finish(row: &[f32], out: &mut [f32]) {
     }
 }
 
-/// `c += a · b` for rows of `a` (`depth` apart, of which as many columns count as `b` has rows), `b` `[_, width]`, rows of
-/// `c` `stride` apart. Every element of `c` takes its products in order, each fused into its sum.
-#[inline(always)]
-fn products(a: &[f32], depth: usize, b: &[f32], width: usize, c: &mut [f32], stride: usize) {
-    let mut rows = a.chunks_exact(depth).len();
-    let (mut a, mut c) = (a, c);
-    while rows > 0 {
-        // As many sums side by side as hide the latency of an addition, and as AVX2 has registers for.
-        let taken = match rows {
-            1 => strip::<1, 4>(a, depth, b, width, c, stride),
-            2 => strip::<2, 2>(a, depth, b, width, c, stride),
-            3 => strip::<3, 2>(a, depth, b, width, c, stride),
-            4 | 5 => strip::<4, 1>(a, depth, b, width, c, stride),
-            _ => strip::<6, 1>(a, depth, b, width, c, stride),
-        };
-        a = &a[taken * depth..];
-        c = &mut c[taken * stride..];
-        rows -= taken;
-    }
-}
-
-/// [`products`] of `R` rows, `C` registers of columns at a time.
-#[inline(always)]
-fn strip<const R: usize, const C: usize>(
-    a: &[f32],
-    depth: usize,
-    b: &[f32],
-    width: usize,
-    c: &mut [f32],
-    stride: usize,
-) -> usize {
-    let mut column = 0;
-    while column + C * LANES <= width {
-        block::<R, C>(a, depth, b, width, c, stride, column);
-        column += C * LANES;
-    }
-    while column + LANES <= width {
-        block::<R, 1>(a, depth, b, width, c, stride, column);
-        column += LANES;
-    }
-    for column in column..width {
-        for row in 0..R {
-            let c = &mut c[row * stride + column];
-            for (a, b) in a[row * depth..][..depth].iter().zip(b.chunks_exact(width)) {
-                *c = a.mul_add(b[column], *c);
-            }
-        }
-    }
-    R
-}
-
-/// `R` rows and `C` registers of columns from `column` on.
-#[inline(always)]
-fn block<const R: usize, const C: usize>(
-    a: &[f32],
-    depth: usize,
-    b: &[f32],
-    width: usize,
-    c: &mut [f32],
-    stride: usize,
-    column: usize,
-) {
-    let mut sums = [[[0.0; LANES]; C]; R];
-    for (row, sums) in sums.iter_mut().enumerate() {
-        let c = &c[row * stride + column..][..C * LANES];
-        for (sum, c) in sums.iter_mut().zip(c.as_chunks::<LANES>().0) {
-            *sum = *c;
-        }
-    }
-    let a: [&[f32]; R] = std::array::from_fn(
-        #[inline(always)]
-        |row| &a[row * depth..][..depth],
-    );
-    for (at, b) in b.chunks_exact(width).enumerate().take(depth) {
-        let b = &b[column..column + C * LANES];
-        for part in 0..C {
-            let b: Lanes = lanes(
-                #[inline(always)]
-                |lane| b[part * LANES + lane],
-            );
-            for row in 0..R {
-                let (factor, sum) = (a[row][at], sums[row][part]);
-                sums[row][part] = lanes(
-                    #[inline(always)]
-                    |lane| factor.mul_add(b[lane], sum[lane]),
-                );
-            }
-        }
-    }
-    for (row, sums) in sums.iter().enumerate() {
-        let c = &mut c[row * stride + column..][..C * LANES];
-        for (sum, c) in sums.iter().zip(c.as_chunks_mut::<LANES>().0) {
-            *c = *sum;
-        }
-    }
-}

@@ -4,6 +4,8 @@
 //! lanes that are folded in a fixed tree, products and sums are rounded separately, and the exponential is ours, because
 //! libm's differs from system to system.
 
+use pulp::Simd;
+
 /// Lanes of a sum; one register of AVX-512, two of AVX2, four of NEON.
 pub(super) const LANES: usize = 16;
 
@@ -20,8 +22,14 @@ pub(super) fn lanes(f: impl Fn(usize) -> f32) -> Lanes {
 /// Merges lanes in halves: `l` with `l + 8`, then with `l + 4`, `l + 2` and `l + 1`.
 #[inline(always)]
 pub(super) fn fold(x: Lanes, merge: impl Fn(f32, f32) -> f32) -> f32 {
-    let eight: [f32; 8] = std::array::from_fn(|lane| merge(x[lane], x[lane + 8]));
-    let four: [f32; 4] = std::array::from_fn(|lane| merge(eight[lane], eight[lane + 4]));
+    let eight: [f32; 8] = std::array::from_fn(
+        #[inline(always)]
+        |lane| merge(x[lane], x[lane + 8]),
+    );
+    let four: [f32; 4] = std::array::from_fn(
+        #[inline(always)]
+        |lane| merge(eight[lane], eight[lane + 4]),
+    );
     merge(merge(four[0], four[2]), merge(four[1], four[3]))
 }
 
@@ -37,11 +45,17 @@ fn sum_of_squares(x: &[f32]) -> f32 {
     let (chunks, rest) = x.as_chunks::<LANES>();
     let mut sums = [0.0; LANES];
     for chunk in chunks {
-        sums = lanes(|lane| sums[lane] + chunk[lane] * chunk[lane]);
+        sums = lanes(
+            #[inline(always)]
+            |lane| sums[lane] + chunk[lane] * chunk[lane],
+        );
     }
     let mut last = [0.0; LANES];
     last[..rest.len()].copy_from_slice(rest);
-    sums = lanes(|lane| sums[lane] + last[lane] * last[lane]);
+    sums = lanes(
+        #[inline(always)]
+        |lane| sums[lane] + last[lane] * last[lane],
+    );
     fold(sums, |a, b| a + b)
 }
 
@@ -93,19 +107,24 @@ pub(super) fn rotate(x: &mut [f32], cos: &[f32], sin: &[f32]) {
     }
 }
 
+/// Where [`exp`] stops.
+const LEAST: f32 = -87.3;
+const MOST: f32 = 88.3;
+/// 1.5 · 2²³: adding it leaves no fraction bits, so that taking it off again rounds to the nearest integer; in between, that
+/// integer stands in the low bits of the sum.
+const ROUND: f32 = 12_582_912.0;
+/// ln 2 in two parts; the first has so few bits that its product with the power is exact.
+const LN2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
+/// The polynomial, highest power first.
+const P: [f32; 6] = [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5e-1];
+
 /// eˣ within 2 ulp (tested); below −87.3 the smallest normal number, above 88.3 about the largest finite one.
 ///
 /// The method and the polynomial are those of `expf` in Cephes (Moshier): split off a whole power of two, then a
 /// polynomial on ±ln 2 / 2.
 #[inline(always)]
 pub(super) fn exp(x: f32) -> f32 {
-    /// 1.5 · 2²³: adding it leaves no fraction bits, so that taking it off again rounds to the nearest integer; in
-    /// between, that integer stands in the low bits of the sum.
-    const ROUND: f32 = 12_582_912.0;
-    /// ln 2 in two parts; the first has so few bits that its product with the power is exact.
-    const LN2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
-    const P: [f32; 6] = [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5e-1];
-    let x = x.clamp(-87.3, 88.3);
+    let x = x.clamp(LEAST, MOST);
     let shifted = x * std::f32::consts::LOG2_E + ROUND;
     let power = shifted - ROUND;
     let r = (x - power * LN2[0]) - power * LN2[1];
@@ -118,9 +137,56 @@ pub(super) fn exp(x: f32) -> f32 {
     mantissa * f32::from_bits(shifted.to_bits().wrapping_add(127) << 23)
 }
 
+/// [`exp`] of each lane of a register, products fused into sums: within 2 ulp as well, not the same bits. A NaN becomes
+/// one of the ends or stays one.
+#[inline(always)]
+pub(super) fn exp_of_register<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
+    let splat = |value| simd.splat_f32s(value);
+    let x = simd.min_f32s(simd.max_f32s(x, splat(LEAST)), splat(MOST));
+    let shifted = simd.mul_add_f32s(x, splat(std::f32::consts::LOG2_E), splat(ROUND));
+    let power = simd.sub_f32s(shifted, splat(ROUND));
+    let r = simd.mul_add_f32s(power, splat(-LN2[0]), x);
+    let r = simd.mul_add_f32s(power, splat(-LN2[1]), r);
+    let mut p = splat(P[0]);
+    for c in &P[1..] {
+        p = simd.mul_add_f32s(p, r, splat(*c));
+    }
+    let mantissa = simd.add_f32s(simd.mul_add_f32s(p, simd.mul_f32s(r, r), r), splat(1.0));
+    let biased = simd.add_u32s(simd.transmute_u32s_f32s(shifted), simd.splat_u32s(127));
+    let power = simd.wrapping_dyn_shl_u32s(biased, simd.splat_u32s(23));
+    simd.mul_f32s(mantissa, simd.transmute_f32s_u32s(power))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// `exp` by registers.
+    struct Exp<'a>(&'a mut [f32]);
+
+    impl pulp::WithSimd for Exp<'_> {
+        type Output = ();
+        fn with_simd<S: Simd>(self, simd: S) {
+            S::as_mut_simd_f32s(self.0).0.iter_mut().for_each(|x| *x = exp_of_register(simd, *x));
+        }
+    }
+
+    #[test]
+    fn the_exponential_of_a_register_is_within_two_ulp_too_and_has_the_same_bits_everywhere() {
+        let inputs: Vec<f32> = (0..1 << 20).map(|i| -87.0 + i as f32 * (175.0 / (1 << 20) as f32)).collect();
+        let mut found = inputs.clone();
+        qat_quant::with_simd(Exp(&mut found));
+        for (x, found) in inputs.iter().zip(&found) {
+            let truth = f64::from(*x).exp();
+            assert!((f64::from(*found) - truth).abs() <= f64::from(f32::EPSILON) * truth, "{x}: {found}");
+        }
+        let mut portable = inputs[..4096].to_vec();
+        pulp::Arch::Scalar.dispatch(Exp(&mut portable));
+        assert_eq!(portable, found[..4096]);
+        let mut ends = [0.0, f32::NEG_INFINITY, f32::INFINITY, -0.0].repeat(4);
+        qat_quant::with_simd(Exp(&mut ends));
+        assert!(ends[0] == 1.0 && ends[1] < 2e-38 && ends[2].is_finite() && ends[3] == 1.0, "{ends:?}");
+    }
 
     #[test]
     fn the_exponential_is_within_two_ulp_of_the_true_one() {

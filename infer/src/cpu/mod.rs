@@ -13,6 +13,7 @@ mod lanes;
 mod matrix;
 mod model;
 mod pool;
+mod products;
 mod program;
 mod record;
 mod rotation;
@@ -20,7 +21,8 @@ mod session;
 #[cfg(test)]
 mod tests;
 
-pub use kv::KvType;
+pub use attention::Attention;
+pub use kv::{KvCache, KvType};
 pub use matrix::Matrix;
 pub use model::{Model, Size};
 pub use pool::Pool;

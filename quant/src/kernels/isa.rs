@@ -5,6 +5,8 @@
 use std::fmt;
 use std::sync::LazyLock;
 
+#[cfg(target_arch = "aarch64")]
+use super::neon::Neon;
 use super::portable::Portable;
 #[cfg(target_arch = "x86_64")]
 use super::x86::{Avx2, Avx512, Avx512Vl, AvxVnni, Vnni256};
@@ -37,6 +39,10 @@ pub(super) enum Tier {
     AvxVnniVl(Vnni256<Avx512Vl>),
     #[cfg(target_arch = "x86_64")]
     Avx512(Avx512),
+    #[cfg(target_arch = "aarch64")]
+    Dotprod(Neon<false>),
+    #[cfg(target_arch = "aarch64")]
+    I8mm(Neon<true>),
 }
 
 /// Runs `$body` with `$lanes` bound to the lanes of the tier of `$isa`.
@@ -52,6 +58,10 @@ macro_rules! with_lanes {
             $crate::kernels::isa::Tier::AvxVnniVl($lanes) => $body,
             #[cfg(target_arch = "x86_64")]
             $crate::kernels::isa::Tier::Avx512($lanes) => $body,
+            #[cfg(target_arch = "aarch64")]
+            $crate::kernels::isa::Tier::Dotprod($lanes) => $body,
+            #[cfg(target_arch = "aarch64")]
+            $crate::kernels::isa::Tier::I8mm($lanes) => $body,
         }
     };
 }
@@ -83,6 +93,7 @@ impl Isa {
 
     /// All tiers that this processor has, lowest first.
     pub fn available() -> Vec<Self> {
+        #[allow(unused_mut, reason = "other processors have no other tier")]
         let mut tiers = vec![Tier::Portable(Portable)];
         #[cfg(target_arch = "x86_64")]
         {
@@ -92,6 +103,11 @@ impl Isa {
                 None => tiers.extend(Vnni256::<Avx512Vl>::detect().map(Tier::AvxVnniVl)),
             }
             tiers.extend(Avx512::detect().map(Tier::Avx512));
+        }
+        #[cfg(target_arch = "aarch64")]
+        {
+            tiers.extend(Neon::<false>::detect().map(Tier::Dotprod));
+            tiers.extend(Neon::<true>::detect().map(Tier::I8mm));
         }
         tiers.into_iter().map(Self).collect()
     }
@@ -106,6 +122,10 @@ impl Isa {
             Tier::AvxVnni(_) | Tier::AvxVnniVl(_) => "avx-vnni",
             #[cfg(target_arch = "x86_64")]
             Tier::Avx512(_) => "avx512-vnni",
+            #[cfg(target_arch = "aarch64")]
+            Tier::Dotprod(_) => "neon-dotprod",
+            #[cfg(target_arch = "aarch64")]
+            Tier::I8mm(_) => "neon-i8mm",
         }
     }
 }

@@ -5,7 +5,32 @@
 //! once, so that tiers agree to the bit in whatever uses only those; [`Lanes::accumulate`] alone may differ.
 
 use super::PANEL;
+use super::tokens::CHUNK;
 use crate::ScaleType;
+
+/// Repeats a block for each literal, with the constant `$i` bound to it.
+macro_rules! unroll {
+    ($i:ident in [$($n:literal)*] $body:block) => { $({ const $i: usize = $n; $body })* };
+}
+#[cfg(target_arch = "aarch64")]
+pub(super) use unroll;
+
+/// An expression of a tier's intrinsics, for which a value of the tier is shown.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+macro_rules! proven {
+    ($tier:expr, $intrinsics:expr) => {{
+        let _: Self = $tier;
+        // SAFETY: the value shows that the processor has the instructions. Loads and stores go through references to
+        // arrays of the size that they touch, and are of the kinds that need no alignment.
+        #[expect(unsafe_code, reason = "intrinsics are unsafe to call from code compiled without their features")]
+        #[allow(clippy::macro_metavars_in_unsafe, reason = "that is what the macro is for")]
+        unsafe {
+            $intrinsics
+        }
+    }};
+}
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+pub(super) use proven;
 
 /// Sixty-four bytes of codes, aligned as the widest register is.
 #[derive(Debug, Clone, Copy)]
@@ -14,9 +39,6 @@ pub(crate) struct Line(pub [u8; 64]);
 
 /// The codes of one chunk of a panel: 16 rows of 32 columns in `BITS` lines, see [`super::Panels`].
 pub(super) type Chunk<const BITS: usize> = [Line; BITS];
-
-/// Four activations that belong to the four codes of a 32-bit lane.
-pub(super) type Four = [i8; 4];
 
 /// The sixteen lanes of a tier. `BITS` is the width of a code: 2, 3, 4 or 8.
 pub(super) trait Lanes: Copy {
@@ -48,11 +70,37 @@ pub(super) trait Lanes: Copy {
     /// The sum of nothing.
     fn none(self) -> Self::Partial;
 
-    /// `partial + Σⱼ (codesⱼ − offset)·xⱼ` in each row.
-    fn dot<const BITS: usize>(self, partial: Self::Partial, codes: Self::Codes, x: Four) -> Self::Partial;
+    /// `partial + Σⱼ (codesⱼ − offset)·xⱼ` in each row, for the columns `4·I..4·I + 4` of a chunk.
+    fn dot<const BITS: usize, const I: usize>(
+        self,
+        partial: Self::Partial,
+        codes: Self::Codes,
+        x: &[i8; CHUNK],
+    ) -> Self::Partial;
 
     /// `ints + partial`.
     fn widen<const BITS: usize>(self, ints: Self::Ints, partial: Self::Partial) -> Self::Ints;
+
+    /// `ints + Σ (codes − offset)·x` over a chunk, in each row for each token.
+    #[inline(always)]
+    fn multiply<const BITS: usize, const T: usize>(
+        self,
+        mut ints: [Self::Ints; T],
+        chunk: &Chunk<BITS>,
+        x: [&[i8; CHUNK]; T],
+    ) -> [Self::Ints; T] {
+        let mut partial = [self.none(); T];
+        unroll!(I in [0 1 2 3 4 5 6 7] {
+            let codes = self.codes::<BITS, I>(chunk);
+            for t in 0..T {
+                partial[t] = self.dot::<BITS, I>(partial[t], codes, x[t]);
+            }
+        });
+        for t in 0..T {
+            ints[t] = self.widen::<BITS>(ints[t], partial[t]);
+        }
+        ints
+    }
 
     /// The same integer for each row.
     fn int(self, value: i32) -> Self::Ints;
@@ -75,6 +123,32 @@ pub(super) trait Lanes: Copy {
         table: Self::Table,
         chunk: &Chunk<BITS>,
     ) -> Self::Floats;
+
+    /// `sums + Σ weights·x` over a chunk, in each row for each token: two chains of products, those of even columns and
+    /// of odd ones, are added together and then to the sum.
+    #[inline(always)]
+    fn multiply_floats<const BITS: usize, const T: usize>(
+        self,
+        table: Self::Table,
+        mut sums: [Self::Floats; T],
+        chunk: &Chunk<BITS>,
+        x: [&[f32; CHUNK]; T],
+    ) -> [Self::Floats; T] {
+        let mut chains = [[self.float(0.0); T]; 2];
+        unroll!(I in [0 1 2 3 4 5 6 7] {
+            unroll!(J in [0 1 2 3] {
+                let weights = self.weights::<BITS, I, J>(table, chunk);
+                for t in 0..T {
+                    let chain = &mut chains[J % 2][t];
+                    *chain = self.accumulate(weights, self.float(x[t][4 * I + J]), *chain);
+                }
+            });
+        });
+        for t in 0..T {
+            sums[t] = self.add(sums[t], self.add(chains[0][t], chains[1][t]));
+        }
+        sums
+    }
 
     /// Sixteen stored scales, one for each row.
     fn scales(self, stored: &[[u8; 2]; PANEL], kind: ScaleType) -> Self::Floats;

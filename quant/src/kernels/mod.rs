@@ -1,11 +1,13 @@
 //! Products of activations with a matrix that stays packed, and with one stored as plain floats.
 //!
 //! Knows no layers and no tokens' meaning. `product` is the specification, written once over the lanes of a tier;
-//! `portable` is the tier that every processor has, `x86` holds the others.
+//! `portable` is the tier that every processor has, `x86` and `neon` hold the others.
 
 mod float;
 mod isa;
 mod lanes;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod panels;
 mod portable;
 mod product;
@@ -62,7 +64,7 @@ pub fn panel(
     });
 }
 
-/// Tokens in blocks of eight, then four, two and one, or of as many as the tier takes at once.
+/// Tokens in blocks of as many as the tier takes at once, then of four and one.
 fn blocks<L: Lanes, const BITS: usize, const AFFINE: bool>(
     l: L,
     panel: Panel<'_>,
@@ -72,28 +74,32 @@ fn blocks<L: Lanes, const BITS: usize, const AFFINE: bool>(
     sink: &mut dyn FnMut(usize, &[f32; PANEL]),
 ) {
     let mut first = tokens.start;
+    // The condition is a constant, so that no code is made for blocks that a tier doesn't take.
     macro_rules! of_size {
         ($($t:literal)*) => { $(
             match x {
-                Tokens::Int8(x) if $t <= L::INT8_TOKENS => while first + $t <= tokens.end {
-                    let outputs = l.vectorize(#[inline(always)] || {
-                        product::int8::<L, BITS, AFFINE, $t>(l, panel, &x, first)
-                    });
-                    (first..).zip(&outputs).for_each(|(token, outputs)| sink(token, outputs));
-                    first += $t;
+                Tokens::Int8(x) => if const { $t <= L::INT8_TOKENS } {
+                    while first + $t <= tokens.end {
+                        let outputs = l.vectorize(#[inline(always)] || {
+                            product::int8::<L, BITS, AFFINE, $t>(l, panel, &x, first)
+                        });
+                        (first..).zip(&outputs).for_each(|(token, outputs)| sink(token, outputs));
+                        first += $t;
+                    }
                 },
-                Tokens::Float(x) if $t <= L::FLOAT_TOKENS => while first + $t <= tokens.end {
-                    let outputs = l.vectorize(#[inline(always)] || {
-                        product::float::<L, BITS, AFFINE, $t>(l, panel, &x, cols, first)
-                    });
-                    (first..).zip(&outputs).for_each(|(token, outputs)| sink(token, outputs));
-                    first += $t;
+                Tokens::Float(x) => if const { $t <= L::FLOAT_TOKENS } {
+                    while first + $t <= tokens.end {
+                        let outputs = l.vectorize(#[inline(always)] || {
+                            product::float::<L, BITS, AFFINE, $t>(l, panel, &x, cols, first)
+                        });
+                        (first..).zip(&outputs).for_each(|(token, outputs)| sink(token, outputs));
+                        first += $t;
+                    }
                 },
-                _ => {}
             }
         )* };
     }
-    of_size!(8 4 2 1);
+    of_size!(8 4 1);
 }
 
 /// The outputs of rows `16·index..16·index + 16` of a matrix of floats for each token of `tokens`, as [`panel`] gives

@@ -1,7 +1,8 @@
 //! The specification of the products: plain loops over sixteen rows, with no instruction that some processor lacks.
 
 use super::PANEL;
-use super::lanes::{Chunk, Four, Lanes, low_bits, place};
+use super::lanes::{Chunk, Lanes, low_bits, place};
+use super::tokens::CHUNK;
 use crate::ScaleType;
 
 /// What every processor executes.
@@ -108,8 +109,13 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
-    fn dot<const BITS: usize>(self, sums: Self::Partial, codes: Self::Codes, x: Four) -> Self::Partial {
-        let [a, b, c, d] = x.map(i16::from);
+    fn dot<const BITS: usize, const I: usize>(
+        self,
+        sums: Self::Partial,
+        codes: Self::Codes,
+        x: &[i8; CHUNK],
+    ) -> Self::Partial {
+        let [a, b, c, d] = x.as_chunks::<4>().0[I].map(i16::from);
         let (even, odd) = (alternate(a, c), alternate(b, d));
         let (even, odd) = (
             halves(

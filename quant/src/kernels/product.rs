@@ -11,14 +11,9 @@
 //! Nothing depends on how many tokens share a block. Knows no threads and no outputs' places.
 
 use super::PANEL;
-use super::lanes::{Four, Lanes};
+use super::lanes::Lanes;
 use super::panels::Panel;
 use super::tokens::{CHUNK, FloatTokens, Int8Tokens};
-
-/// Repeats a block for each literal, with the constant `$i` bound to it.
-macro_rules! unroll {
-    ($i:ident in [$($n:literal)*] $body:block) => { $({ const $i: usize = $n; $body })* };
-}
 
 /// Outputs of a panel for the tokens `first..first + T`.
 #[inline(always)]
@@ -42,10 +37,8 @@ pub(super) fn int8<L: Lanes, const BITS: usize, const AFFINE: bool, const T: usi
         #[inline(always)]
         |row| row.as_chunks::<CHUNK>().0,
     );
-    let last = rows.map(
-        #[inline(always)]
-        |row| last_chunk(row, 0),
-    );
+    let mut last = [[0; CHUNK]; T];
+    copy_rests(&rows, &mut last);
     let zero = if AFFINE { 0 } else { panel.zero } - L::offset::<BITS>();
     let chunks = panel.lines.as_chunks::<BITS>().0;
     let scale_rows = if AFFINE { 2 } else { 1 };
@@ -56,19 +49,12 @@ pub(super) fn int8<L: Lanes, const BITS: usize, const AFFINE: bool, const T: usi
         let mut group_sums = [0; T];
         let mut ints = [l.int(0); T];
         for (index, chunk) in (begin..).zip(chunks) {
-            let x: [&[Four]; T] = by_token(
+            let x: [&[i8; CHUNK]; T] = by_token(
                 #[inline(always)]
-                |t| whole[t].get(index).unwrap_or(&last[t]).as_chunks::<4>().0,
+                |t| whole[t].get(index).unwrap_or(&last[t]),
             );
-            let mut partial = [l.none(); T];
-            unroll!(I in [0 1 2 3 4 5 6 7] {
-                let codes = l.codes::<BITS, I>(chunk);
-                for t in 0..T {
-                    partial[t] = l.dot::<BITS>(partial[t], codes, x[t][I]);
-                }
-            });
+            ints = l.multiply::<BITS, T>(ints, chunk, x);
             for t in 0..T {
-                ints[t] = l.widen::<BITS>(ints[t], partial[t]);
                 group_sums[t] += sums[t][index];
             }
         }
@@ -112,10 +98,8 @@ pub(super) fn float<L: Lanes, const BITS: usize, const AFFINE: bool, const T: us
         #[inline(always)]
         |row| row.as_chunks::<CHUNK>().0,
     );
-    let last = rows.map(
-        #[inline(always)]
-        |row| last_chunk(row, 0.0),
-    );
+    let mut last = [[0.0; CHUNK]; T];
+    copy_rests(&rows, &mut last);
     let zero = if AFFINE { 0 } else { panel.zero };
     let table = l.table::<BITS>(zero);
     let chunks = panel.lines.as_chunks::<BITS>().0;
@@ -131,18 +115,8 @@ pub(super) fn float<L: Lanes, const BITS: usize, const AFFINE: bool, const T: us
                 #[inline(always)]
                 |t| whole[t].get(index).unwrap_or(&last[t]),
             );
-            let mut chains = [[l.float(0.0); T]; 2];
-            unroll!(I in [0 1 2 3 4 5 6 7] {
-                unroll!(J in [0 1 2 3] {
-                    let weights = l.weights::<BITS, I, J>(table, chunk);
-                    for t in 0..T {
-                        let chain = &mut chains[J % 2][t];
-                        *chain = l.accumulate(weights, l.float(x[t][4 * I + J]), *chain);
-                    }
-                });
-            });
+            sum = l.multiply_floats::<BITS, T>(table, sum, chunk, x);
             for t in 0..T {
-                sum[t] = l.add(sum[t], l.add(chains[0][t], chains[1][t]));
                 group_sums[t] += sums[t][index];
             }
         }
@@ -172,11 +146,14 @@ fn by_token<V, const T: usize>(value: impl FnMut(usize) -> V) -> [V; T] {
     std::array::from_fn(value)
 }
 
-/// What a row has beyond its whole chunks, padded.
-#[inline(always)]
-fn last_chunk<V: Copy>(row: &[V], zero: V) -> [V; CHUNK] {
-    let rest = row.as_chunks::<CHUNK>().1;
-    let mut chunk = [zero; CHUNK];
-    chunk[..rest.len()].copy_from_slice(rest);
-    chunk
+/// What rows have beyond their whole chunks.
+///
+/// Never inlined: `last` has to stay a place in memory. Seen as values, a chunk that is either a row's or `last` would be
+/// chosen float by float in the innermost loop.
+#[inline(never)]
+fn copy_rests<V: Copy, const T: usize>(rows: &[&[V]; T], last: &mut [[V; CHUNK]; T]) {
+    for (row, last) in rows.iter().zip(last) {
+        let rest = row.as_chunks::<CHUNK>().1;
+        last[..rest.len()].copy_from_slice(rest);
+    }
 }

@@ -8,5 +8,7 @@ mod gguf;
 mod gradients;
 mod matrices;
 mod mlx;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod products;
 mod tiers;

@@ -126,7 +126,7 @@ pub(super) use with_code;
 
 /// Keys and values of a model for up to `capacity` positions.
 #[derive(Debug)]
-pub(super) struct Cache {
+pub struct KvCache {
     kv: KvType,
     shape: AttentionShape,
     layers: usize,
@@ -145,12 +145,12 @@ pub(super) struct LayerCache<'a> {
     side: usize,
 }
 
-impl Cache {
+impl KvCache {
     /// Room for `capacity` positions. The system hands out the memory page by page as it is written.
     ///
     /// # Errors
     /// When there is not that much memory: names bytes, type and positions.
-    pub(super) fn new(config: &Config, kv: KvType, capacity: usize) -> Result<Self> {
+    pub fn new(config: &Config, kv: KvType, capacity: usize) -> Result<Self> {
         let Config { heads, kv_heads, head_dim, layers, .. } = *config;
         let shape = AttentionShape { heads, kv_heads, head_dim };
         let mut cache = Self { kv, shape, layers, capacity, tiles: Vec::new() };
@@ -167,32 +167,32 @@ impl Cache {
     }
 
     /// How keys and values are kept.
-    pub(super) fn kv(&self) -> KvType {
+    pub fn kv(&self) -> KvType {
         self.kv
     }
 
     /// The heads it was made for.
-    pub(super) fn shape(&self) -> &AttentionShape {
+    pub fn shape(&self) -> &AttentionShape {
         &self.shape
     }
 
     /// Positions that fit.
-    pub(super) fn capacity(&self) -> usize {
+    pub fn capacity(&self) -> usize {
         self.capacity
     }
 
     /// Bytes of `positions` positions in all layers.
-    pub(super) fn bytes(&self, positions: usize) -> u64 {
+    pub fn bytes(&self, positions: usize) -> u64 {
         (self.stride() / TILE) as u64 * positions as u64
     }
 
     /// Forgets everything.
-    pub(super) fn clear(&mut self) {
+    pub fn clear(&mut self) {
         self.tiles.clear();
     }
 
     /// Makes the tiles of the positions below `positions`.
-    pub(super) fn extend_to(&mut self, positions: usize) {
+    pub fn extend_to(&mut self, positions: usize) {
         let bytes = positions.div_ceil(TILE) * self.stride();
         if bytes > self.tiles.len() {
             self.tiles.resize(bytes, 0);
@@ -208,7 +208,7 @@ impl Cache {
 
     /// Takes the keys and values `[tokens, kv_heads · head_dim]` of the positions from `position` on into `layer`. Their
     /// tiles are [there](Self::extend_to).
-    pub(super) fn write(&mut self, pool: &Pool, layer: usize, position: usize, keys: &[f32], values: &[f32]) {
+    pub fn write(&mut self, pool: &Pool, layer: usize, position: usize, keys: &[f32], values: &[f32]) {
         let AttentionShape { kv_heads, head_dim, .. } = self.shape;
         let (width, side, stride) = (kv_heads * head_dim, self.side(), self.stride());
         let (kv, end) = (self.kv, position + keys.len() / width);

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::cpu::attention::Attention;
-use crate::cpu::kv::Cache;
+use crate::cpu::kv::KvCache;
 use crate::cpu::record::Plan;
 use crate::model::{AttentionShape, Config};
 
@@ -133,7 +133,7 @@ fn attention_is_the_softmax_of_its_definition() {
         let values = noise(positions * kv_heads * head_dim);
         let queries = noise((positions - first) * heads * head_dim);
         let pool = Pool::new(2).expect("threads");
-        let mut cache = Cache::new(&config_of(shape), KvType::F32, positions).expect("memory");
+        let mut cache = KvCache::new(&config_of(shape), KvType::F32, positions).expect("memory");
         cache.extend_to(positions);
         cache.write(&pool, 1, 0, &keys, &values);
         let mut out = vec![f32::NAN; queries.len()];

@@ -7,7 +7,8 @@
 use std::arch::x86_64::*;
 
 use super::super::PANEL;
-use super::super::lanes::{Chunk, Four, Lanes, low_bits, place};
+use super::super::lanes::{Chunk, Lanes, low_bits, place};
+use super::super::tokens::CHUNK;
 use super::proven;
 use crate::ScaleType;
 
@@ -103,9 +104,10 @@ impl Avx2 {
         proven!(self, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
     }
 
-    /// The same four activations in each lane.
+    /// Activations `4·i..4·i + 4` in each lane.
     #[inline(always)]
-    pub fn four(self, x: Four) -> __m256i {
+    pub fn four(self, x: &[i8; CHUNK], i: usize) -> __m256i {
+        let x = x.as_chunks::<4>().0[i];
         proven!(self, _mm256_set1_epi32(i32::from_le_bytes(x.map(i8::cast_unsigned))))
     }
 }
@@ -146,8 +148,13 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
-    fn dot<const BITS: usize>(self, [a, b]: Self::Partial, codes: Self::Codes, x: Four) -> Self::Partial {
-        let x = self.four(x);
+    fn dot<const BITS: usize, const I: usize>(
+        self,
+        [a, b]: Self::Partial,
+        codes: Self::Codes,
+        x: &[i8; CHUNK],
+    ) -> Self::Partial {
+        let x = self.four(x, I);
         let [low, high] = [self.pairs::<BITS>(codes[0], x), self.pairs::<BITS>(codes[1], x)];
         if BITS == 8 {
             let (low, high) = (self.wide(low), self.wide(high));

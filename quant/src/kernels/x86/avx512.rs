@@ -6,7 +6,8 @@
 use std::arch::x86_64::*;
 
 use super::super::PANEL;
-use super::super::lanes::{Chunk, Four, Lanes, place};
+use super::super::lanes::{Chunk, Lanes, place};
+use super::super::tokens::CHUNK;
 use super::proven;
 use crate::ScaleType;
 
@@ -93,7 +94,13 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
-    fn dot<const BITS: usize>(self, partial: Self::Partial, codes: Self::Codes, x: Four) -> Self::Partial {
+    fn dot<const BITS: usize, const I: usize>(
+        self,
+        partial: Self::Partial,
+        codes: Self::Codes,
+        x: &[i8; CHUNK],
+    ) -> Self::Partial {
+        let x = x.as_chunks::<4>().0[I];
         proven!(self, {
             let x = _mm512_set1_epi32(i32::from_le_bytes(x.map(i8::cast_unsigned)));
             _mm512_dpbusd_epi32(partial, codes, x)

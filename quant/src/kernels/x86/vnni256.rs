@@ -7,7 +7,8 @@
 use std::arch::x86_64::*;
 
 use super::super::PANEL;
-use super::super::lanes::{Chunk, Four, Lanes};
+use super::super::lanes::{Chunk, Lanes};
+use super::super::tokens::CHUNK;
 use super::{Avx2, proven};
 use crate::ScaleType;
 
@@ -115,8 +116,13 @@ impl<E: Encoding> Lanes for Vnni256<E> {
     }
 
     #[inline(always)]
-    fn dot<const BITS: usize>(self, [a, b]: Self::Partial, codes: Self::Codes, x: Four) -> Self::Partial {
-        let x = self.avx2.four(x);
+    fn dot<const BITS: usize, const I: usize>(
+        self,
+        [a, b]: Self::Partial,
+        codes: Self::Codes,
+        x: &[i8; CHUNK],
+    ) -> Self::Partial {
+        let x = self.avx2.four(x, I);
         [self.encoding.dot(a, codes[0], x), self.encoding.dot(b, codes[1], x)]
     }
 
