@@ -99,9 +99,9 @@ done
 
 results=$(mktemp -d)
 trap 'rm -rf "$results"' EXIT
-idle=
+shares=()
 for round in $(seq "$rounds"); do
-    idle="$idle $("$python" "$root/scripts/bench_peers.py" idle)"
+    shares+=("$("$python" "$root/scripts/bench_peers.py" share "$threads")")
     for pair in "$@"; do
         split "$pair"
         say "round $round of $rounds: $pair"
@@ -118,5 +118,4 @@ for pair in "$@"; do
     [ "$head" = "$type" ] || peer=$type/$head
     [ "$embeddings" = "$format" ] || own=$format/$embeddings
     printf '%s\t%s\t%s\t%s\t%s\n' "$shape" "$peer" "$own" "$results/$name" "$gguf"
-done | "$python" "$root/scripts/bench_peers.py" table
-[ -z "${idle// /}" ] || echo "processors idle before each round:$idle"
+done | "$python" "$root/scripts/bench_peers.py" table "${shares[@]}"

@@ -8,10 +8,14 @@ import statistics
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import gguf
 import numpy as np
+
+# Below this share of the processors a comparison means little.
+QUIET = 0.95
 
 
 def tensors(path):
@@ -84,16 +88,27 @@ class Runs:
         return f"{statistics.fmean(rates):.1f} ± {statistics.stdev(rates) if len(rates) > 1 else 0:.1f}"
 
 
-def idle(seconds=1.0):
-    """The share of the processors' time that nobody used in the last `seconds`, or nothing where Linux doesn't tell."""
-    def times():
-        return [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+def spin(seconds):
+    """The share of a processor that this process got while it wanted all of one."""
+    began, used = time.monotonic(), time.process_time()
+    while time.monotonic() - began < seconds:
+        pass
+    return (time.process_time() - used) / (time.monotonic() - began)
 
-    if Path("/proc/stat").exists():
-        before = times()
-        time.sleep(seconds)
-        passed = [after - was for after, was in zip(times(), before)]
-        print(f"{(passed[3] + passed[4]) / sum(passed):.0%}")
+
+def share(threads):
+    """The least share of a processor that one of so many processes at once got."""
+    with ProcessPoolExecutor(threads) as pool:
+        return min(pool.map(spin, [1.0] * threads))
+
+
+def busy(shares):
+    """A line on what part of the machine was there before each round, and a warning if it was not all."""
+    shares = [float(share) for share in shares]
+    print("processors that were free for this, before each round: " + ", ".join(f"{share:.0%}" for share in shares))
+    if min(shares) < QUIET:
+        print("NOT A QUIET MACHINE: llama.cpp spins while its threads wait for each other and loses most when something "
+              "else runs, so these ratios flatter qat; stop what else is running and measure again")
 
 
 def kv_bytes(reader, test):
@@ -142,9 +157,10 @@ def table(lines):
 match sys.argv[1:]:
     case ["convert", source, target]:
         convert(source, target)
-    case ["idle"]:
-        idle()
-    case ["table"]:
+    case ["share", threads]:
+        print(share(int(threads)))
+    case ["table", *shares]:
         table(sys.stdin)
+        busy(shares)
     case _:
-        sys.exit("want: convert FLOAT_DIR GGUF, idle, or table < pairs")
+        sys.exit("want: convert FLOAT_DIR GGUF, share THREADS, or table SHARE… < pairs")
