@@ -75,7 +75,7 @@ fn blocks<L: Lanes, const BITS: usize, const AFFINE: bool>(
         ($($t:literal)*) => { $(
             match x {
                 Tokens::Int8(x) => if const { $t <= L::INT8_TOKENS } {
-                    while first + $t <= tokens.end {
+                    while tokens.end - first >= $t {
                         let outputs = l.vectorize(#[inline(always)] || {
                             product::int8::<L, BITS, AFFINE, $t>(l, panel, &x, first)
                         });
@@ -84,7 +84,7 @@ fn blocks<L: Lanes, const BITS: usize, const AFFINE: bool>(
                     }
                 },
                 Tokens::Float(x) => if const { $t <= L::FLOAT_TOKENS } {
-                    while first + $t <= tokens.end {
+                    while tokens.end - first >= $t {
                         let outputs = l.vectorize(#[inline(always)] || {
                             product::float::<L, BITS, AFFINE, $t>(l, panel, &x, cols, first)
                         });
