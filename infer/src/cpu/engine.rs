@@ -10,13 +10,13 @@ use super::attention::Attention;
 use super::inputs::{Inputs, Norm};
 use super::kv::{KvCache, KvType};
 use super::lanes;
-use super::pool::{Chunks, Joined, Pool, Tiles};
 use super::matrix::Needs;
+use super::pool::{Chunks, Joined, Pool, Tiles};
 use super::program::{Epilogue, MOST, Op, Product, Program, Turn, Value};
 use super::rotation::Rotation;
-use qat_quant::kernels::{Isa, PANEL};
 use crate::model::{AttentionShape, Config, Rope};
 use crate::{Error, Result};
+use qat_quant::kernels::{Isa, PANEL};
 
 /// Threads and past of one sequence.
 #[derive(Debug)]
@@ -76,7 +76,13 @@ impl Engine {
     /// # Errors
     /// When the threads can't be had, the cache doesn't fit the memory, or this processor lacks the instruction set that
     /// was asked for.
-    pub(super) fn new(config: &Config, ropes: &[Rope], capacity: usize, kv: KvType, threads: usize) -> Result<Self> {
+    pub(super) fn new(
+        config: &Config,
+        ropes: &[Rope],
+        capacity: usize,
+        kv: KvType,
+        threads: usize,
+    ) -> Result<Self> {
         let cache = KvCache::new(config, kv, capacity)?;
         Ok(Self {
             pool: Pool::new(threads)?,
@@ -195,7 +201,13 @@ impl Engine {
     }
 
     /// What was prepared from `x`, for the tasks that multiply by it.
-    fn operand<'a>(&'a self, buffers: &'a Buffers, tokens: usize, x: Value, product: &Product<'_>) -> Operand<'a> {
+    fn operand<'a>(
+        &'a self,
+        buffers: &'a Buffers,
+        tokens: usize,
+        x: Value,
+        product: &Product<'_>,
+    ) -> Operand<'a> {
         let x = buffers.get(x, tokens * product.matrix.cols());
         Operand { isa: self.isa, inputs: &self.inputs, x, tokens }
     }
@@ -209,7 +221,8 @@ impl Engine {
         products: &[Product<'_>],
         outs: &[Value],
     ) {
-        let mut to: [Vec<f32>; MOST] = std::array::from_fn(|i| outs.get(i).map(|o| buffers.take(*o)).unwrap_or_default());
+        let mut to: [Vec<f32>; MOST] =
+            std::array::from_fn(|i| outs.get(i).map(|o| buffers.take(*o)).unwrap_or_default());
         let mut rows = products.iter().map(|p| p.matrix.rows());
         let parts = to.each_mut().map(|to| {
             let rows = rows.next().unwrap_or(0);
