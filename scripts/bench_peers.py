@@ -154,13 +154,19 @@ def table(lines):
         print(f"{name}: " + ", ".join(f"{count} tensors {kind}" for kind, count in found.most_common()))
 
 
-match sys.argv[1:]:
-    case ["convert", source, target]:
-        convert(source, target)
-    case ["share", threads]:
-        print(share(int(threads)))
-    case ["table", *shares]:
-        table(sys.stdin)
-        busy(shares)
-    case _:
-        sys.exit("want: convert FLOAT_DIR GGUF, share THREADS, or table SHARE… < pairs")
+def main():
+    match sys.argv[1:]:
+        case ["convert", source, target]:
+            convert(source, target)
+        case ["share", threads]:
+            print(share(int(threads)))
+        case ["table", *shares]:
+            table(sys.stdin)
+            busy(shares)
+        case _:
+            sys.exit("want: convert FLOAT_DIR GGUF, share THREADS, or table SHARE… < pairs")
+
+
+# Processes of `share` read this file again.
+if __name__ == "__main__":
+    main()
