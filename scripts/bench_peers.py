@@ -107,8 +107,8 @@ def busy(shares):
     shares = [float(share) for share in shares]
     print("processors that were free for this, before each round: " + ", ".join(f"{share:.0%}" for share in shares))
     if min(shares) < QUIET:
-        print("NOT A QUIET MACHINE: llama.cpp spins while its threads wait for each other and loses most when something "
-              "else runs, so these ratios flatter qat; stop what else is running and measure again")
+        print("NOT A QUIET MACHINE: threads that wait for each other lose most when something else runs, so these ratios say "
+              "little; stop what else is running and measure again")
 
 
 def kv_bytes(reader, test):
