@@ -238,8 +238,12 @@ impl<C: Code> Call<'_, C> {
             self.code.keys(keys, tile);
             weights.fill(0.0);
             add_products(simd, (queries, head_dim), (tile, TILE), (&mut *weights, TILE));
-            for (row, (weights, out)) in
-                weights.as_chunks_mut::<TILE>().0.iter_mut().zip(out.chunks_exact_mut(head_dim + SUMS)).enumerate()
+            for (row, (weights, out)) in weights
+                .as_chunks_mut::<TILE>()
+                .0
+                .iter_mut()
+                .zip(out.chunks_exact_mut(head_dim + SUMS))
+                .enumerate()
             {
                 let seen = first + row / group + 1;
                 softmax(simd, weights, seen.saturating_sub(index * TILE).min(TILE), out);
@@ -320,4 +324,3 @@ fn finish(row: &[f32], out: &mut [f32]) {
         *out = value * inverse;
     }
 }
-

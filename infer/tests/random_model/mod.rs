@@ -31,7 +31,8 @@ impl RandomModel {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let (path, tokenizer) = (folder.path().join("packed"), folder.path().join("tokenizer.json"));
         std::fs::write(&tokenizer, "{}").expect("a tokenizer that nobody opens");
-        let mut writer = PackedWriter::create(&path, config, &[tokenizer], json!("random")).expect("a writer");
+        let mut writer =
+            PackedWriter::create(&path, config, &[tokenizer], json!("random")).expect("a writer");
         let plan = Config::from_json(config, Path::new("config.json")).expect("a config");
         let mut state = 1u32;
         for Param { name, shape, .. } in params(&plan) {
