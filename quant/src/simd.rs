@@ -5,7 +5,7 @@
 
 use std::sync::LazyLock;
 
-use pulp::{Arch, Simd, WithSimd};
+use pulp::{Arch, WithSimd};
 
 /// The scalar one where a test forces the lowest tier of the products, which must then be lowest in all.
 static ARCH: LazyLock<Arch> =
@@ -36,24 +36,4 @@ pub(crate) fn reduce<T: Copy, const N: usize>(mut lanes: [T; N], combine: impl F
         half /= 2;
     }
     lanes[0]
-}
-
-/// The instruction set that the loops of this crate run on: `avx512`, `avx2`, `neon`, `simd128` or `scalar`.
-///
-/// `scalar` is what the compiler may assume everywhere on the target (SSE2 on x86-64).
-pub fn isa() -> &'static str {
-    struct Lanes;
-    impl WithSimd for Lanes {
-        type Output = usize;
-        fn with_simd<S: Simd>(self, _: S) -> usize {
-            S::F32_LANES
-        }
-    }
-    match ARCH.dispatch(Lanes) {
-        16 => "avx512",
-        8 => "avx2",
-        4 if cfg!(target_arch = "wasm32") => "simd128",
-        4 => "neon",
-        _ => "scalar",
-    }
 }

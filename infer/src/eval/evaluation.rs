@@ -5,6 +5,8 @@
 
 use std::path::Path;
 
+use qat_quant::kernels::Isa;
+
 use super::{Protocol, Report, Text, Windows, measure_speed, peak_rss_bytes, score};
 use crate::cpu::{KvType, Model};
 use crate::files::{Activations, tokenizer_sha256};
@@ -86,7 +88,7 @@ pub fn evaluate(
         bits_per_weight: model.size.bits_per_weight,
         file_bytes: model.size.file_bytes,
         device: "cpu".into(),
-        isa: qat_quant::kernels::isa().into(),
+        isa: Isa::active()?.name().into(),
         nll_mean: score.nll.mean,
         nll_se: score.nll.se,
         nll_clustered_se: score.nll_clustered_se,

@@ -1,9 +1,26 @@
-//! A matrix stored as plain floats, read row by row by the same product as a packed one.
+//! A matrix stored as plain floats, and its product: for float models, and what a packed one left as it was.
+//!
+//! An output is a sum of `cols` products in [`LANES`] partial sums: lane l adds the products of columns l, l + 16, … in
+//! order (a row that ends within sixteen columns goes on in zeros), and lanes are then added in halves (l + l+8, then
+//! l + l+4, …). A product is rounded before it is added (never fused). That fixes the bits: tokens and instructions only
+//! decide which outputs are computed together.
 //!
 //! Knows no files; bytes are little-endian and need no alignment.
 
-use super::rowwise::Rows;
+use std::ops::Range;
+
+use super::PANEL;
+use crate::simd::{reduce, vectorized};
 use crate::{Error, ScaleType};
+
+/// Partial sums of an output.
+const LANES: usize = 16;
+
+/// Tokens computed together: four times sixteen lanes are half of the AVX2 registers.
+const BLOCK: usize = 4;
+
+/// Columns decoded at a time, a multiple of the lanes.
+const SPAN: usize = 512;
 
 /// How a float is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -80,25 +97,11 @@ impl<'a> FloatRef<'a> {
         assert_eq!(out.len(), self.cols, "a decoded row");
         crate::simd::vectorized(
             #[inline(always)]
-            || Rows::decode_row(self, row, out),
+            || self.decode_part(row, 0, out),
         );
     }
-}
 
-impl Rows for FloatRef<'_> {
-    fn rows(&self) -> usize {
-        self.rows
-    }
-
-    fn cols(&self) -> usize {
-        self.cols
-    }
-
-    #[inline(always)]
-    fn decode_row(&self, row: usize, out: &mut [f32]) {
-        self.decode_part(row, 0, out);
-    }
-
+    /// Writes the columns of row `row` from `first` on into `out`. Inlined into a vectorized loop.
     #[inline(always)]
     fn decode_part(&self, row: usize, first: usize, out: &mut [f32]) {
         let each = self.dtype.bytes();
@@ -126,4 +129,93 @@ fn read<const N: usize>(bytes: &[u8], out: &mut [f32], value: impl Fn([u8; N]) -
     for (out, &bytes) in out.iter_mut().zip(bytes.as_chunks::<N>().0) {
         *out = value(bytes);
     }
+}
+
+/// See [`super::float_panel`].
+pub(super) fn panel(
+    w: FloatRef<'_>,
+    index: usize,
+    x: &[f32],
+    tokens: Range<usize>,
+    sink: &mut dyn FnMut(usize, &[f32; PANEL]),
+) {
+    let first_row = index * PANEL;
+    let rows = first_row..w.rows.min(first_row + PANEL);
+    let mut first = tokens.start;
+    while first < tokens.end {
+        let count = BLOCK.min(tokens.end - first);
+        // A block of fewer tokens repeats its last one: the sums of the others don't change.
+        let x: [&[f32]; BLOCK] = std::array::from_fn(|t| &x[(first + t.min(count - 1)) * w.cols..][..w.cols]);
+        let outputs = vectorized(
+            #[inline(always)]
+            || block(w, rows.clone(), x),
+        );
+        (first..).zip(&outputs[..count]).for_each(|(token, outputs)| sink(token, outputs));
+        first += count;
+    }
+}
+
+/// Outputs of up to sixteen rows for a block of tokens.
+#[inline(always)]
+fn block(w: FloatRef<'_>, rows: Range<usize>, x: [&[f32]; BLOCK]) -> [[f32; PANEL]; BLOCK] {
+    let mut outputs = [[0.0; PANEL]; BLOCK];
+    for (lane, row) in rows.enumerate() {
+        let mut sums = [[0f32; LANES]; BLOCK];
+        let mut decoded = [0.0; SPAN];
+        for first in (0..w.cols).step_by(SPAN) {
+            let decoded = &mut decoded[..SPAN.min(w.cols - first)];
+            w.decode_part(row, first, decoded);
+            let part = x.map(
+                #[inline(always)]
+                |x| &x[first..][..decoded.len()],
+            );
+            sums = plus_span(sums, decoded, part);
+        }
+        for (output, sums) in outputs.iter_mut().zip(sums) {
+            output[lane] = reduce(
+                sums,
+                #[inline(always)]
+                |a, b| a + b,
+            );
+        }
+    }
+    outputs
+}
+
+/// Adds the products of some columns to the lanes; but for a row's last columns, they are a multiple of the lanes.
+#[inline(always)]
+fn plus_span(mut sums: [[f32; LANES]; BLOCK], row: &[f32], x: [&[f32]; BLOCK]) -> [[f32; LANES]; BLOCK] {
+    let (whole, rest) = row.as_chunks::<LANES>();
+    let x_whole = x.map(
+        #[inline(always)]
+        |x| &x.as_chunks::<LANES>().0[..whole.len()],
+    );
+    for (i, w) in whole.iter().enumerate() {
+        for token in 0..BLOCK {
+            sums[token] = plus_products(sums[token], w, &x_whole[token][i]);
+        }
+    }
+    if !rest.is_empty() {
+        let w = padded(rest);
+        for token in 0..BLOCK {
+            sums[token] = plus_products(sums[token], &w, &padded(&x[token][row.len() - rest.len()..]));
+        }
+    }
+    sums
+}
+
+/// By value, which keeps the lanes in registers: updated in place, they are not vectorized.
+#[inline(always)]
+fn plus_products(sums: [f32; LANES], w: &[f32; LANES], x: &[f32; LANES]) -> [f32; LANES] {
+    std::array::from_fn(
+        #[inline(always)]
+        |lane| sums[lane] + w[lane] * x[lane],
+    )
+}
+
+#[inline(always)]
+fn padded(rest: &[f32]) -> [f32; LANES] {
+    let mut lanes = [0.0; LANES];
+    lanes[..rest.len()].copy_from_slice(rest);
+    lanes
 }

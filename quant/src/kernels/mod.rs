@@ -11,7 +11,6 @@ mod neon;
 mod panels;
 mod portable;
 mod product;
-pub mod rowwise;
 mod tokens;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -27,9 +26,6 @@ pub use isa::Isa;
 pub(crate) use isa::portable_is_forced;
 pub use panels::Panels;
 pub use tokens::{CHUNK, FloatTokens, Int8Tokens, Tokens, float_sums, round_int8};
-
-use crate::PackedRef;
-pub use crate::simd::isa;
 
 /// Rows of a panel.
 pub const PANEL: usize = 16;
@@ -79,7 +75,7 @@ fn blocks<L: Lanes, const BITS: usize, const AFFINE: bool>(
         ($($t:literal)*) => { $(
             match x {
                 Tokens::Int8(x) => if const { $t <= L::INT8_TOKENS } {
-                    while first + $t <= tokens.end {
+                    while tokens.end - first >= $t {
                         let outputs = l.vectorize(#[inline(always)] || {
                             product::int8::<L, BITS, AFFINE, $t>(l, panel, &x, first)
                         });
@@ -88,7 +84,7 @@ fn blocks<L: Lanes, const BITS: usize, const AFFINE: bool>(
                     }
                 },
                 Tokens::Float(x) => if const { $t <= L::FLOAT_TOKENS } {
-                    while first + $t <= tokens.end {
+                    while tokens.end - first >= $t {
                         let outputs = l.vectorize(#[inline(always)] || {
                             product::float::<L, BITS, AFFINE, $t>(l, panel, &x, cols, first)
                         });
@@ -114,23 +110,5 @@ pub fn float_panel(
     tokens: Range<usize>,
     sink: &mut dyn FnMut(usize, &[f32; PANEL]),
 ) {
-    rowwise::panel(&w, index, x, tokens, sink);
-}
-
-/// `out = x · wᵀ`: activations `x` `[n, cols]`, packed weights `w` `[rows, cols]`, `out` `[n, rows]`.
-///
-/// The result doesn't depend on `n`, the number of threads or the instruction set.
-///
-/// # Panics
-/// When `x` or `out` has another length than that.
-pub fn matmul(w: PackedRef<'_>, x: &[f32], n: usize, out: &mut [f32]) {
-    rowwise::matmul(&w, x, n, out);
-}
-
-/// [`matmul`] with weights stored as floats: the float model through the same runtime.
-///
-/// # Panics
-/// When `x` or `out` has another length than that.
-pub fn matmul_float(w: FloatRef<'_>, x: &[f32], n: usize, out: &mut [f32]) {
-    rowwise::matmul(&w, x, n, out);
+    float::panel(w, index, x, tokens, sink);
 }

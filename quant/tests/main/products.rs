@@ -1,12 +1,8 @@
-//! Products of packed and float matrices: the specified order of additions to the bit, and the error it may have.
+//! Products of matrices of floats: the specified order of additions to the bit, and the error it may have.
 
-use qat_quant::{
-    Format, PackedRef, ScaleRule, Scales,
-    kernels::{FloatRef, FloatType, PANEL, float_panel, matmul, matmul_float},
-    pack,
-};
+use qat_quant::kernels::{FloatRef, FloatType, PANEL, float_panel};
 
-use crate::matrices::{bits, normal};
+use crate::matrices::normal;
 
 const LANES: usize = 16;
 
@@ -44,22 +40,6 @@ fn check(what: &str, w: &[f32], cols: usize, x: &[f32], out: &[f32]) {
 }
 
 #[test]
-fn packed_products_follow_the_specification_for_every_format_and_shape() {
-    for format in Format::all() {
-        for (rows, blocks, n) in [(1, 1, 1), (3, 2, 1), (16, 1, 4), (17, 2, 5), (37, 3, 9)] {
-            // Four weights are the shortest row of all: 4, 8 and 12 columns don't fill the lanes.
-            let cols = format.block_len() * blocks;
-            let (w, x) = (normal(5, rows * cols), normal(6, n * cols));
-            let scales = Scales::choose(format, ScaleRule::Absmax, &w, rows, cols);
-            let packed = pack("w", format, &w, rows, cols, &scales).unwrap();
-            let mut out = vec![f32::NAN; n * rows];
-            matmul(packed.as_ref(), &x, n, &mut out);
-            check(&format!("{format} [{rows}, {cols}] · {n}"), &packed.as_ref().decode(), cols, &x, &out);
-        }
-    }
-}
-
-#[test]
 fn float_products_follow_the_specification_for_every_dtype_and_shape() {
     for (rows, cols, n) in [(1, 1, 1), (5, 17, 3), (33, 48, 6), (16, 15, 4)] {
         let x = normal(8, n * cols);
@@ -78,15 +58,12 @@ fn float_products_follow_the_specification_for_every_dtype_and_shape() {
             view.decode_row(rows - 1, &mut row);
             assert_eq!(row, w[(rows - 1) * cols..]);
             let mut out = vec![f32::NAN; n * rows];
-            matmul_float(view, &x, n, &mut out);
-            let mut by_panel = vec![f32::NAN; n * rows];
             for index in 0..rows.div_ceil(PANEL) {
                 float_panel(view, index, &x, 0..n, &mut |token, outputs| {
-                    let place = &mut by_panel[token * rows..][index * PANEL..rows.min((index + 1) * PANEL)];
+                    let place = &mut out[token * rows..][index * PANEL..rows.min((index + 1) * PANEL)];
                     place.copy_from_slice(&outputs[..place.len()]);
                 });
             }
-            assert_eq!(bits(&out), bits(&by_panel));
             check(&format!("{dtype:?} [{rows}, {cols}] · {n}"), &w, cols, &x, &out);
         }
     }
@@ -96,36 +73,6 @@ fn float_products_follow_the_specification_for_every_dtype_and_shape() {
 fn f16_bits(v: f32) -> u16 {
     let (sign, magnitude) = ((v.to_bits() >> 16) as u16 & 0x8000, v.abs().to_bits());
     if magnitude == 0 { sign } else { sign | ((magnitude >> 13) - (112 << 10)) as u16 }
-}
-
-#[test]
-fn products_do_not_depend_on_threads_or_on_what_is_computed_beside_them() {
-    let (rows, cols, n) = (200, 512, 11);
-    let (w, x) = (normal(1, rows * cols), normal(2, n * cols));
-    let scales = Scales::choose(Format::Int4G32, ScaleRule::Mse, &w, rows, cols);
-    let packed = pack("w", Format::Int4G32, &w, rows, cols, &scales).unwrap();
-    let product = |x: &[f32]| {
-        let n = x.len() / cols;
-        let mut out = vec![f32::NAN; n * rows];
-        matmul(packed.as_ref(), x, n, &mut out);
-        bits(&out)
-    };
-    let together = product(&x);
-    let alone: Vec<u32> = x.chunks_exact(cols).flat_map(product).collect();
-    assert!(together == alone);
-    for threads in [1, 3] {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        assert!(pool.install(|| product(&x)) == together, "{threads} threads");
-    }
-}
-
-#[test]
-fn no_tokens_and_no_rows_are_empty_products() {
-    let view = PackedRef::new("w", Format::Int4G32, 0, 32, &[], None).unwrap();
-    matmul(view, &[1.0; 64], 2, &mut []);
-    let blocks = [0; 18];
-    let view = PackedRef::new("w", Format::Int4G32, 1, 32, &blocks, None).unwrap();
-    matmul(view, &[], 0, &mut []);
 }
 
 #[test]

@@ -258,7 +258,8 @@ fn a_float_directory_holds_the_values_of_the_grid_and_nothing_coarser() {
     let shipment = Shipment { student: case.student, companions: tokenizer_files(), source: json!({}) };
     let target = case.packed.with_file_name("hf");
     shipment.write(ExportFormat::Hf, FloatType::F32, &target).expect("written");
-    let (packed, float) = (PackedDir::open(&case.packed).expect("opens"), HfDir::open(&target).expect("opens"));
+    let (packed, float) =
+        (PackedDir::open(&case.packed).expect("opens"), HfDir::open(&target).expect("opens"));
     for param in params(&config).iter().filter(|p| p.shape.len() == 2) {
         let (name, shape) = (&param.name, [param.shape[0], param.shape[1]]);
         let stored = packed.matrix(name, shape).expect("a matrix");
