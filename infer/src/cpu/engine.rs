@@ -7,6 +7,7 @@
 use qat_quant::vectorized;
 
 use super::attention::Attention;
+use super::buffers::{Buffer, Buffers};
 use super::inputs::{Inputs, Norm};
 use super::kv::{KvCache, KvType};
 use super::lanes;
@@ -29,45 +30,6 @@ pub(super) struct Engine {
     rotations: Vec<Rotation>,
     /// Tokens in the cache; the position of the next one.
     position: usize,
-}
-
-/// The memory of a program.
-#[derive(Debug)]
-pub(super) struct Buffers(Vec<Vec<f32>>);
-
-impl Buffers {
-    /// Memory for passes of up to `tokens`.
-    pub(super) fn new(program: &Program<'_>, tokens: usize) -> Self {
-        Self(program.widths.iter().map(|width| vec![0.0; tokens * width]).collect())
-    }
-
-    /// Makes room for passes of `tokens`.
-    pub(super) fn fit(&mut self, program: &Program<'_>, tokens: usize) {
-        for (buffer, width) in self.0.iter_mut().zip(&program.widths) {
-            if buffer.len() < tokens * width {
-                *buffer = vec![0.0; tokens * width];
-            }
-        }
-    }
-
-    /// The first `len` elements of a buffer.
-    pub(super) fn get(&self, value: Value, len: usize) -> &[f32] {
-        &self.0[value.0][..len]
-    }
-
-    /// The same, to be written.
-    pub(super) fn get_mut(&mut self, value: Value, len: usize) -> &mut [f32] {
-        &mut self.0[value.0][..len]
-    }
-
-    /// Takes a buffer out, so that it can be written while others are read; [`put`](Self::put) it back.
-    fn take(&mut self, value: Value) -> Vec<f32> {
-        std::mem::take(&mut self.0[value.0])
-    }
-
-    fn put(&mut self, value: Value, buffer: Vec<f32>) {
-        self.0[value.0] = buffer;
-    }
 }
 
 impl Engine {
@@ -221,7 +183,7 @@ impl Engine {
         products: &[Product<'_>],
         outs: &[Value],
     ) {
-        let mut to: [Vec<f32>; MOST] =
+        let mut to: [Buffer; MOST] =
             std::array::from_fn(|i| outs.get(i).map(|o| buffers.take(*o)).unwrap_or_default());
         let mut rows = products.iter().map(|p| p.matrix.rows());
         let parts = to.each_mut().map(|to| {
