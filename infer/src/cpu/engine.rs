@@ -7,11 +7,12 @@
 use qat_quant::vectorized;
 
 use super::attention::Attention;
+use super::buffers::{Buffer, Buffers};
 use super::inputs::{Inputs, Norm};
 use super::kv::{KvCache, KvType};
 use super::lanes;
 use super::matrix::Needs;
-use super::pool::{Chunks, Joined, Pool, Tiles};
+use super::pool::{Chunks, Joined, Pool, Tile, Tiles};
 use super::program::{Epilogue, MOST, Op, Product, Program, Turn, Value};
 use super::rotation::Rotation;
 use crate::model::{AttentionShape, Config, Rope};
@@ -29,45 +30,6 @@ pub(super) struct Engine {
     rotations: Vec<Rotation>,
     /// Tokens in the cache; the position of the next one.
     position: usize,
-}
-
-/// The memory of a program.
-#[derive(Debug)]
-pub(super) struct Buffers(Vec<Vec<f32>>);
-
-impl Buffers {
-    /// Memory for passes of up to `tokens`.
-    pub(super) fn new(program: &Program<'_>, tokens: usize) -> Self {
-        Self(program.widths.iter().map(|width| vec![0.0; tokens * width]).collect())
-    }
-
-    /// Makes room for passes of `tokens`.
-    pub(super) fn fit(&mut self, program: &Program<'_>, tokens: usize) {
-        for (buffer, width) in self.0.iter_mut().zip(&program.widths) {
-            if buffer.len() < tokens * width {
-                *buffer = vec![0.0; tokens * width];
-            }
-        }
-    }
-
-    /// The first `len` elements of a buffer.
-    pub(super) fn get(&self, value: Value, len: usize) -> &[f32] {
-        &self.0[value.0][..len]
-    }
-
-    /// The same, to be written.
-    pub(super) fn get_mut(&mut self, value: Value, len: usize) -> &mut [f32] {
-        &mut self.0[value.0][..len]
-    }
-
-    /// Takes a buffer out, so that it can be written while others are read; [`put`](Self::put) it back.
-    fn take(&mut self, value: Value) -> Vec<f32> {
-        std::mem::take(&mut self.0[value.0])
-    }
-
-    fn put(&mut self, value: Value, buffer: Vec<f32>) {
-        self.0[value.0] = buffer;
-    }
 }
 
 impl Engine {
@@ -221,7 +183,7 @@ impl Engine {
         products: &[Product<'_>],
         outs: &[Value],
     ) {
-        let mut to: [Vec<f32>; MOST] =
+        let mut to: [Buffer; MOST] =
             std::array::from_fn(|i| outs.get(i).map(|o| buffers.take(*o)).unwrap_or_default());
         let mut rows = products.iter().map(|p| p.matrix.rows());
         let parts = to.each_mut().map(|to| {
@@ -230,9 +192,7 @@ impl Engine {
         });
         let operand = self.operand(buffers, tokens, x, &products[0]);
         self.pool.each(Joined(parts), |_, (which, index, mut tile)| {
-            operand.panel(&products[which], index, |token, outputs| {
-                tile.row(token).copy_from_slice(outputs);
-            });
+            operand.panel(&products[which], index, &mut tile, keep);
         });
         outs.iter().zip(to).for_each(|(out, to)| buffers.put(*out, to));
     }
@@ -244,9 +204,7 @@ impl Engine {
         let operand = self.operand(buffers, tokens, x, product);
         let tiles = Tiles::new(&mut to[..tokens * rows], [tokens, rows], [tokens, PANEL]);
         self.pool.each(tiles, |index, mut tile| {
-            operand.panel(product, index, |token, outputs| {
-                tile.row(token).iter_mut().zip(outputs).for_each(|(sum, output)| *sum += output);
-            });
+            operand.panel(product, index, &mut tile, add);
         });
         buffers.put(out, to);
     }
@@ -266,12 +224,8 @@ impl Engine {
         let tiles = |of| Tiles::new(of, [tokens, rows], [tokens, PANEL]);
         let parts = (tiles(&mut gate[..tokens * rows]), tiles(&mut up[..tokens * rows]));
         self.pool.each(parts, |index, (mut gate, mut up)| {
-            operand.panel(&products[0], index, |token, outputs| {
-                gate.row(token).copy_from_slice(outputs);
-            });
-            operand.panel(&products[1], index, |token, outputs| {
-                up.row(token).copy_from_slice(outputs);
-            });
+            operand.panel(&products[0], index, &mut gate, keep);
+            operand.panel(&products[1], index, &mut up, keep);
             vectorized(
                 #[inline(always)]
                 || (0..tokens).for_each(|token| lanes::swiglu(gate.row(token), up.row(token))),
@@ -349,19 +303,47 @@ struct Operand<'a> {
 }
 
 impl Operand<'_> {
-    /// Outputs of panel `index`, with their bias, for all tokens.
-    fn panel(&self, product: &Product<'_>, index: usize, mut sink: impl FnMut(usize, &[f32])) {
-        let first = index * PANEL;
-        let count = PANEL.min(product.matrix.rows() - first);
-        let bias = product.bias.map(|bias| &bias[first..first + count]);
+    /// Outputs of panel `index`, with their bias, for all tokens: each row of the tile becomes `combine(row, outputs)`.
+    fn panel(
+        &self,
+        product: &Product<'_>,
+        index: usize,
+        tile: &mut Tile<'_>,
+        combine: impl Fn(&mut [f32; PANEL], &[f32; PANEL]),
+    ) {
+        let bias = product.bias.map(|bias| {
+            let mut lanes = [0.0; PANEL];
+            let bias = &bias[index * PANEL..bias.len().min((index + 1) * PANEL)];
+            lanes[..bias.len()].copy_from_slice(bias);
+            lanes
+        });
+        let combine = |row: &mut [f32; PANEL], outputs: &[f32; PANEL]| match bias {
+            None => combine(row, outputs),
+            Some(bias) => combine(row, &std::array::from_fn(|lane| outputs[lane] + bias[lane])),
+        };
         product.matrix.panel(self.isa, index, self.inputs, self.x, 0..self.tokens, &mut |token, outputs| {
-            let mut outputs = *outputs;
-            if let Some(bias) = bias {
-                outputs.iter_mut().zip(bias).for_each(|(output, bias)| *output += bias);
+            let row = tile.row(token);
+            // Of known length, so that a row is a few registers rather than a call of memcpy.
+            if let Ok(row) = row.try_into() {
+                combine(row, outputs);
+            } else {
+                let mut lanes = [0.0; PANEL];
+                lanes[..row.len()].copy_from_slice(row);
+                combine(&mut lanes, outputs);
+                row.copy_from_slice(&lanes[..row.len()]);
             }
-            sink(token, &outputs[..count]);
         });
     }
+}
+
+/// A [`combine`](Operand::panel) that keeps the outputs.
+fn keep(row: &mut [f32; PANEL], outputs: &[f32; PANEL]) {
+    *row = *outputs;
+}
+
+/// One that adds them to what is there.
+fn add(row: &mut [f32; PANEL], outputs: &[f32; PANEL]) {
+    *row = std::array::from_fn(|lane| row[lane] + outputs[lane]);
 }
 
 /// Norms and rotates the heads of a row, whichever of the two there is.

@@ -5,6 +5,7 @@
 //! `engine.rs` runs the program on `pool.rs`'s threads over the cache in `kv/`; `session.rs` is what callers hold.
 
 mod attention;
+mod buffers;
 mod engine;
 mod fuse;
 mod inputs;

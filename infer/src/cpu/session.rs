@@ -3,7 +3,8 @@
 //! Knows no sampling and no text. Invariant: reading ids in one call, one by one or in any other parts gives the same
 //! bits, for every type of KV cache and any number of threads.
 
-use super::engine::{Buffers, Engine};
+use super::buffers::Buffers;
+use super::engine::Engine;
 use super::kv::KvType;
 use super::matrix::Matrix;
 use super::record::Plan;

@@ -38,6 +38,9 @@ pub enum Tokens<'a> {
     Float(FloatTokens<'a>),
 }
 
+/// 1.5 · 2²³.
+const ROUND: f32 = 12_582_912.0;
+
 /// Rounds one token to `scale·code` and sums the codes of each chunk; returns the scale, 0 for a token of zeros.
 ///
 /// # Panics
@@ -56,7 +59,8 @@ pub fn round_int8(x: &[f32], codes: &mut [i8], sums: &mut [i32]) -> f32 {
             }
             for ((x, codes), sum) in x.chunks(CHUNK).zip(codes.chunks_mut(CHUNK)).zip(sums) {
                 for (code, x) in codes.iter_mut().zip(x) {
-                    *code = (x / scale).round_ties_even().clamp(-128.0, 127.0) as i8;
+                    // The sum has no bits left for a fraction: it is rounded to even, and its lowest byte is the code.
+                    *code = ((x / scale).clamp(-128.0, 127.0) + ROUND).to_bits() as i8;
                 }
                 *sum = codes.iter().map(|code| i32::from(*code)).sum();
             }

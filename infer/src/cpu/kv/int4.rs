@@ -34,6 +34,11 @@ fn scale(bytes: &[u8; 2]) -> f32 {
     from_f16(u16::from_le_bytes(*bytes))
 }
 
+#[inline(always)]
+fn value(code: u8, scale: f32) -> f32 {
+    f32::from(code as i8 - 8) * scale
+}
+
 impl Code for Int4 {
     #[inline(always)]
     fn bytes(self, head_dim: usize) -> usize {
@@ -89,10 +94,10 @@ impl Code for Int4 {
             for (out, cells) in out.as_chunks_mut::<TILE>().0.iter_mut().zip(rows) {
                 let (low, high) = out.split_at_mut(TILE / 2);
                 for lane in 0..TILE / 2 {
-                    low[lane] = (f32::from(cells[lane] & 0x0f) - 8.0) * scales[lane];
+                    low[lane] = value(cells[lane] & 0x0f, scales[lane]);
                 }
                 for lane in 0..TILE / 2 {
-                    high[lane] = (f32::from(cells[lane] >> 4) - 8.0) * scales[TILE / 2 + lane];
+                    high[lane] = value(cells[lane] >> 4, scales[TILE / 2 + lane]);
                 }
             }
         }
@@ -111,17 +116,21 @@ impl Code for Int4 {
                 if let (Ok(out), Ok(cells)) =
                     (<&mut [f32; GROUP]>::try_from(&mut *out), <&[u8; HALF]>::try_from(cells))
                 {
-                    for lane in 0..HALF {
-                        out[lane] = (f32::from(cells[lane] & 0x0f) - 8.0) * scale;
+                    // Through an array of whole numbers: in one step, it isn't vectorized.
+                    let mut codes = [0i32; GROUP];
+                    for (lane, cell) in cells.iter().enumerate() {
+                        codes[lane] = i32::from(cell & 0x0f) - 8;
+                        codes[HALF + lane] = i32::from(cell >> 4) - 8;
                     }
-                    for lane in 0..HALF {
-                        out[HALF + lane] = (f32::from(cells[lane] >> 4) - 8.0) * scale;
-                    }
+                    *out = std::array::from_fn(
+                        #[inline(always)]
+                        |lane| codes[lane] as f32 * scale,
+                    );
                 } else {
                     let (low, high) = out.split_at_mut(cells.len());
                     for ((low, high), cell) in low.iter_mut().zip(high).zip(cells) {
-                        *low = (f32::from(cell & 0x0f) - 8.0) * scale;
-                        *high = (f32::from(cell >> 4) - 8.0) * scale;
+                        *low = value(cell & 0x0f, scale);
+                        *high = value(cell >> 4, scale);
                     }
                 }
             }

@@ -256,10 +256,12 @@ impl<'a> LayerCache<'a> {
 const REBIAS: f32 = f32::from_bits((127 + 112) << 23);
 
 /// Exact for every finite f16; in lanes, where the `half` crate makes a call.
+///
+/// The shift carries the sign along, in copies of which the mask leaves the first.
 #[inline(always)]
 fn from_f16(bits: u16) -> f32 {
-    let magnitude = f32::from_bits(u32::from(bits & 0x7fff) << 13) * REBIAS;
-    f32::from_bits(magnitude.to_bits() | u32::from(bits & 0x8000) << 16)
+    let shifted = (i32::from(bits as i16) << 13) as u32;
+    f32::from_bits(shifted & 0x8fff_e000) * REBIAS
 }
 
 /// The nearest f16, ties to even; the largest finite one beyond it. In lanes.
