@@ -10,4 +10,5 @@ mod outputs;
 mod recipes;
 mod runs;
 mod tidy;
+mod tiers;
 mod workshop;
