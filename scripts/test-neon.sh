@@ -8,7 +8,7 @@
 # each kind of processor: one with i8mm, one with dotprod only, one with neither. NEON_CPUS chooses others
 # (`qemu-aarch64 -cpu help` lists them). The emulation proves results, not speed.
 #
-# Needs rustup (for the target's std) and, as Debian and Ubuntu call them, gcc-aarch64-linux-gnu and qemu-user; root gets
+# Exit code 77: what it needs can't be had here, and nothing was tested. Needs rustup (for the target's std) and, as Debian and Ubuntu call them, gcc-aarch64-linux-gnu and qemu-user; root gets
 # what is missing installed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -27,16 +27,17 @@ if ! command -v $linker >/dev/null || ! command -v $emulator >/dev/null; then
   packages="gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user"
   if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
     echo "test-neon: $linker and $emulator are missing; on Debian: apt-get install $packages" >&2
-    exit 1
+    exit 77
   fi
-  apt-get update -qq
+  give_up() { echo "test-neon: $packages can't be installed" >&2; exit 77; }
+  apt-get update -qq || give_up
   # shellcheck disable=SC2086 # a list of words
-  DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $packages >/dev/null
+  DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $packages >/dev/null || give_up
 fi
 if [ ! -d "$(rustc --print sysroot)/lib/rustlib/$target" ]; then
   rustup target add $target || {
     echo "test-neon: no standard library for $target; rustup target add $target brings it" >&2
-    exit 1
+    exit 77
   }
 fi
 
