@@ -72,6 +72,7 @@ struct Shared {
 #[derive(Debug, Clone, Copy)]
 struct Job {
     data: *const (),
+    // SAFETY: called with the `data` beside it, while that lives.
     call: unsafe fn(*const (), usize, usize),
     tasks: usize,
 }
