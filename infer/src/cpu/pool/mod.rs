@@ -4,7 +4,8 @@
 //! therefore wait for the next job spinning, for [`SPIN`], before they go to sleep. Each thread begins with a run of
 //! neighbouring tasks of its own, since what lies side by side in memory is read fastest by one, and then helps the
 //! others with theirs, so that a thread that the system interrupts holds up nobody. A job ends without those workers that
-//! never came.
+//! never came. Two cores of Zen 4 take 0.6 µs for 32 tasks of nothing and 12.6 µs for 32 tasks of 0.8 µs; rayon takes 3.6 and
+//! 17.7 µs, or 13.3 µs for the latter when many jobs are run from inside its pool (`benches/pool.rs`, medians).
 //!
 //! Knows no arithmetic. Invariants: every task runs exactly once, and what it writes to ([`Parts`]) is its own; when a
 //! call returns or unwinds, no worker touches what the call was given. A panic in a task ends the call with that panic.
@@ -72,6 +73,7 @@ struct Shared {
 #[derive(Debug, Clone, Copy)]
 struct Job {
     data: *const (),
+    // SAFETY: called with the `data` beside it, while that lives.
     call: unsafe fn(*const (), usize, usize),
     tasks: usize,
 }

@@ -57,6 +57,7 @@ unsafe impl<'a, T: Send> Parts for Chunks<'a, T> {
         self.len.div_ceil(self.chunk)
     }
 
+    // SAFETY: the caller keeps the trait's promise; out of bounds is caught.
     unsafe fn part(&self, index: usize) -> &'a mut [T] {
         assert!(index < self.count(), "chunk {index} of {}", self.count());
         let first = index * self.chunk;
@@ -104,6 +105,7 @@ unsafe impl<'a> Parts for Tiles<'a> {
         self.count
     }
 
+    // SAFETY: the caller keeps the trait's promise; out of bounds is caught.
     unsafe fn part(&self, index: usize) -> Tile<'a> {
         assert!(index < self.count(), "tile {index} of {}", self.count());
         // Most matrices are cut into columns only: no division.
@@ -171,6 +173,7 @@ unsafe impl<'a, const N: usize> Parts for Joined<'a, N> {
     }
 
     /// The number of the matrix, the index of the part in it, and the part.
+    // SAFETY: the caller keeps the trait's promise; out of bounds is caught.
     unsafe fn part(&self, mut index: usize) -> Self::Part {
         let mut which = 0;
         while index >= self.0[which].count() {
@@ -193,6 +196,7 @@ macro_rules! parts_of_tuple {
                 [$(self.$at.count()),+].into_iter().fold(usize::MAX, usize::min)
             }
 
+            // SAFETY: the caller keeps the trait's promise.
             unsafe fn part(&self, index: usize) -> Self::Part {
                 // SAFETY: below every member's count, and what the caller promises holds for each.
                 unsafe { ($(self.$at.part(index),)+) }
