@@ -61,6 +61,12 @@ pub(super) trait Lanes: Copy {
     /// Runs `f` compiled with the tier's instructions; `f` must be `#[inline(always)]` throughout.
     fn vectorize<R>(self, f: impl FnOnce() -> R) -> R;
 
+    /// Asks for the cache line at `address`, which is not read and may lie anywhere, to be on its way from memory.
+    #[inline(always)]
+    fn prefetch(self, address: *const Line) {
+        let _ = address;
+    }
+
     /// Codes of the columns `4·I..4·I + 4` of a chunk.
     fn codes<const BITS: usize, const I: usize>(self, chunk: &Chunk<BITS>) -> Self::Codes;
 

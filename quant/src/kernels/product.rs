@@ -11,9 +11,14 @@
 //! Nothing depends on how many tokens share a block. Knows no threads and no outputs' places.
 
 use super::PANEL;
-use super::lanes::Lanes;
+use super::lanes::{Chunk, Lanes};
 use super::panels::Panel;
 use super::tokens::{CHUNK, FloatTokens, Int8Tokens};
+
+/// Lines between what is multiplied and what is fetched, for one token: 16 KiB, the next panels. Without it the loads
+/// of a fast product run ahead of the processor's own prefetching and wait for memory a few at a time: on Zen 4 one
+/// thread read int8-g32 at 12 GB/s instead of 25, int4-g32 at 22 instead of 30.
+const AHEAD: usize = 256;
 
 /// Outputs of a panel for the tokens `first..first + T`.
 #[inline(always)]
@@ -49,6 +54,9 @@ pub(super) fn int8<L: Lanes, const BITS: usize, const AFFINE: bool, const T: usi
         let mut group_sums = [0; T];
         let mut ints = [l.int(0); T];
         for (index, chunk) in (begin..).zip(chunks) {
+            if T == 1 {
+                prefetch(l, chunk);
+            }
             let x: [&[i8; CHUNK]; T] = by_token(
                 #[inline(always)]
                 |t| whole[t].get(index).unwrap_or(&last[t]),
@@ -111,6 +119,9 @@ pub(super) fn float<L: Lanes, const BITS: usize, const AFFINE: bool, const T: us
         let mut group_sums = [0.0; T];
         let mut sum = [l.float(0.0); T];
         for (index, chunk) in (begin..).zip(chunks) {
+            if T == 1 {
+                prefetch(l, chunk);
+            }
             let x: [&[f32; CHUNK]; T] = by_token(
                 #[inline(always)]
                 |t| whole[t].get(index).unwrap_or(&last[t]),
@@ -138,6 +149,15 @@ pub(super) fn float<L: Lanes, const BITS: usize, const AFFINE: bool, const T: us
         #[inline(always)]
         |acc| l.store(acc),
     )
+}
+
+/// Sends for the chunk that lies [`AHEAD`] of this one, perhaps past the end.
+#[inline(always)]
+fn prefetch<L: Lanes, const BITS: usize>(l: L, chunk: &Chunk<BITS>) {
+    let ahead = chunk.as_ptr().wrapping_add(AHEAD);
+    for line in 0..BITS {
+        l.prefetch(ahead.wrapping_add(line));
+    }
 }
 
 /// One value for each token of a block.
