@@ -95,7 +95,7 @@ impl<'a> FloatRef<'a> {
     /// When there is no such row or `out` has another length.
     pub fn decode_row(&self, row: usize, out: &mut [f32]) {
         assert_eq!(out.len(), self.cols, "a decoded row");
-        crate::simd::vectorized(
+        vectorized(
             #[inline(always)]
             || self.decode_part(row, 0, out),
         );
@@ -142,25 +142,32 @@ pub(super) fn panel(
     let first_row = index * PANEL;
     let rows = first_row..w.rows.min(first_row + PANEL);
     let mut first = tokens.start;
-    while first < tokens.end {
-        let count = BLOCK.min(tokens.end - first);
-        // A block of fewer tokens repeats its last one: the sums of the others don't change.
-        let x: [&[f32]; BLOCK] = std::array::from_fn(|t| &x[(first + t.min(count - 1)) * w.cols..][..w.cols]);
-        let outputs = vectorized(
-            #[inline(always)]
-            || block(w, rows.clone(), x),
-        );
-        (first..).zip(&outputs[..count]).for_each(|(token, outputs)| sink(token, outputs));
-        first += count;
+    while tokens.end - first >= BLOCK {
+        let outputs = block::<BLOCK>(w, rows.clone(), x, first);
+        (first..).zip(&outputs).for_each(|(token, outputs)| sink(token, outputs));
+        first += BLOCK;
+    }
+    for token in first..tokens.end {
+        let [outputs] = block(w, rows.clone(), x, token);
+        sink(token, &outputs);
     }
 }
 
-/// Outputs of up to sixteen rows for a block of tokens.
+/// Outputs of up to sixteen rows for the tokens `first..first + T`.
+fn block<const T: usize>(w: FloatRef<'_>, rows: Range<usize>, x: &[f32], first: usize) -> [[f32; PANEL]; T] {
+    let x = std::array::from_fn(|t| &x[(first + t) * w.cols..][..w.cols]);
+    vectorized(
+        #[inline(always)]
+        || products(w, rows, x),
+    )
+}
+
+/// The same for tokens that are cut out, inlined into a vectorized loop.
 #[inline(always)]
-fn block(w: FloatRef<'_>, rows: Range<usize>, x: [&[f32]; BLOCK]) -> [[f32; PANEL]; BLOCK] {
-    let mut outputs = [[0.0; PANEL]; BLOCK];
+fn products<const T: usize>(w: FloatRef<'_>, rows: Range<usize>, x: [&[f32]; T]) -> [[f32; PANEL]; T] {
+    let mut outputs = [[0.0; PANEL]; T];
     for (lane, row) in rows.enumerate() {
-        let mut sums = [[0f32; LANES]; BLOCK];
+        let mut sums = [[0f32; LANES]; T];
         let mut decoded = [0.0; SPAN];
         for first in (0..w.cols).step_by(SPAN) {
             let decoded = &mut decoded[..SPAN.min(w.cols - first)];
@@ -184,20 +191,20 @@ fn block(w: FloatRef<'_>, rows: Range<usize>, x: [&[f32]; BLOCK]) -> [[f32; PANE
 
 /// Adds the products of some columns to the lanes; but for a row's last columns, they are a multiple of the lanes.
 #[inline(always)]
-fn plus_span(mut sums: [[f32; LANES]; BLOCK], row: &[f32], x: [&[f32]; BLOCK]) -> [[f32; LANES]; BLOCK] {
+fn plus_span<const T: usize>(mut sums: [[f32; LANES]; T], row: &[f32], x: [&[f32]; T]) -> [[f32; LANES]; T] {
     let (whole, rest) = row.as_chunks::<LANES>();
     let x_whole = x.map(
         #[inline(always)]
         |x| &x.as_chunks::<LANES>().0[..whole.len()],
     );
     for (i, w) in whole.iter().enumerate() {
-        for token in 0..BLOCK {
+        for token in 0..T {
             sums[token] = plus_products(sums[token], w, &x_whole[token][i]);
         }
     }
     if !rest.is_empty() {
         let w = padded(rest);
-        for token in 0..BLOCK {
+        for token in 0..T {
             sums[token] = plus_products(sums[token], &w, &padded(&x[token][row.len() - rest.len()..]));
         }
     }
