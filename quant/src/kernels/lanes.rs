@@ -20,10 +20,10 @@ pub(super) use unroll;
 macro_rules! proven {
     ($tier:expr, $intrinsics:expr) => {{
         let _: Self = $tier;
-        // SAFETY: the value shows that the processor has the instructions. Loads and stores go through references to
-        // arrays of the size that they touch, and are of the kinds that need no alignment.
         #[expect(unsafe_code, reason = "intrinsics are unsafe to call from code compiled without their features")]
         #[allow(clippy::macro_metavars_in_unsafe, reason = "that is what the macro is for")]
+        // SAFETY: the value shows that the processor has the instructions. Loads and stores go through references to
+        // arrays of the size that they touch, and are of the kinds that need no alignment; a prefetch touches nothing.
         unsafe {
             $intrinsics
         }
