@@ -12,8 +12,6 @@ mod attention;
 mod choice;
 mod elementwise;
 mod rms_norm;
-#[cfg(test)]
-mod tests;
 
 use qat_quant::kernels::metal::Library;
 
