@@ -9,8 +9,10 @@ mod error;
 pub mod eval;
 pub mod files;
 pub mod model;
+mod opened;
 mod plan;
 #[cfg(test)]
 mod shared;
 
 pub use error::{Error, Result};
+pub use opened::{Opened, RuntimeMatrix, Size};
