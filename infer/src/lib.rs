@@ -8,6 +8,7 @@ pub mod cpu;
 mod error;
 pub mod eval;
 pub mod files;
+pub mod metal;
 pub mod model;
 mod opened;
 mod plan;

@@ -1,0 +1,3 @@
+//! The runtime for Apple's GPUs.
+
+pub mod kernels;
