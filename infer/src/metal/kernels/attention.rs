@@ -124,7 +124,8 @@ impl Attention {
     pub fn decode(&self, parts: u32, past: u32) -> Dispatch {
         assert!((1..=MOST_PARTS as u32).contains(&parts), "{parts} parts");
         let group = self.heads() / self.kv_heads();
-        let simdgroups = if group >= MOST_SIMDGROUPS { MOST_SIMDGROUPS } else { MOST_SIMDGROUPS / group * group };
+        let simdgroups =
+            if group >= MOST_SIMDGROUPS { MOST_SIMDGROUPS } else { MOST_SIMDGROUPS / group * group };
         let launch = Launch {
             library: DECODE.name,
             kernel: names!("attention_decode")[self.kind()][self.width()],
