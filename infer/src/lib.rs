@@ -10,7 +10,10 @@ pub mod eval;
 pub mod files;
 pub mod metal;
 pub mod model;
+mod opened;
+mod plan;
 #[cfg(test)]
 mod shared;
 
 pub use error::{Error, Result};
+pub use opened::{Opened, RuntimeMatrix, Size};
