@@ -12,6 +12,8 @@ mod attention;
 mod choice;
 mod elementwise;
 mod rms_norm;
+#[cfg(test)]
+mod tests;
 
 use qat_quant::kernels::metal::Library;
 
