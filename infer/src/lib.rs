@@ -9,6 +9,7 @@ mod error;
 pub mod eval;
 pub mod files;
 pub mod model;
+mod plan;
 #[cfg(test)]
 mod shared;
 

@@ -12,6 +12,7 @@ use qat_quant::kernels::FloatRef;
 use super::inputs::Inputs;
 use crate::Result;
 use crate::files::{Activations, Storage, StoredMatrix};
+use crate::plan::{self, Matrix as _, Weight};
 use qat_quant::kernels::{Isa, PANEL, Panels, float_panel, panel};
 
 /// `[rows, cols]` = `[out, in]`. Clones share the weights.
@@ -32,7 +33,7 @@ enum Weights {
 
 /// A matrix seen through its format.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct View<'m> {
+pub(crate) struct View<'m> {
     weights: Elements<'m>,
     activations: Activations,
 }
@@ -131,8 +132,12 @@ impl Matrix {
         self.view()?.gather(ids, out);
         Ok(())
     }
+}
 
-    pub(super) fn view(&self) -> Result<View<'_>> {
+impl plan::Matrix for Matrix {
+    type View<'m> = View<'m>;
+
+    fn view(&self) -> Result<View<'_>> {
         let weights = match &*self.weights {
             Weights::Packed(panels) => Elements::Packed(panels),
             Weights::Float(StoredMatrix { storage: Storage::Float(float), bytes, .. }) => {
@@ -169,34 +174,33 @@ impl std::ops::BitOr for Needs {
     }
 }
 
-impl View<'_> {
-    /// Outputs.
-    pub(super) fn rows(&self) -> usize {
+impl Weight for View<'_> {
+    fn rows(&self) -> usize {
         match self.weights {
             Elements::Packed(panels) => panels.rows(),
             Elements::Float(float) => float.rows(),
         }
     }
 
-    /// Inputs.
-    pub(super) fn cols(&self) -> usize {
+    fn cols(&self) -> usize {
         match self.weights {
             Elements::Packed(panels) => panels.cols(),
             Elements::Float(float) => float.cols(),
         }
     }
 
-    /// Groups of [`PANEL`] outputs.
-    pub(super) fn panels(&self) -> usize {
-        self.rows().div_ceil(PANEL)
-    }
-
-    /// Bytes of the weights in memory.
-    pub(super) fn bytes(&self) -> usize {
+    fn bytes(&self) -> usize {
         match self.weights {
             Elements::Packed(panels) => panels.bytes(),
             Elements::Float(float) => float.rows() * float.cols() * float.dtype().bytes(),
         }
+    }
+}
+
+impl View<'_> {
+    /// Groups of [`PANEL`] outputs.
+    pub(super) fn panels(&self) -> usize {
+        self.rows().div_ceil(PANEL)
     }
 
     /// What it makes of its inputs.

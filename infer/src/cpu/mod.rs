@@ -1,13 +1,11 @@
 //! The CPU runtime: a model turned once into a flat program, and threads that carry it out token by token.
 //!
 //! A directory becomes matrices in the kernels' own layout (`model.rs`, `matrix.rs`). The decoder's one forward function
-//! is recorded (`record.rs`), neighbouring operations are fused (`fuse.rs`), and values share buffers (`program.rs`).
-//! `engine.rs` runs the program on `pool.rs`'s threads over the cache in `kv/`; `session.rs` is what callers hold.
+//! becomes a program of a few operations a layer (`../plan/`). `engine.rs` runs the program on `pool.rs`'s threads over the cache in `kv/`; `session.rs` is what callers hold.
 
 mod attention;
 mod buffers;
 mod engine;
-mod fuse;
 mod inputs;
 mod kv;
 mod lanes;
@@ -15,8 +13,6 @@ mod matrix;
 mod model;
 mod pool;
 mod products;
-mod program;
-mod record;
 mod rotation;
 mod session;
 #[cfg(test)]
@@ -28,3 +24,10 @@ pub use matrix::Matrix;
 pub use model::{Model, Size};
 pub use pool::Pool;
 pub use session::{CpuDecoder, RunOptions, Session, check_context};
+
+/// A model's plan over the matrices of this runtime.
+type Plan<'m> = crate::plan::Plan<'m, matrix::View<'m>>;
+/// A program of it.
+type Program<'m> = crate::plan::Program<'m, matrix::View<'m>>;
+/// A product of it.
+type Product<'m> = crate::plan::Product<'m, matrix::View<'m>>;
