@@ -170,6 +170,13 @@ struct Int8G32 {
     }
 };
 
+// The first or second three of six bytes at a multiple of 2.
+inline uint eight_codes(device const ushort* at, uint which) {
+    const uint low = at[which];
+    const uint high = at[which + 1];
+    return which == 0 ? low | (high & 0xff) << 16 : low >> 8 | high << 8;
+}
+
 // 4 + GROUP·BITS/8 bytes: scale, bias, then a little-endian bit stream, whose words of eight 3-bit codes have 24 bits.
 template <uint BITS>
 struct Affine {
@@ -185,16 +192,9 @@ struct Affine {
         Piece<WORDS> piece;
         piece.scale = BF16_SCALES ? from_bf16(header[0]) : from_f16(header[0]);
         piece.bias = BF16_SCALES ? from_bf16(header[1]) : from_f16(header[1]);
-        if (BITS == 3) {
-            device const ushort* at = (device const ushort*)codes;
-            piece.words[0] = uint(at[0]) | uint(at[1] & 0xff) << 16;
-            piece.words[1] = uint(at[1] >> 8) | uint(at[2]) << 8;
-        } else {
-            device const uint* at = (device const uint*)codes;
-            #pragma unroll
-            for (uint i = 0; i < WORDS; i++) {
-                piece.words[i] = at[i];
-            }
+        #pragma unroll
+        for (uint i = 0; i < WORDS; i++) {
+            piece.words[i] = BITS == 3 ? eight_codes((device const ushort*)codes, i) : ((device const uint*)codes)[i];
         }
         return piece;
     }
