@@ -97,7 +97,7 @@ template <typename K>
     uint lane [[thread_index_in_simdgroup]]) {
     threadgroup float shared[2 * SIMDGROUPS];
     const uint cols = shape.cols;
-    Input input = {x, norm, cols, 1.0f, 1.0f, 1.0f};
+    Input input = {x, NORM ? norm : x, cols, 1.0f, 1.0f, 1.0f};
     prepare(input, shape.eps, shared, thread_index, simdgroup, lane);
 
     const Tile tile = tile_of(shape, group, SIMDGROUPS * SLOTS, MATRICES_BOUND);

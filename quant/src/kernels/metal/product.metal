@@ -80,9 +80,20 @@ inline Tile tile_of(
             matrix++;
         }
     }
-    tile.out = matrix == 0 ? out0 : matrix == 1 ? out1 : out2;
-    tile.blocks = matrix == 0 ? blocks0 : matrix == 1 ? blocks1 : blocks2;
-    tile.bias = matrix == 0 ? bias0 : matrix == 1 ? bias1 : bias2;
+    tile.out = out0;
+    tile.blocks = blocks0;
+    tile.bias = bias0;
+    // Conditions on constants: what is not bound is not named.
+    if (MATRICES > 1 && EPILOGUE != GATE && matrix == 1) {
+        tile.out = out1;
+        tile.blocks = blocks1;
+        tile.bias = bias1;
+    }
+    if (MATRICES > 2 && matrix == 2) {
+        tile.out = out2;
+        tile.blocks = blocks2;
+        tile.bias = bias2;
+    }
     tile.rows = shape.rows[matrix];
     tile.scale = shape.scale[matrix];
     tile.first = group * slots;
