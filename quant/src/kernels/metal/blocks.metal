@@ -170,6 +170,17 @@ struct Int8G32 {
     }
 };
 
+// A scale or bias of an affine block.
+inline float stored(ushort bits) {
+    return BF16_SCALES ? from_bf16(bits) : from_f16(bits);
+}
+
+// Where piece p of a row of affine blocks lies: the first byte of its block, and the piece within that.
+inline uint2 affine_place(uint p, uint bits) {
+    const uint pieces = GROUP / 16;
+    return uint2((p / pieces) * (4 + GROUP * bits / 8), p % pieces);
+}
+
 // The first or second three of six bytes at a multiple of 2.
 inline uint eight_codes(device const ushort* at, uint which) {
     const uint low = at[which];
@@ -185,14 +196,13 @@ struct Affine {
     static constant constexpr uint WORDS = BITS == 3 ? 2 : BITS / 2;
 
     static Piece<WORDS> load(device const uchar* row, uint p, uint, float) {
-        const uint pieces = GROUP / 16;
-        device const uchar* block = row + (4 + GROUP * BITS / 8) * (p / pieces);
+        const uint2 place = affine_place(p, BITS);
+        device const uchar* block = row + place[0];
         device const ushort* header = (device const ushort*)block;
-        device const uchar* codes = block + 4 + 2 * BITS * (p % pieces);
+        device const uchar* codes = block + 4 + 2 * BITS * place[1];
         Piece<WORDS> piece;
-        piece.scale = BF16_SCALES ? from_bf16(header[0]) : from_f16(header[0]);
-        piece.bias = BF16_SCALES ? from_bf16(header[1]) : from_f16(header[1]);
-        #pragma unroll
+        piece.scale = stored(header[0]);
+        piece.bias = stored(header[1]);
         for (uint i = 0; i < WORDS; i++) {
             piece.words[i] = BITS == 3 ? eight_codes((device const ushort*)codes, i) : ((device const uint*)codes)[i];
         }
@@ -307,7 +317,8 @@ inline void decode(thread const P& piece, thread float* weights) {
 // Four consecutive floats of a row of `cols`; 0 past its end.
 inline float4 four(device const float* row, uint column, uint cols) {
     if (column + 4 <= cols) {
-        return float4(*(device const packed_float4*)(row + column));
+        const packed_float4 values = *(device const packed_float4*)(row + column);
+        return float4(values);
     }
     float4 values = 0.0f;
     for (uint e = 0; e < 4; e++) {
