@@ -69,8 +69,8 @@ inline Online<CHUNKS> beginning(
     for (uint c = 0; c < CHUNKS; ++c) {
         const uint at = element_of(lane, c);
         const bool inside = sees && at < HEAD_DIM;
-        score += inside ? dot(query[c], *(threadgroup const float4*)(key + at)) : 0.0f;
-        seen.values[c] = inside ? *(threadgroup const float4*)(value + at) : float4(0.0f);
+        score += inside ? dot(query[c], load4(key + at)) : 0.0f;
+        seen.values[c] = inside ? load4(value + at) : float4(0.0f);
     }
     score = sum_of_key(score);
     seen.greatest = sees ? score : LOWEST;
@@ -136,7 +136,7 @@ inline void leave(thread Online<CHUNKS>& seen, Stripes stripes, uint width, uint
     for (uint c = 0; c < CHUNKS; ++c) {
         const uint at = element_of(lane, c);
         if (lane < LANES && at < HEAD_DIM) {
-            *(threadgroup float4*)(stripes.values + simdgroup * width + at) = seen.values[c];
+            store4(stripes.values + simdgroup * width + at, seen.values[c]);
         }
     }
     if (lane == 0) {
@@ -237,7 +237,7 @@ template <typename Kv, uint WIDTH>
 #pragma unroll
             for (uint c = 0; c < CHUNKS; ++c) {
                 const uint element = element_of(lane, c);
-                query[c] = element < HEAD_DIM ? *(threadgroup const float4*)(row + element) : float4(0.0f);
+                query[c] = element < HEAD_DIM ? load4(row + element) : float4(0.0f);
             }
             simdgroup_barrier(mem_flags::mem_threadgroup);
             Online<CHUNKS> seen = beginning<CHUNKS>(query, own_key, own_value, at.y == 0 && stripe == 0, lane);

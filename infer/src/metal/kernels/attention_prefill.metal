@@ -28,7 +28,7 @@ inline void load_tile(
             const size_t row = first_row + key;
             x = Kv::codes(cache, row * HEAD_DIM + element) * Kv::scale(scales, row);
         }
-        *(threadgroup float4*)(tile + i / (WIDTH / 4) * (WIDTH + PAD) + element) = x;
+        store4(tile + i / (WIDTH / 4) * (WIDTH + PAD) + element, x);
     }
 }
 

@@ -97,3 +97,13 @@ inline Head turned_head(
     }
     return head;
 }
+
+// Four elements of a row in threadgroup memory that begins at a multiple of 16 bytes.
+inline float4 load4(threadgroup const float* from) { return *(threadgroup const float4*)from; }
+
+inline void store4(threadgroup float* to, float4 x) {
+    to[0] = x.x;
+    to[1] = x.y;
+    to[2] = x.z;
+    to[3] = x.w;
+}
