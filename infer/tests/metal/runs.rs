@@ -17,6 +17,10 @@ use crate::random_model::RandomModel;
 /// Tokens decoded after each prompt.
 const DECODED: usize = 16;
 
+/// The least share of tokens that are rounded alike where steps are those of 8 bits: a value within 1e-6 of a tie is one in
+/// four thousand, about as many as there are in a text; so that in some texts there is one, and nothing is alike after it.
+const ALIKE: f64 = 1.0 / 3.0;
+
 fn ids(count: usize, vocab: usize) -> Vec<u32> {
     (0..count).map(|i| ((i * 53 + 7) % vocab) as u32).collect()
 }
@@ -73,26 +77,26 @@ impl Both {
         Self { name: name.into(), cpu, exact, metal: metal::Model::open(path).expect("a model") }
     }
 
-    /// Prompts of these lengths, each in a text of its own, and the tokens after them.
+    /// Prompts of these lengths, each in a text of its own, and the tokens after them; gives the share of tokens at which
+    /// nothing was rounded differently.
     ///
     /// # The bound
     ///
-    /// Both runtimes sum the same products in f32 in different orders: 1e-5 of the logits' norm, as between the CPU and
-    /// transformers. On the way some values are rounded (keys and values to f16 or int8, inputs to int8), and a value
-    /// within such a difference of a tie is rounded the other way: a whole step apart, instead of the half at most that
-    /// rounding costs. With differences of 1e-6 and steps of 5e-4 (f16) to 1e-2 (int8) of a value that happens to less
-    /// than one value in 250, whose errors of a step have (√12 · √(1/250) = 0.22) a quarter of the norm of those that
-    /// rounding all of them makes. What rounding makes is measured: by the CPU, with and without.
-    fn agree(&self, kv: KvType, prompts: &[usize], mode: Mode) {
+    /// Both runtimes sum the same products in f32 in different orders: logits are 1e-5 of their norm apart, as those of the
+    /// CPU and of transformers. But on the way values are rounded (keys and values to f16 or int8, inputs to int8), and
+    /// one that lies as near to a tie as the sums are apart is rounded the other way. From there on the two texts round
+    /// different values: at worst their errors of rounding are independent, and the distance has √2 times the norm of
+    /// either; 2, as norms of single draws scatter. What rounding does is measured: by the CPU, with and without.
+    fn agree(&self, kv: KvType, prompts: &[usize]) -> f64 {
         let vocab = self.cpu.decoder.config.vocab_size;
-        let mut worst: f64 = 0.0;
+        let (mut worst, mut alike): (f64, usize) = (0.0, 0);
         for tokens in prompts {
             let prompt = ids(*tokens, vocab);
             let want = on_cpu(&self.cpu, kv, &prompt, None);
             let exact = on_cpu(&self.exact, KvType::F32, &prompt, Some(&want.written));
             let options = Options::new(tokens + DECODED).with_kv(kv);
-            let mut session =
-                metal::Session::new(&self.metal.decoder, options, Emulator::new(mode)).expect("a session");
+            let mut session = metal::Session::new(&self.metal.decoder, options, Emulator::new(Mode::VALUE))
+                .expect("a session");
             for at in 0..=DECODED {
                 let found = match at {
                     0 => session.prefill(&prompt),
@@ -102,15 +106,22 @@ impl Both {
                 let what = format!("{}, {kv}, token {at} after a prompt of {tokens}", self.name);
                 assert!(found.iter().all(|logit| logit.is_finite()), "{what}");
                 let size = norm(want.logits[at].iter().copied());
-                let bound = 1e-5 * size + 0.25 * distance(&want.logits[at], &exact.logits[at]);
-                let apart = distance(found, &want.logits[at]);
+                let rounding = distance(&want.logits[at], &exact.logits[at]);
+                let (sums, apart) = (1e-5 * size, distance(found, &want.logits[at]));
+                let bound = sums + 2.0 * rounding;
                 assert!(apart <= bound, "{what}: {apart:e} apart, of {size:e}; want {bound:e}");
                 assert_eq!(argmax(found), want.written[at], "{what}");
-                worst = worst.max(apart / bound);
+                (worst, alike) = (worst.max(apart / size), alike + usize::from(apart <= sums));
             }
             assert_eq!(session.position(), tokens + DECODED);
         }
-        println!("{}, {kv}: at most {worst:.3} of the bound", self.name);
+        let share = alike as f64 / (prompts.len() * (DECODED + 1)) as f64;
+        println!(
+            "{}, {kv}: at most {worst:.1e} apart, {:.0} % of tokens rounded alike",
+            self.name,
+            100.0 * share
+        );
+        share
     }
 
     /// The ids that the GPU writes by itself are those of the CPU.
@@ -141,8 +152,8 @@ fn the_fixtures_say_on_the_gpu_what_they_say_on_the_cpu() {
     }
     for (name, path) in fixtures() {
         let both = Both::open(name, &path);
-        both.agree(KvType::F16, &[1, 5, 9, 40], Mode::VALUE);
-        both.agree(KvType::Int8, &[5, 40], Mode::VALUE);
+        both.agree(KvType::F16, &[1, 5, 9, 40]);
+        assert!(both.agree(KvType::Int8, &[5, 40]) >= ALIKE, "{name}");
         both.write_the_same(KvType::F16, 9);
     }
 }
@@ -154,7 +165,7 @@ fn models_in_every_format_say_on_the_gpu_what_they_say_on_the_cpu() {
     }
     for format in Format::all() {
         let random = RandomModel::new(&tiny(), format, Activations::Float);
-        Both::open(format.to_string(), &random.path).agree(KvType::F16, &[5, 9], Mode::VALUE);
+        Both::open(format.to_string(), &random.path).agree(KvType::F16, &[5, 9]);
     }
 }
 
@@ -166,8 +177,8 @@ fn inputs_are_rounded_to_int8_on_the_gpu_as_on_the_cpu() {
     for spelling in ["int4-g32", "int8-g32", "ternary-tensor", "int3-affine-g64"] {
         let random = RandomModel::new(&tiny(), format(spelling), Activations::Int8Token);
         let both = Both::open(format!("{spelling}, int8 inputs"), &random.path);
-        both.agree(KvType::F16, &[1, 9], Mode::VALUE);
-        both.agree(KvType::Int8, &[5], Mode::VALUE);
+        assert!(both.agree(KvType::F16, &[1, 9]) >= ALIKE, "{spelling}");
+        assert!(both.agree(KvType::Int8, &[5]) >= ALIKE, "{spelling}");
     }
 }
 
@@ -178,7 +189,7 @@ fn a_model_of_mixed_formats_agrees_too() {
     }
     let mixed = mixed();
     let both = Both::open("mixed", &mixed.path);
-    both.agree(KvType::F16, &[1, 5, 40], Mode::VALUE);
+    both.agree(KvType::F16, &[1, 5, 40]);
     both.write_the_same(KvType::Int8, 5);
 }
 
