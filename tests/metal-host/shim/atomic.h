@@ -8,6 +8,13 @@ namespace metal {
 enum memory_order { memory_order_relaxed };
 
 template <class T> struct atomic { T value; };
+#ifdef METAL_HOST_LINT
+// The lint's dialect has types of these names.
+#define atomic_int metal_atomic_int
+#define atomic_uint metal_atomic_uint
+#define atomic_float metal_atomic_float
+#define atomic_bool metal_atomic_bool
+#endif
 typedef atomic<int> atomic_int;
 typedef atomic<uint> atomic_uint;
 typedef atomic<float> atomic_float;
@@ -66,8 +73,8 @@ template <class T, class A, class F> inline T update(A* object, F next) {
     return detail::update<T>(object, [=](T old) { return T(expression); });                                                                 \
   }
 #ifdef METAL_HOST_LINT
-METAL_HOST_ATOMICS(__attribute__((address_space(1))), true)
-METAL_HOST_ATOMICS(__attribute__((address_space(3))), false)
+METAL_HOST_ATOMICS(__global, true)
+METAL_HOST_ATOMICS(__local, false)
 #else
 METAL_HOST_ATOMICS(, true)
 #endif

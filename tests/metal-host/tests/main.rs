@@ -1,3 +1,4 @@
 //! What the emulator computes, and what it finds.
 
+mod planted;
 mod sums;
