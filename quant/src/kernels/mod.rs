@@ -6,6 +6,7 @@
 mod float;
 mod isa;
 mod lanes;
+pub mod metal;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod panels;
