@@ -3,12 +3,14 @@
 //! Forward KL is Hinton's distillation loss (arXiv 1503.02531), reverse KL is MiniLLM's (arXiv 2306.08543), the
 //! generalized Jensen-Shannon divergence is GKD's (arXiv 2306.13649). The teacher gets no gradient.
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor};
 
-use super::{RowLoss, check_logits, gradient_rows, sum_rows};
+use super::{RowKernels, RowLoss, check_logits, gradient_rows, sum_rows};
+use crate::ops::metal::{Backward, Library, attach, library, word};
 use crate::ops::{Floats, lanes};
 
 const NAME: &str = "divergence_sum";
+const LIBRARY: Library = library!("divergence", "../ops/metal/common.metal", "divergence.metal");
 
 /// Which divergence, with P the teacher's and Q the student's distribution.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -57,11 +59,38 @@ pub fn divergence_sum(
             "{NAME}: beta: want a number strictly between 0 and 1 (the ends are the forward and the reverse KL), found {beta}"
         );
     }
-    let teacher = teacher.detach().contiguous()?;
-    if student.device().is_cpu() {
-        student.contiguous()?.apply_op1(DivergenceSum { teacher, temperature, kind })
-    } else {
-        composed(student, &teacher, temperature, kind)
+    let (student, teacher) = (student.contiguous()?, teacher.detach().contiguous()?);
+    match student.device() {
+        Device::Cpu => student.apply_op1(DivergenceSum { teacher, temperature, kind }),
+        Device::Metal(_) => on_metal(&student, teacher, temperature, kind),
+        Device::Cuda(_) => composed(&student, &teacher, temperature, kind),
+    }
+}
+
+fn on_metal(student: &Tensor, teacher: Tensor, temperature: f32, kind: Divergence) -> Result<Tensor> {
+    let (forward, backward, beta) = match kind {
+        Divergence::ForwardKl => ("forward_kl", "forward_kl_backward", 0.0),
+        Divergence::ReverseKl => ("reverse_kl", "reverse_kl_backward", 0.0),
+        Divergence::Jsd { beta } => ("jsd", "jsd_backward", beta),
+    };
+    let [sharpness, temperature, beta] = [1.0 / temperature, temperature, beta].map(f32::to_bits);
+    let shape = vec![word(student.dim(1)?)?, sharpness, temperature, beta];
+    let kernels = RowKernels { library: LIBRARY, forward, backward, shape, kept: 6 };
+    let (sum, kept) = kernels.forward(NAME, student, &teacher)?;
+    attach(sum, &[student], MetalDivergence { kernels, teacher, kept })
+}
+
+struct MetalDivergence {
+    kernels: RowKernels,
+    teacher: Tensor,
+    kept: Tensor,
+}
+
+impl Backward for MetalDivergence {
+    const NAME: &'static str = NAME;
+
+    fn backward(&self, inputs: &[&Tensor], _: &Tensor, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        Ok(vec![Some(self.kernels.backward(NAME, inputs[0], &self.teacher, &self.kept, grad)?)])
     }
 }
 

@@ -3,13 +3,15 @@
 //! y = x · r · w with r = 1/√(mean(x²) + ε). Knows nothing of layers: `[.., d]` in, `[.., d]` out, so that a hidden
 //! state and one head of it (qk-norm) are the same call.
 
-use candle_core::{CpuStorage, CustomOp2, D, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp2, D, Device, Layout, Result, Shape, Tensor};
 use qat_quant::vectorized;
 use rayon::prelude::*;
 
+use super::metal::{Backward, Bind, Grid, Library, SUM, Work, attach, library, word};
 use super::{Floats, floats, floats_out, for_each_chunk, lanes, rows_per_chunk};
 
 const NAME: &str = "rms_norm";
+const LIBRARY: Library = library!("norm", "metal/common.metal", "norm.metal");
 
 /// Normalizes each row of `x` `[.., d]` to root mean square 1 and multiplies by `weight` `[d]`.
 ///
@@ -24,10 +26,51 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
             weight.dims()
         );
     }
-    if x.device().is_cpu() {
-        x.contiguous()?.apply_op2(&weight.contiguous()?, RmsNorm { eps })
-    } else {
-        composed(x, weight, eps)
+    match x.device() {
+        Device::Cpu => x.contiguous()?.apply_op2(&weight.contiguous()?, RmsNorm { eps }),
+        Device::Metal(_) => on_metal(x, weight, eps),
+        Device::Cuda(_) => composed(x, weight, eps),
+    }
+}
+
+fn on_metal(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
+    let (x, weight) = (x.contiguous()?, weight.contiguous()?);
+    let (d, rows) = (weight.elem_count(), x.elem_count() / weight.elem_count());
+    let mut work = Work::default();
+    let y = work.output(x.shape());
+    let binds = [Bind::Input(0), Bind::Input(1), Bind::Output(y)];
+    let shape = [word(rows)?, word(d)?, 1, eps.to_bits()];
+    work.add(LIBRARY, "rms_norm", Grid::Rows { rows, width: d }, binds, &shape)?;
+    let [y] = work.run(NAME, &[&x, &weight])?;
+    attach(y, &[&x, &weight], MetalRmsNorm { eps })
+}
+
+/// The gradients of `RmsNorm` in two kernels.
+struct MetalRmsNorm {
+    eps: f32,
+}
+
+impl Backward for MetalRmsNorm {
+    const NAME: &'static str = NAME;
+
+    fn backward(&self, inputs: &[&Tensor], _: &Tensor, g: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        /// Rows of partial weight gradients: enough threadgroups for every GPU, few enough to be added up quickly.
+        const PARTIALS: usize = 256;
+        let (x, weight) = (inputs[0], inputs[1]);
+        let (d, rows) = (weight.elem_count(), x.elem_count() / weight.elem_count());
+        let rows_each = rows.div_ceil(PARTIALS).max(1);
+        let groups = rows.div_ceil(rows_each);
+        let mut work = Work::default();
+        let (dx, partials) = (work.output(x.shape()), work.output((groups, d)));
+        let dw = work.output(d);
+        let binds =
+            [Bind::Input(0), Bind::Input(1), Bind::Input(2), Bind::Output(dx), Bind::Output(partials)];
+        let shape = [word(rows)?, word(d)?, word(rows_each)?, self.eps.to_bits()];
+        work.add(LIBRARY, "rms_norm_backward", Grid::Rows { rows: groups, width: d }, binds, &shape)?;
+        let binds = [Bind::Made(partials), Bind::Output(dw)];
+        work.add(SUM, "sum_rows", Grid::Each(d), binds, &[word(groups)?, word(d)?, 1f32.to_bits()])?;
+        let [dx, _, dw] = work.run(NAME, &[x, weight, g])?;
+        Ok(vec![Some(dx), Some(dw)])
     }
 }
 

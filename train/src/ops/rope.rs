@@ -4,11 +4,13 @@
 //! Knows no frequencies: the caller gives cosines and sines. A rotation is orthogonal, so the backward pass is the
 //! forward pass with the sines negated.
 
-use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, D, Device, Layout, Result, Shape, Tensor};
 
+use super::metal::{Backward, Bind, Grid, Library, Work, attach, library, word};
 use super::{Floats, floats, floats_out, for_each_chunk};
 
 const NAME: &str = "rope";
+const LIBRARY: Library = library!("rope", "metal/common.metal", "rope.metal");
 
 /// Rotates `x` `[b, t, heads, head_dim]` by the angles whose cosines and sines are `cos`, `sin` `[t, head_dim/2]`.
 /// `cos` and `sin` get no gradient.
@@ -27,10 +29,42 @@ pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
         );
     }
     let (cos, sin) = (cos.detach().contiguous()?, sin.detach().contiguous()?);
-    if x.device().is_cpu() {
-        x.contiguous()?.apply_op1(Rope { cos, sin, direction: 1.0 })
-    } else {
-        composed(x, &cos, &sin)
+    match x.device() {
+        Device::Cpu => x.contiguous()?.apply_op1(Rope { cos, sin, direction: 1.0 }),
+        Device::Metal(_) => on_metal(x, cos, sin),
+        Device::Cuda(_) => composed(x, &cos, &sin),
+    }
+}
+
+fn on_metal(x: &Tensor, cos: Tensor, sin: Tensor) -> Result<Tensor> {
+    let x = x.contiguous()?;
+    let y = rotate_on_metal(&x, &cos, &sin, 1.0)?;
+    attach(y, &[&x], MetalRope { cos, sin })
+}
+
+/// Turns `x` forward (`direction` 1) or back (−1).
+fn rotate_on_metal(x: &Tensor, cos: &Tensor, sin: &Tensor, direction: f32) -> Result<Tensor> {
+    let (_, t, heads, head_dim) = x.dims4()?;
+    let pairs = x.elem_count() / 2;
+    let mut work = Work::default();
+    let y = work.output(x.shape());
+    let binds = [Bind::Input(0), Bind::Input(1), Bind::Input(2), Bind::Output(y)];
+    let shape = [word(pairs)?, word(t)?, word(heads)?, word(head_dim / 2)?, direction.to_bits()];
+    work.add(LIBRARY, "rope", Grid::Each(pairs), binds, &shape)?;
+    let [y] = work.run(NAME, &[x, cos, sin])?;
+    Ok(y)
+}
+
+struct MetalRope {
+    cos: Tensor,
+    sin: Tensor,
+}
+
+impl Backward for MetalRope {
+    const NAME: &'static str = NAME;
+
+    fn backward(&self, _: &[&Tensor], _: &Tensor, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        Ok(vec![Some(rotate_on_metal(grad, &self.cos, &self.sin, -1.0)?)])
     }
 }
 

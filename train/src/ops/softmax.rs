@@ -5,9 +5,11 @@
 
 use candle_core::{CpuStorage, CustomOp1, D, Device, Layout, Result, Shape, Tensor};
 
+use super::metal::{Backward, Bind, Grid, Library, Work, attach, library, word};
 use super::{Floats, floats, floats_out, for_each_chunk, lanes};
 
 const NAME: &str = "causal_softmax";
+const LIBRARY: Library = library!("softmax", "metal/common.metal", "softmax.metal");
 
 /// softmax(`scale`·`scores`) over the last dimension of `scores` `[.., q_rows, t]`, where row r is the query at
 /// position r mod `t` (several heads that share their keys may be stacked in `q_rows`) and sees positions up to its
@@ -20,10 +22,41 @@ pub fn causal_softmax(scores: &Tensor, scale: f32, t: usize) -> Result<Tensor> {
     if t == 0 || columns != t || rows % t != 0 {
         candle_core::bail!("{NAME}: want [.., multiple of {t}, {t}], found {:?}", scores.dims());
     }
-    if scores.device().is_cpu() {
-        scores.contiguous()?.apply_op1(CausalSoftmax { scale, t })
-    } else {
-        composed(scores, scale, t)
+    match scores.device() {
+        Device::Cpu => scores.contiguous()?.apply_op1(CausalSoftmax { scale, t }),
+        Device::Metal(_) => on_metal(scores, scale, t),
+        Device::Cuda(_) => composed(scores, scale, t),
+    }
+}
+
+pub(super) fn on_metal(scores: &Tensor, scale: f32, t: usize) -> Result<Tensor> {
+    let scores = scores.contiguous()?;
+    let mut work = Work::default();
+    let weights = work.output(scores.shape());
+    let grid = Grid::Rows { rows: scores.elem_count() / t, width: t };
+    let binds = [Bind::Input(0), Bind::Output(weights)];
+    work.add(LIBRARY, "causal_softmax", grid, binds, &[word(t)?, scale.to_bits()])?;
+    let [weights] = work.run(NAME, &[&scores])?;
+    attach(weights, &[&scores], MetalSoftmax { scale, t })
+}
+
+struct MetalSoftmax {
+    scale: f32,
+    t: usize,
+}
+
+impl Backward for MetalSoftmax {
+    const NAME: &'static str = NAME;
+
+    fn backward(&self, _: &[&Tensor], weights: &Tensor, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        let t = self.t;
+        let mut work = Work::default();
+        let ds = work.output(weights.shape());
+        let grid = Grid::Rows { rows: weights.elem_count() / t, width: t };
+        let binds = [Bind::Input(0), Bind::Input(1), Bind::Output(ds)];
+        work.add(LIBRARY, "causal_softmax_backward", grid, binds, &[word(t)?, self.scale.to_bits()])?;
+        let [ds] = work.run(NAME, &[weights, grad])?;
+        Ok(vec![Some(ds)])
     }
 }
 
