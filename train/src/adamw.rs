@@ -43,6 +43,18 @@ impl AdamW {
     /// # Errors
     /// The device is out of memory.
     pub fn step(&mut self, variables: &[Variable], gradients: &[Tensor], rate: f64) -> Result<f64> {
+        let on_metal = variables.first().is_some_and(|v| v.var.device().is_metal());
+        let update = if on_metal { Self::update_on_metal } else { Self::update };
+        self.step_with(update, variables, gradients, rate)
+    }
+
+    fn step_with(
+        &mut self,
+        update: impl Fn(&mut Self, &[Variable], usize, &Tensor, &Change) -> Result<()>,
+        variables: &[Variable],
+        gradients: &[Tensor],
+        rate: f64,
+    ) -> Result<f64> {
         let norms = norms(variables, gradients)?;
         self.taken += 1;
         let [beta1, beta2] = self.plan.betas;
@@ -56,11 +68,7 @@ impl AdamW {
                 lr,
                 decay: decays.then_some(1.0 - lr * self.plan.weight_decay),
             };
-            if gradient.device().is_metal() {
-                self.update_on_metal(variables, index, gradient, &change)?;
-            } else {
-                self.update(variables, index, gradient, &change)?;
-            }
+            update(self, variables, index, gradient, &change)?;
         }
         Ok(norms[0])
     }
@@ -227,7 +235,10 @@ mod tests {
     use candle_core::Device;
 
     use super::*;
-    use crate::recipe::Schedule;
+    use crate::{
+        ops::{check::uniform, metal::host},
+        recipe::Schedule,
+    };
 
     fn plan() -> OptimPlan {
         OptimPlan {
@@ -272,6 +283,38 @@ mod tests {
         }
         for (ours, theirs) in values(&vars[0]).iter().zip(p) {
             assert!((f64::from(*ours) - theirs).abs() < 1e-6, "{ours} against {theirs}");
+        }
+    }
+
+    #[test]
+    fn the_kernel_takes_the_same_steps_in_place_with_the_same_roundings() {
+        if !host::available() {
+            return;
+        }
+        let n = 300;
+        let random = |seed: u64, range: f32| uniform(seed, range, &[n]).expect("tensor");
+        let variables = || {
+            let kinds = [Kind::Weight, Kind::Norm, Kind::Scale, Kind::GridBias];
+            let variable = |(seed, kind): (u64, Kind)| {
+                let var = Var::from_tensor(&random(seed, 1.0)).expect("var");
+                Variable { name: format!("{kind:?}"), kind, var }
+            };
+            (0..).zip(kinds).map(variable).collect::<Vec<_>>()
+        };
+        let plan = OptimPlan { clip: Some(1.0), ..plan() };
+        let (ours, theirs) = (variables(), variables());
+        let mut on_metal = AdamW::new(plan.clone(), &ours).expect("state");
+        let mut on_cpu = AdamW::new(plan, &theirs).expect("state");
+        for step in 0..3 {
+            let gradients: Vec<Tensor> = (0..4).map(|i| random(10 + 4 * step + i, 0.5)).collect();
+            on_metal.step_with(AdamW::update_on_metal, &ours, &gradients, 0.7).expect("steps");
+            on_cpu.step(&theirs, &gradients, 0.7).expect("steps");
+        }
+        for (index, (ours, theirs)) in ours.iter().zip(&theirs).enumerate() {
+            assert_eq!(values(ours), values(theirs), "{}", ours.name);
+            let moment = |t: &Tensor| t.to_vec1::<f32>().expect("values");
+            assert_eq!(moment(&on_metal.first[index]), moment(&on_cpu.first[index]), "{}", ours.name);
+            assert_eq!(moment(&on_metal.second[index]), moment(&on_cpu.second[index]), "{}", ours.name);
         }
     }
 

@@ -103,6 +103,7 @@ impl RowLoss for CrossEntropy {
 mod tests {
     use super::*;
     use crate::ops::check::{assert_matches, uniform};
+    use crate::ops::metal::host;
     use candle_core::{Device, Var};
 
     #[test]
@@ -115,6 +116,34 @@ mod tests {
             let reference = |t: &[Tensor]| composed(&t[0], &ids);
             assert_matches(|t| cross_entropy_sum(&t[0], &targets), reference, &inputs, 2e-6)?;
             assert_matches(|t| composed(&t[0], &ids), reference, &inputs, 2e-6)?;
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn the_kernels_agree_with_finite_differences() -> Result<()> {
+        if !host::available() {
+            return Ok(());
+        }
+        for (n, vocab) in [(1, 1), (4, 3), (3, 137), (1, 1050)] {
+            let targets: Vec<u32> = (0..n as u32).map(|i| i * 7 % vocab as u32).collect();
+            let ids = Tensor::new(targets.as_slice(), &Device::Cpu)?;
+            let inputs = [uniform(12, 6.0, &[n, vocab])?];
+            let reference = |t: &[Tensor]| composed(&t[0], &ids);
+            // As on the CPU; sums of 1050 run in 256 threads, 5 + 8 + 3 roundings one after the other.
+            assert_matches(|t| on_metal(&t[0], &targets), reference, &inputs, 3e-6)?;
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn the_kernels_make_nan_of_nan_and_infinite_logits() -> Result<()> {
+        if !host::available() {
+            return Ok(());
+        }
+        for bad in [f32::NAN, f32::INFINITY] {
+            let logits = Tensor::new(&[[0.5f32, 1.0, 2.0], [0.0, bad, 1.0]], &Device::Cpu)?;
+            assert!(on_metal(&logits, &[0, 0])?.to_scalar::<f32>()?.is_nan(), "{bad}");
         }
         Ok(())
     }

@@ -235,6 +235,7 @@ fn jsd(beta: f32, p: &mut [f32], q: &[f32], ratio: &mut [f32], factor: f32, grad
 mod tests {
     use super::*;
     use crate::ops::check::{assert_matches, flat, uniform};
+    use crate::ops::metal::host;
     use candle_core::{DType, Device, Var};
 
     const KINDS: [Divergence; 4] = [
@@ -258,6 +259,45 @@ mod tests {
                     assert_matches(|t| composed(&t[0], &teacher, tau, kind), reference, &inputs, 3e-6)?;
                 }
             }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn the_kernels_agree_with_finite_differences() -> Result<()> {
+        if !host::available() {
+            return Ok(());
+        }
+        for (n, vocab) in [(1, 1), (2, 3), (3, 137), (1, 600)] {
+            let (student, teacher) = (uniform(14, 4.0, &[n, vocab])?, uniform(15, 4.0, &[n, vocab])?);
+            let teacher64 = teacher.to_dtype(DType::F64)?;
+            for (kind, tau) in KINDS.into_iter().zip([1.0, 2.5, 1.0, 2.5]) {
+                let reference = |t: &[Tensor]| composed(&t[0], &teacher64, tau, kind);
+                let found = |t: &[Tensor]| on_metal(&t[0], teacher.clone(), tau, kind);
+                // As on the CPU, with Metal's exp and log good to 4 units in the last place.
+                assert_matches(found, reference, &[student.clone()], 4e-6)?;
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn the_kernels_keep_opposite_certainties_finite_and_nan_visible() -> Result<()> {
+        if !host::available() {
+            return Ok(());
+        }
+        let teacher = Tensor::new(&[[1000f32, 0.0, -1000.0]], &Device::Cpu)?;
+        let student = Var::new(&[[-1000f32, 0.0, 1000.0]], &Device::Cpu)?;
+        let spoilt = Tensor::new(&[[0f32, f32::NAN, 1.0]], &Device::Cpu)?;
+        for (kind, want) in KINDS.into_iter().zip([2000.0, 2000.0, 0.5 * 2.0 * 2f32.ln(), 0.325_083]) {
+            let loss = on_metal(&student, teacher.clone(), 1.0, kind)?;
+            let value = loss.to_scalar::<f32>()?;
+            assert!((value - want).abs() <= 1e-6 * want, "{kind:?}: want {want}, found {value}");
+            let grads = loss.backward()?;
+            let Some(gradient) = grads.get(&student) else { panic!("no gradient") };
+            assert!(flat(gradient)?.iter().all(|g| g.is_finite()), "{kind:?}");
+            assert!(on_metal(&spoilt, teacher.clone(), 1.0, kind)?.to_scalar::<f32>()?.is_nan(), "{kind:?}");
+            assert!(on_metal(&student, spoilt.clone(), 1.0, kind)?.to_scalar::<f32>()?.is_nan(), "{kind:?}");
         }
         Ok(())
     }

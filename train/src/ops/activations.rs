@@ -92,6 +92,7 @@ impl Backward for StraightThrough {
 mod tests {
     use super::*;
     use crate::ops::check::{bits, uniform};
+    use crate::ops::metal::host;
     use candle_core::{Device, Var};
 
     /// Rows of several magnitudes, one of zeros, one with exact ties between codes.
@@ -112,6 +113,19 @@ mod tests {
         let want: Vec<u32> = want.into_iter().map(f32::to_bits).collect();
         assert_eq!(bits(&quantize_activations(&x, 1.0)?)?, want);
         assert_eq!(bits(&composed(&x, 1.0)?)?, want);
+        Ok(())
+    }
+
+    #[test]
+    fn the_kernel_gives_the_runtimes_value_to_the_bit() -> Result<()> {
+        if !host::available() {
+            return Ok(());
+        }
+        for x in [rows()?, uniform(24, 3.0, &[3, 1])?, uniform(25, 3.0, &[2, 1100])?] {
+            for lambda in [1.0, 0.3] {
+                assert_eq!(bits(&on_metal(&x, lambda)?)?, bits(&quantize_activations(&x, lambda)?)?, "{lambda}");
+            }
+        }
         Ok(())
     }
 

@@ -129,7 +129,8 @@ impl Occurrences {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::check::{assert_matches, uniform};
+    use crate::ops::check::{assert_matches, bits, uniform};
+    use crate::ops::metal::host;
 
     #[test]
     fn value_and_gradient_agree_with_finite_differences() -> Result<()> {
@@ -138,6 +139,24 @@ mod tests {
         let reference = |t: &[Tensor]| t[0].index_select(&Tensor::new(&ids, t[0].device())?, 0);
         // At most three additions.
         assert_matches(|t| embedding(&t[0], &ids), reference, &inputs, 2e-7)
+    }
+
+    #[test]
+    fn the_kernel_gives_the_cpus_gradient_to_the_bit() -> Result<()> {
+        if !host::available() {
+            return Ok(());
+        }
+        let ids: Vec<u32> = (0..200).map(|i| i * i % 37).collect();
+        for d in [1, 5, 300] {
+            let table = candle_core::Var::from_tensor(&uniform(11, 1.0, &[38, d])?)?;
+            let weights = uniform(12, 1.0, &[200, d])?;
+            let gradient = |rows: Tensor| -> Result<_> {
+                let grads = rows.mul(&weights)?.sum_all()?.backward()?;
+                bits(grads.get(&table).expect("a gradient"))
+            };
+            assert_eq!(gradient(on_metal(&table, &ids)?)?, gradient(embedding(&table, &ids)?)?, "{d}");
+        }
+        Ok(())
     }
 
     #[test]

@@ -176,6 +176,7 @@ impl CustomOp2 for RmsNorm {
 mod tests {
     use super::*;
     use crate::ops::check::{assert_matches, uniform};
+    use crate::ops::metal::host;
 
     /// A row's sums have d ≤ 70 terms in 16 lanes, about 8 sequential roundings of 6e-8 each, and five more in the
     /// expression: 1e-6 relative to the largest term; the weight gradient sums `rows` of them.
@@ -188,6 +189,21 @@ mod tests {
             let reference = |t: &[Tensor]| composed(&t[0], &t[1], 1e-3);
             assert_matches(|t| rms_norm(&t[0], &t[1], 1e-3), reference, &inputs, TOLERANCE)?;
             assert_matches(|t| composed(&t[0], &t[1], 1e-3), reference, &inputs, TOLERANCE)?;
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn the_kernels_agree_with_finite_differences() -> Result<()> {
+        if !host::available() {
+            return Ok(());
+        }
+        // One thread's worth, several simdgroups, more than a threadgroup; rows shared out in ragged runs.
+        for (rows, d) in [(1, 3), (7, 70), (2, 300), (300, 2)] {
+            let inputs = [uniform(1, 2.0, &[rows, d])?, uniform(2, 1.5, &[d])?];
+            let reference = |t: &[Tensor]| composed(&t[0], &t[1], 1e-3);
+            // The weight gradient sums 300 rows one after the other: at most 300 roundings of 6e-8, typically 17.
+            assert_matches(|t| on_metal(&t[0], &t[1], 1e-3), reference, &inputs, TOLERANCE * 2.0)?;
         }
         Ok(())
     }

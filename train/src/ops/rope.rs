@@ -140,6 +140,7 @@ impl Rope {
 mod tests {
     use super::*;
     use crate::ops::check::{assert_close, assert_matches, flat, uniform};
+    use crate::ops::metal::host;
     use candle_core::DType;
 
     fn angles(t: usize, half: usize) -> Result<(Tensor, Tensor)> {
@@ -156,6 +157,18 @@ mod tests {
         let reference = |t: &[Tensor]| composed(&t[0], &cos64, &sin64);
         assert_matches(|t| rope(&t[0], &cos, &sin), reference, &x, 3e-7)?;
         assert_matches(|t| composed(&t[0], &cos, &sin), reference, &x, 3e-7)
+    }
+
+    #[test]
+    fn the_kernels_agree_with_finite_differences() -> Result<()> {
+        if !host::available() {
+            return Ok(());
+        }
+        let (cos, sin) = angles(5, 4)?;
+        let (cos64, sin64) = (cos.to_dtype(DType::F64)?, sin.to_dtype(DType::F64)?);
+        let x = [uniform(4, 2.0, &[2, 5, 3, 8])?];
+        let reference = |t: &[Tensor]| composed(&t[0], &cos64, &sin64);
+        assert_matches(|t| on_metal(&t[0], cos.clone(), sin.clone()), reference, &x, 3e-7)
     }
 
     #[test]

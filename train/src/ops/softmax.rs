@@ -147,6 +147,7 @@ pub(super) fn softmax_row_backward(w: &[f32], g: &[f32], scale: f32, out: &mut [
 mod tests {
     use super::*;
     use crate::ops::check::{assert_matches, bits, uniform};
+    use crate::ops::metal::host;
 
     /// exp is good to 2.4e-7, its argument of magnitude ≤ 10 is rounded to 6e-7, the sum adds 8 roundings.
     const TOLERANCE: f64 = 2e-6;
@@ -161,6 +162,37 @@ mod tests {
                 assert_matches(|x| composed(&x[0], scale, t), reference, &inputs, TOLERANCE)?;
             }
         }
+        Ok(())
+    }
+
+    #[test]
+    fn the_kernels_agree_with_finite_differences() -> Result<()> {
+        if !host::available() {
+            return Ok(());
+        }
+        for (shape, t) in [(vec![2, 1, 1], 1), (vec![2, 3, 14, 7], 7), (vec![33, 33], 33)] {
+            for scale in [0.35, -1.0] {
+                let inputs = [uniform(5, 5.0, &shape)?];
+                let reference = |x: &[Tensor]| composed(&x[0], scale, t);
+                assert_matches(|x| on_metal(&x[0], scale, t), reference, &inputs, TOLERANCE)?;
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn the_kernels_never_read_a_score_in_the_future() -> Result<()> {
+        if !host::available() {
+            return Ok(());
+        }
+        let t = 40;
+        let scores = uniform(6, 3.0, &[2 * t, t])?;
+        let mut poisoned = scores.to_vec2::<f32>()?;
+        for (r, row) in poisoned.iter_mut().enumerate() {
+            row[r % t + 1..].fill(f32::NAN);
+        }
+        let poisoned = Tensor::new(poisoned, scores.device())?;
+        assert_eq!(bits(&on_metal(&scores, 0.5, t)?)?, bits(&on_metal(&poisoned, 0.5, t)?)?);
         Ok(())
     }
 

@@ -1,6 +1,7 @@
 //! Attention against its composition in f64, by finite differences where those are affordable.
 
 use super::*;
+use crate::ops::metal::host;
 use crate::ops::check::{assert_close, assert_matches, bits, flat, uniform};
 
 fn inputs(b: usize, t: usize, heads: usize, kv_heads: usize, d: usize) -> Result<[Tensor; 3]> {
@@ -18,6 +19,16 @@ fn value_and_gradients_agree_with_finite_differences() -> Result<()> {
         assert_matches(|x| composed(&x[0], &x[1], &x[2], softmax::composed), reference, &inputs, 4e-6)?;
     }
     Ok(())
+}
+
+#[test]
+fn attention_around_the_softmax_kernels_agrees_with_finite_differences() -> Result<()> {
+    if !host::available() {
+        return Ok(());
+    }
+    let inputs = inputs(2, 5, 4, 2, 3)?;
+    let reference = |x: &[Tensor]| composed(&x[0], &x[1], &x[2], softmax::composed);
+    assert_matches(|x| composed(&x[0], &x[1], &x[2], softmax::on_metal), reference, &inputs, 4e-6)
 }
 
 #[test]

@@ -28,19 +28,22 @@ pub(super) fn chosen(w: &Tensor, spec: &FakeQuant) -> Result<Tensor> {
 
 /// As [`super::fake_quant_learned`], with operands contiguous and their shapes checked.
 pub(super) fn learned(w: &Tensor, scale: &Tensor, bias: Option<&Tensor>, spec: &FakeQuant) -> Result<Tensor> {
-    let rounded = |values: &Tensor| -> Result<Tensor> {
-        let n = values.elem_count();
-        let mut work = Work::default();
-        let out = work.output(n);
-        let shape = scale_shape(spec.format, 0, n)?;
-        work.add(SCALES, "round_scales", Grid::Each(n), [Bind::Input(0), Bind::Output(out)], &shape)?;
-        let [out] = work.run(NAME, &[&values.detach()])?;
-        Ok(out)
-    };
-    let stored = Stored { scale: rounded(scale)?, bias: bias.map(rounded).transpose()? };
+    let bias_stored = bias.map(|bias| rounded(spec.format, bias)).transpose()?;
+    let stored = Stored { scale: rounded(spec.format, scale)?, bias: bias_stored };
     let value = stored.quantize(w, spec)?;
     let operands: Vec<&Tensor> = [w, scale].into_iter().chain(bias).collect();
     attach(value, &operands, MetalQuantizer { spec: *spec, stored })
+}
+
+/// Learned scales or biases as they will be stored.
+fn rounded(format: Format, values: &Tensor) -> Result<Tensor> {
+    let n = values.elem_count();
+    let mut work = Work::default();
+    let out = work.output(n);
+    let binds = [Bind::Input(0), Bind::Output(out)];
+    work.add(SCALES, "round_scales", Grid::Each(n), binds, &scale_shape(format, 0, n)?)?;
+    let [out] = work.run(NAME, &[&values.detach()])?;
+    Ok(out)
 }
 
 /// Scales and biases as they are stored, one for each group.
@@ -195,3 +198,6 @@ impl MetalQuantizer {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;
