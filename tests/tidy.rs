@@ -14,7 +14,7 @@ use qat_train::recipe::{self, Plan};
 const LONGEST: usize = 600;
 
 /// Where `unsafe` may stand, each with a safety comment.
-const UNSAFE: [&str; 4] = [
+const UNSAFE: [&str; 7] = [
     // Intrinsics.
     "quant/src/kernels/",
     // The memory map of a model file.
@@ -23,6 +23,10 @@ const UNSAFE: [&str; 4] = [
     "infer/src/cpu/pool/",
     // mallopt.
     "src/heap.rs",
+    // Kernels on raw memory, called from compiled libraries, for tests only.
+    "tests/metal-host/src/engine/",
+    "tests/metal-host/src/module.rs",
+    "tests/metal-host/src/symbols.rs",
 ];
 
 /// Where a cargo feature may be asked for: where devices are chosen.

@@ -1,0 +1,3 @@
+//! What the emulator computes, and what it finds.
+
+mod sums;
