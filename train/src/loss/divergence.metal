@@ -27,6 +27,8 @@ struct Row {
   float centre;
 };
 
+constant constexpr uint ROW_LENGTH = 6;
+
 enum Kind { FORWARD_KL, REVERSE_KL, JSD };
 
 // Beyond e^±80 the smaller of p and q is 0 and its logarithm no longer matters.
@@ -61,7 +63,7 @@ template <Kind KIND>
 [[kernel]] void divergence(device const float* student [[buffer(0)]],
                            device const float* teacher [[buffer(1)]],
                            device float* losses [[buffer(2)]],
-                           device Row* kept [[buffer(3)]],
+                           device float* kept [[buffer(3)]],
                            constant Shape& shape [[buffer(4)]],
                            uint row_index [[threadgroup_position_in_grid]],
                            uint index [[thread_index_in_threadgroup]],
@@ -103,7 +105,13 @@ template <Kind KIND>
   if (index == 0) {
     // τ² keeps the size of the gradient independent of τ.
     losses[row_index] = value * shape.temperature * shape.temperature;
-    kept[row_index] = row;
+    device float* k = kept + ROW_LENGTH * row_index;
+    k[0] = row.top_p;
+    k[1] = row.total_p;
+    k[2] = row.top_q;
+    k[3] = row.total_q;
+    k[4] = row.offset;
+    k[5] = row.centre;
   }
 }
 
@@ -111,7 +119,7 @@ template <Kind KIND>
 template <Kind KIND>
 [[kernel]] void divergence_backward(device const float* student [[buffer(0)]],
                                     device const float* teacher [[buffer(1)]],
-                                    device const Row* kept [[buffer(2)]],
+                                    device const float* kept [[buffer(2)]],
                                     device const float* upstream [[buffer(3)]],
                                     device float* gradient [[buffer(4)]],
                                     constant Shape& shape [[buffer(5)]],
@@ -119,7 +127,8 @@ template <Kind KIND>
                                     uint index [[thread_index_in_threadgroup]],
                                     uint threads [[threads_per_threadgroup]]) {
   ulong start = ulong(row_index) * shape.vocab;
-  Row row = kept[row_index];
+  device const float* k = kept + ROW_LENGTH * row_index;
+  Row row = {k[0], k[1], k[2], k[3], k[4], k[5]};
   float factor = upstream[0] * shape.temperature;
   for (uint i = index; i < shape.vocab; i += threads) {
     Pair pair = pair_of(teacher[start + i], student[start + i], row, shape);

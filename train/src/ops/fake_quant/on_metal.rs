@@ -72,12 +72,18 @@ impl Stored {
     fn choose_by_group(format: Format, group: usize, w: &Tensor) -> Result<Self> {
         let groups = w.elem_count() / group;
         let mut work = Work::default();
-        let (scale, bias) = (work.output(groups), work.output(if format.has_bias() { groups } else { 1 }));
-        let binds = [Bind::Input(0), Bind::Output(scale), Bind::Output(bias)];
-        let shape = scale_shape(format, group, groups)?;
-        work.add(SCALES, "choose_scales", Grid::Simdgroups(groups), binds, &shape)?;
-        let [scale, bias] = work.run(NAME, &[w])?;
-        Ok(Self { scale, bias: format.has_bias().then_some(bias) })
+        let scale = work.output(groups);
+        let (kernel, bias) = match format.has_bias() {
+            true => ("choose_scales_bias", Bind::Output(work.output(groups))),
+            false => ("choose_scales", Bind::Nothing),
+        };
+        let binds = [Bind::Input(0), Bind::Output(scale), bias];
+        work.add(SCALES, kernel, Grid::Simdgroups(groups), binds, &scale_shape(format, group, groups)?)?;
+        let mut made = work.run_all(NAME, &[w])?.into_iter();
+        match (made.next(), made.next()) {
+            (Some(scale), bias) => Ok(Self { scale, bias }),
+            (None, _) => candle_core::bail!("{NAME}: scales were not made"),
+        }
     }
 
     fn choose_for_tensor(format: Format, w: &Tensor) -> Result<Self> {
@@ -123,8 +129,9 @@ fn scale_shape(format: Format, group: usize, groups: usize) -> Result<[u32; 7]> 
     let rule = match format {
         Format::Int4G32 => 0,
         Format::Int8G32 => 1,
-        Format::Affine(_) => 2,
-        Format::TernaryG64 | Format::TernaryG256 | Format::TernaryTensor => 3,
+        Format::TernaryG64 | Format::TernaryG256 | Format::TernaryTensor => 2,
+        // Its own kernel.
+        Format::Affine(_) => 3,
     };
     let bf16 = format.scale_type() == ScaleType::BF16;
     let steps = (format.levels().1 as f32).to_bits();
@@ -179,23 +186,19 @@ impl MetalQuantizer {
         let kernel = if with_bias { "learned_bias" } else { "learned" };
         let mut work = Work::default();
         let (dw, ds) = (work.output(w.shape()), work.output(spans));
-        // One scale for the tensor: its spans are added up. The other formats use the place for their biases.
-        let third = work.output(if with_bias { spans } else { 1 });
-        let db = if with_bias { Bind::Output(third) } else { Bind::Nothing };
+        let db = if with_bias { Bind::Output(work.output(spans)) } else { Bind::Nothing };
         let binds = [weights, scale, bias, grad, Bind::Output(dw), Bind::Output(ds), db];
         let shape = quantize_shape(w, &self.spec)?;
         work.add(QUANTIZE, kernel, Grid::Simdgroups(spans), binds, &shape)?;
         if self.spec.format.group_len().is_none() {
+            // One scale for the tensor: what its spans add is added up.
             let shape = [word(spans)?, 1, 1f32.to_bits()];
-            let binds = [Bind::Made(ds), Bind::Output(third)];
+            let binds = [Bind::Made(ds), Bind::Output(work.output(1))];
             work.add(SUM, "sum_all", Grid::Rows { rows: 1, width: spans }, binds, &shape)?;
+            let [dw, _, ds] = work.run(NAME, &operands)?;
+            return Ok(vec![Some(dw), Some(ds)]);
         }
-        let [dw, ds, third] = work.run(NAME, &operands)?;
-        Ok(match (self.spec.format.group_len(), with_bias) {
-            (None, _) => vec![Some(dw), Some(third)],
-            (_, true) => vec![Some(dw), Some(ds), Some(third)],
-            (_, false) => vec![Some(dw), Some(ds)],
-        })
+        Ok(work.run_all(NAME, &operands)?.into_iter().map(Some).collect())
     }
 }
 

@@ -11,7 +11,7 @@ struct Shape {
   uint groups;
   // Whether the storage type is bf16 rather than f16.
   uint bf16;
-  // Which rule: 0 int4 (the peak on code −8), 1 int8 (the peak on code 127), 2 affine, 3 ternary.
+  // Which rule where there is no bias: 0 int4 (the peak on code −8), 1 int8 (the peak on code 127), 2 ternary.
   uint rule;
   // Affine: steps between the outermost codes.
   float steps;
@@ -94,8 +94,9 @@ inline float mean_of(ulong total, uint count, uint top, int place) {
   return ldexp(float(uint(high)), exponent + excess);
 }
 
-// One simdgroup a group: scale[group] and, for the affine rule, bias[group].
-kernel void choose_scales(device const float* weights [[buffer(0)]],
+// One simdgroup a group: scale[group] and, where BIAS (the affine rule), bias[group].
+template <bool BIAS>
+[[kernel]] void choose_scales(device const float* weights [[buffer(0)]],
                           device float* scale [[buffer(1)]],
                           device float* bias [[buffer(2)]],
                           constant Shape& shape [[buffer(3)]],
@@ -119,17 +120,7 @@ kernel void choose_scales(device const float* weights [[buffer(0)]],
   high = simd_max(high);
   float magnitude = -low > high ? -low : high;
   float s = 0.0f;
-  if (shape.rule == 0) {
-    // llama.cpp: the first element of largest magnitude gives the sign.
-    uint first = 0xffffffffu;
-    for (uint i = lane; i < shape.group; i += 32) {
-      if (fabs(w[i]) == magnitude && i < first) first = i;
-    }
-    first = simd_min(first);
-    s = first < shape.group ? w[first] / -8.0f : 0.0f;
-  } else if (shape.rule == 1) {
-    s = precise::divide(magnitude, 127.0f);
-  } else if (shape.rule == 2) {
+  if (BIAS) {
     // MLX: the edge of larger magnitude and zero lie on the grid.
     float step = precise::divide(high - low, shape.steps);
     step = step < 1e-7f ? 1e-7f : step;
@@ -139,6 +130,16 @@ kernel void choose_scales(device const float* weights [[buffer(0)]],
     float code_of_zero = rint(precise::divide(edge, step));
     s = code_of_zero == 0.0f ? step : precise::divide(edge, code_of_zero);
     if (lane == 0) bias[group] = stored(code_of_zero == 0.0f ? 0.0f : edge, shape.bf16);
+  } else if (shape.rule == 0) {
+    // llama.cpp: the first element of largest magnitude gives the sign.
+    uint first = 0xffffffffu;
+    for (uint i = lane; i < shape.group; i += 32) {
+      if (fabs(w[i]) == magnitude && i < first) first = i;
+    }
+    first = simd_min(first);
+    s = first < shape.group ? w[first] / -8.0f : 0.0f;
+  } else if (shape.rule == 1) {
+    s = precise::divide(magnitude, 127.0f);
   } else {
     uint top = as_type<uint>(magnitude) >> 23;
     ulong total = 0;
@@ -150,31 +151,32 @@ kernel void choose_scales(device const float* weights [[buffer(0)]],
   if (lane == 0) scale[group] = stored(s, shape.bf16);
 }
 
-// The mean magnitude of a tensor, in two steps. First one threadgroup for each CHUNK weights: its total, as an integer below
-// the chunk's own exponent `top`.
-struct Partial {
-  uint low;
-  uint high;
-  uint top;
-};
+template [[host_name("choose_scales")]] [[kernel]] decltype(choose_scales<false>) choose_scales<false>;
+template [[host_name("choose_scales_bias")]] [[kernel]] decltype(choose_scales<true>) choose_scales<true>;
 
+// The mean magnitude of a tensor, in two steps. First one threadgroup for each CHUNK weights: its total, as an integer below
+// the chunk's own exponent. Three numbers a chunk: the total's low and high half, and the exponent.
 constant constexpr uint CHUNK = 4096;
 
 // 24 bits, 28 below them and 12 above for the sum of CHUNK terms fill the 64.
 constant constexpr uint CHUNK_PLACE = 28;
 
-inline ulong group_total(ulong value, threadgroup uint2* shared, Place at) {
+// `shared` has two halves for each simdgroup.
+inline ulong group_total(ulong value, threadgroup uint* shared, Place at) {
   value = simd_total(value);
-  if (at.lane == 0) shared[at.simdgroup] = uint2(uint(value), uint(value >> 32));
+  if (at.lane == 0) {
+    shared[2 * at.simdgroup] = uint(value);
+    shared[2 * at.simdgroup + 1] = uint(value >> 32);
+  }
   threadgroup_barrier(mem_flags::mem_threadgroup);
   ulong total = 0;
-  for (uint i = 0; i < at.simdgroups; i++) total += (ulong(shared[i].y) << 32) | shared[i].x;
+  for (uint i = 0; i < at.simdgroups; i++) total += (ulong(shared[2 * i + 1]) << 32) | shared[2 * i];
   threadgroup_barrier(mem_flags::mem_threadgroup);
   return total;
 }
 
 kernel void tensor_partials(device const float* weights [[buffer(0)]],
-                            device Partial* partials [[buffer(1)]],
+                            device uint* partials [[buffer(1)]],
                             constant Shape& shape [[buffer(2)]],
                             uint chunk [[threadgroup_position_in_grid]],
                             uint index [[thread_index_in_threadgroup]],
@@ -183,7 +185,7 @@ kernel void tensor_partials(device const float* weights [[buffer(0)]],
                             uint simdgroup [[simdgroup_index_in_threadgroup]],
                             uint simdgroups [[simdgroups_per_threadgroup]]) {
   threadgroup float tops[32];
-  threadgroup uint2 totals[32];
+  threadgroup uint totals[64];
   Place at = {index, threads, lane, simdgroup, simdgroups};
   uint first = chunk * CHUNK;
   uint end = min(first + CHUNK, shape.group);
@@ -197,11 +199,15 @@ kernel void tensor_partials(device const float* weights [[buffer(0)]],
   ulong total = 0;
   for (uint i = first + index; i < end; i += threads) total += fixed_point(weights[i], top, CHUNK_PLACE);
   total = group_total(total, totals, at);
-  if (index == 0) partials[chunk] = Partial{uint(total), uint(total >> 32), top};
+  if (index == 0) {
+    partials[3 * chunk] = uint(total);
+    partials[3 * chunk + 1] = uint(total >> 32);
+    partials[3 * chunk + 2] = top;
+  }
 }
 
 // Then one threadgroup: scale[0] from all partial totals, each of which gives up its lowest `headroom` bits.
-kernel void tensor_scale(device const Partial* partials [[buffer(0)]],
+kernel void tensor_scale(device const uint* partials [[buffer(0)]],
                          device float* scale [[buffer(1)]],
                          constant Shape& shape [[buffer(2)]],
                          uint index [[thread_index_in_threadgroup]],
@@ -210,16 +216,15 @@ kernel void tensor_scale(device const Partial* partials [[buffer(0)]],
                          uint simdgroup [[simdgroup_index_in_threadgroup]],
                          uint simdgroups [[simdgroups_per_threadgroup]]) {
   threadgroup float tops[32];
-  threadgroup uint2 totals[32];
+  threadgroup uint totals[64];
   Place at = {index, threads, lane, simdgroup, simdgroups};
   uint highest = 0;
-  for (uint i = index; i < shape.partials; i += threads) highest = max(highest, partials[i].top);
+  for (uint i = index; i < shape.partials; i += threads) highest = max(highest, partials[3 * i + 2]);
   uint top = uint(group_max(float(highest), tops, at));
   ulong total = 0;
   for (uint i = index; i < shape.partials; i += threads) {
-    Partial partial = partials[i];
-    ulong bits = (ulong(partial.high) << 32) | partial.low;
-    uint below = top - partial.top + shape.headroom;
+    ulong bits = (ulong(partials[3 * i + 1]) << 32) | partials[3 * i];
+    uint below = top - partials[3 * i + 2] + shape.headroom;
     total += below < 64 ? bits >> below : 0;
   }
   total = group_total(total, totals, at);

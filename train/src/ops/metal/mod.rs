@@ -135,11 +135,20 @@ impl Work {
         Ok(())
     }
 
-    /// Carries the work out on the device of `inputs` and returns all results.
+    /// Carries the work out on the device of `inputs` and returns all results, as many as there are.
     ///
     /// # Errors
     /// An operand that is not f32 or u32 or not contiguous, a device out of memory, a kernel that doesn't compile.
     pub fn run<const OUT: usize>(self, name: &'static str, inputs: &[&Tensor]) -> Result<[Tensor; OUT]> {
+        <[Tensor; OUT]>::try_from(self.run_all(name, inputs)?)
+            .map_err(|made| Error::Msg(format!("{name}: want {OUT} results, found {}", made.len())).bt())
+    }
+
+    /// As [`Self::run`], where their number depends on the operands.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub fn run_all(self, name: &'static str, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
         for input in inputs {
             if !matches!(input.dtype(), DType::F32 | DType::U32) {
                 return Err(Error::UnsupportedDTypeForOp(input.dtype(), name).bt());
@@ -148,17 +157,11 @@ impl Work {
                 return Err(Error::RequiresContiguous { op: name }.bt());
             }
         }
-        let made = self.on_device_of(name, inputs)?;
-        <[Tensor; OUT]>::try_from(made)
-            .map_err(|made| Error::Msg(format!("{name}: want {OUT} results, found {}", made.len())).bt())
-    }
-
-    fn on_device_of(&self, name: &'static str, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
         match inputs.first().map_or(&Device::Cpu, |input| input.device()) {
             #[cfg(target_os = "macos")]
-            Device::Metal(device) => encoder::run(device, self, inputs),
+            Device::Metal(device) => encoder::run(device, &self, inputs),
             #[cfg(test)]
-            Device::Cpu => host::run(self, inputs),
+            Device::Cpu => host::run(&self, inputs),
             other => candle_core::bail!("{name}: want tensors on Metal, found {:?}", other.location()),
         }
     }
