@@ -1,9 +1,9 @@
 //! What one token's product does to its activations first: the norm, and rounding to int8.
 
 use qat_metal_host as host;
+use qat_quant::int8_tokens;
 use qat_quant::kernels::FloatType;
 use qat_quant::kernels::metal::{Epilogue, Matrix, Product, Storage};
-use qat_quant::{Format, int8_tokens};
 
 use crate::matrices::{bits, normal};
 use crate::metal::{self, Stored, columns, storages};

@@ -44,7 +44,8 @@ fn wanted() -> Vec<f32> {
     let value = |place: usize| {
         let (group, i) = (place / 64, place % 64);
         let top = (0..64).map(|j| turned(group, j)).fold(f32::MIN, f32::max);
-        let nibbles: u32 = bytes[2 * i..2 * i + 2].iter().map(|b| u32::from(b & 15) + u32::from(b >> 4)).sum();
+        let nibbles: u32 =
+            bytes[2 * i..2 * i + 2].iter().map(|b| u32::from(b & 15) + u32::from(b >> 4)).sum();
         turned(group, i) + turned(group, i ^ 1) + top + nibbles as f32
     };
     (0..COUNT).map(value).collect()
@@ -93,9 +94,24 @@ const PLANTED: [(&str, &str, Kind, &str); 17] = [
         "of another simdgroup",
     ),
     ("simdgroup_barrier(mem_flags::mem_threadgroup);", "", Kind::Race, "of the same simdgroup"),
-    ("tile[63 - index]", "tile[64 - index]", Kind::OutOfBounds, "read of 4 bytes at offset 256 of threadgroup memory 0"),
-    ("place < shape.count", "place <= shape.count", Kind::OutOfBounds, "read of 4 bytes at offset 416 of buffer 0 (416 bytes)"),
-    ("tops[simdgroup] = top", "tops[0] = top", Kind::Uninitialised, "threadgroup variable tops (8 bytes): byte 0"),
+    (
+        "tile[63 - index]",
+        "tile[64 - index]",
+        Kind::OutOfBounds,
+        "read of 4 bytes at offset 256 of threadgroup memory 0",
+    ),
+    (
+        "place < shape.count",
+        "place <= shape.count",
+        Kind::OutOfBounds,
+        "read of 4 bytes at offset 416 of buffer 0 (416 bytes)",
+    ),
+    (
+        "tops[simdgroup] = top",
+        "tops[0] = top",
+        Kind::Uninitialised,
+        "threadgroup variable tops (8 bytes): byte 0",
+    ),
     (
         "value + neighbour",
         "out[place] + neighbour",
@@ -103,9 +119,19 @@ const PLANTED: [(&str, &str, Kind, &str); 17] = [
         "of buffer 2 (416 bytes): byte 0 was never written",
     ),
     ("out[place] =", "out[index] =", Kind::Race, "of another threadgroup"),
-    ("float top = simd_max(value);", "float top = value;\n  if (lane < 20) top = simd_max(value);", Kind::Divergence, "lanes"),
+    (
+        "float top = simd_max(value);",
+        "float top = value;\n  if (lane < 20) top = simd_max(value);",
+        Kind::Divergence,
+        "lanes",
+    ),
     ("bytes + 2 * index", "bytes + 2 * index - 1", Kind::Undefined, "alignment"),
-    ("  float value = ", "  if (!inside) return;\n  float value = ", Kind::Divergence, "have left the kernel"),
+    (
+        "  float value = ",
+        "  if (!inside) return;\n  float value = ",
+        Kind::Divergence,
+        "have left the kernel",
+    ),
     (
         "  float top = simd_max(value);",
         "  if (index == 70) threadgroup_barrier(mem_flags::mem_none);\n  if (index > 3) threadgroup_barrier(mem_flags::mem_none);\n  float top = value;",
@@ -118,7 +144,12 @@ const PLANTED: [(&str, &str, Kind, &str); 17] = [
         Kind::ReadOnly,
         "of buffer 0 (416 bytes)",
     ),
-    ("threadgroup float tops[2];", "threadgroup float tops[9000];", Kind::ThreadgroupMemory, "there are 32768"),
+    (
+        "threadgroup float tops[2];",
+        "threadgroup float tops[9000];",
+        Kind::ThreadgroupMemory,
+        "there are 32768",
+    ),
     ("i < 4; i++", "i < 5; i++", Kind::Undefined, "past the end of an array"),
     (
         "atomic_fetch_add_explicit(finished, 1u, memory_order_relaxed);",
@@ -165,7 +196,10 @@ fn far_out_of_bounds_is_found_without_checks() {
     }
     let far = library("x[place] :", "x[place + 4096] :");
     let error = run(&far, Mode::VALUE).expect_err("out of bounds").to_string();
-    assert!(error.contains("access at offset 16384 of buffer 0 (416 bytes)") && error.contains("stages.metal:28"), "{error}");
+    assert!(
+        error.contains("access at offset 16384 of buffer 0 (416 bytes)") && error.contains("stages.metal:28"),
+        "{error}"
+    );
     let wrapped = library("x[place] :", "x[place - 1u] :");
     let error = run(&wrapped, Mode::VALUE).expect_err("out of bounds").to_string();
     assert!(error.contains("out of bounds"), "{error}");
@@ -191,9 +225,18 @@ fn pointers_do_not_change_their_address_space() {
     for (find, replace) in [
         ("float value = tile[63 - index];", "device float* turned = tile; float value = turned[63 - index];"),
         ("(device const ushort*)(bytes", "(threadgroup const ushort*)(bytes"),
-        ("constant Shape& shape [[buffer(1)]]", "device Shape& shape [[buffer(1)]], constant Shape& other [[buffer(6)]]) { device Shape& same = other; }\nkernel void second(constant Shape& shape [[buffer(1)]]"),
-        ("device atomic_uint* finished", "threadgroup atomic_uint* wrong [[threadgroup(1)]], device atomic_uint* finished_"),
-        ("constant bool BIASED", "inline float shared() { threadgroup float x; return x; }\nconstant bool BIASED"),
+        (
+            "constant Shape& shape [[buffer(1)]]",
+            "device Shape& shape [[buffer(1)]], constant Shape& other [[buffer(6)]]) { device Shape& same = other; }\nkernel void second(constant Shape& shape [[buffer(1)]]",
+        ),
+        (
+            "device atomic_uint* finished",
+            "threadgroup atomic_uint* wrong [[threadgroup(1)]], device atomic_uint* finished_",
+        ),
+        (
+            "constant bool BIASED",
+            "inline float shared() { threadgroup float x; return x; }\nconstant bool BIASED",
+        ),
     ] {
         let linted = Library::new("stages", &SOURCE.replace(find, replace)).and_then(|l| l.lint());
         assert!(linted.is_err(), "{replace}");
@@ -211,17 +254,33 @@ fn a_launch_that_does_not_fit_is_refused() {
     let no_args: [Buffer; 0] = [];
     let refusals: [(Launch, &[Buffer], &str); 8] = [
         (Launch { kernel: "missing", ..LAUNCH }, &args(), "not in library stages, which has: turned"),
-        (Launch { constants: &[], ..LAUNCH }, &args(), "function constant 0 (BIASED) is used, and the launch doesn't give it"),
-        (Launch { constants: &[(0, Constant::U32(1))], ..LAUNCH }, &args(), "BIASED is bool of 1 bytes, the launch gives U32(1)"),
+        (
+            Launch { constants: &[], ..LAUNCH },
+            &args(),
+            "function constant 0 (BIASED) is used, and the launch doesn't give it",
+        ),
+        (
+            Launch { constants: &[(0, Constant::U32(1))], ..LAUNCH },
+            &args(),
+            "BIASED is bool of 1 bytes, the launch gives U32(1)",
+        ),
         (
             Launch { constants: &[(0, Constant::Bool(false)), (3, Constant::Bool(true))], ..LAUNCH },
             &args(),
             "function constant 3, which the library doesn't declare",
         ),
         (Launch { threads: [64, 32, 1], ..LAUNCH }, &args(), "want 1 to 1024 threads"),
-        (Launch { threadgroup_bytes: &[], ..LAUNCH }, &args(), "threadgroup memory 0: the launch gives it no bytes"),
+        (
+            Launch { threadgroup_bytes: &[], ..LAUNCH },
+            &args(),
+            "threadgroup memory 0: the launch gives it no bytes",
+        ),
         (LAUNCH, &no_args, "buffer 1: want 4 bytes, nothing is bound"),
-        (Launch { constants: &[(0, Constant::Bool(true))], ..LAUNCH }, &args(), "buffer 5, which is not bound"),
+        (
+            Launch { constants: &[(0, Constant::Bool(true))], ..LAUNCH },
+            &args(),
+            "buffer 5, which is not bound",
+        ),
     ];
     for (launch, args, message) in refusals {
         let error = verify(&library, &launch, args, &mut |_, _| {}).expect_err(message).to_string();
