@@ -79,8 +79,8 @@ pub(super) struct Buffers {
     pub step: BufferId,
     /// Ids that `argmax` chose, by position; the last is of the token after a full context.
     pub text: BufferId,
-    /// The greatest logits, then their ids.
-    pub top: BufferId,
+    /// The greatest logits, and their ids.
+    pub top: [BufferId; 2],
 }
 
 impl Buffers {
@@ -114,7 +114,7 @@ impl Buffers {
             blank("parts of attention", (config.heads * MOST_PARTS * (config.head_dim + 2)) as u64);
         let (ids, step) = (blank("ids", pass), blank("step", 2));
         let text = blank("text", context + 1);
-        let top = blank("top logits", 2 * MOST_TOP as u64);
+        let top = ["greatest logits", "their ids"].map(|name| blank(name, MOST_TOP as u64));
         Self {
             all,
             weights,

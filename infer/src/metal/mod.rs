@@ -20,6 +20,7 @@ mod session;
 mod tests;
 
 use qat_quant::kernels::metal::Library;
+pub use qat_quant::kernels::metal::{Constant, Launch};
 
 pub use buffers::{Buffer, Content};
 pub use device::Device;
@@ -35,7 +36,7 @@ pub type Model = crate::Opened<Matrix>;
 /// Its tensors.
 pub type Decoder = crate::model::Decoder<Matrix, Vec<f32>>;
 
-/// The source of the library that a [`Launch`](qat_quant::kernels::metal::Launch) names.
+/// The source of the library that a [`Launch`] names.
 pub fn library(name: &str) -> Option<&'static Library> {
     const { &[&qat_quant::kernels::metal::LIBRARIES as &[Library], &kernels::LIBRARIES] }
         .iter()

@@ -66,6 +66,11 @@ impl<'m, D: Device> Session<'m, D> {
         &self.script
     }
 
+    /// Who carries it out.
+    pub fn device(&self) -> &D {
+        &self.device
+    }
+
     /// Reads `ids` and gives the logits `[vocab]` of what follows the last one.
     ///
     /// # Errors
@@ -94,10 +99,9 @@ impl<'m, D: Device> Session<'m, D> {
             return Err(Error::Invalid(format!("the {k} likeliest tokens: want 1 to {most}")));
         }
         self.read(ids, Tail::Top(k as u32))?;
-        let top = self.script.buffers.top;
-        let words: Vec<u32> = self.words(top, 0, 2 * k)?;
-        let (values, ids) = words.split_at(k);
-        Ok(ids.iter().copied().zip(values.iter().map(|bits| f32::from_bits(*bits))).collect())
+        let [values, ids] = self.script.buffers.top;
+        let values = self.words(values, 0, k)?.into_iter().map(f32::from_bits);
+        Ok(self.words(ids, 0, k)?.into_iter().zip(values).collect())
     }
 
     /// Reads `ids` and writes up to `most` tokens, each the likeliest; `each` hears of it, and says whether to go on. The

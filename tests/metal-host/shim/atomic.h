@@ -22,9 +22,10 @@ typedef atomic<bool> atomic_bool;
 
 namespace detail {
 template <class T> struct same { typedef T type; };
-template <class A> inline void* announce(A* object) {
+// Not inlined: it returns to the line that the engine is to tell.
+template <class A> __attribute__((noinline)) static void* announce(A* object, ::metal_host::Access access = ::metal_host::ATOMIC) {
   void* address = (void*)object;
-  ::metal_host::engine->access(address, sizeof(*object), ::metal_host::ATOMIC, __builtin_return_address(0));
+  ::metal_host::engine->access(address, sizeof(*object), access, __builtin_return_address(0));
   return address;
 }
 // Not instrumented: copies through the engine's eyes would count as plain accesses.
@@ -59,9 +60,9 @@ template <class T, class A, class F> inline T update(A* object, F next) {
     return detail::update<T>(object, [=](T) { return value; });                                                                             \
   }                                                                                                                                         \
   template <class T> inline void atomic_store_explicit(volatile SPACE atomic<T>* object, typename detail::same<T>::type value, memory_order) { \
-    detail::peek(detail::announce(object), &value, sizeof value);                                                                           \
+    detail::peek(detail::announce(object, ::metal_host::ATOMIC_STORE), &value, sizeof value);                                                                           \
   }                                                                                                                                         \
-  template <class T> inline bool atomic_compare_exchange_weak_explicit(volatile SPACE atomic<T>* object, T* expected, typename detail::same<T>::type desired, memory_order, memory_order) { \
+  template <class T> inline bool atomic_compare_exchange_weak_explicit(volatile SPACE atomic<T>* object, typename detail::same<T>::type* expected, typename detail::same<T>::type desired, memory_order, memory_order) { \
     const T old = detail::update<T>(object, [=](T now) { return __builtin_memcmp(&now, expected, sizeof now) == 0 ? desired : now; });      \
     const bool swapped = __builtin_memcmp(&old, expected, sizeof old) == 0;                                                                 \
     *expected = old;                                                                                                                        \

@@ -70,6 +70,10 @@ template <class T> constexpr uint32_t constant_kind() {
 #ifdef METAL_HOST_LINT
 // In the terms of C++ for OpenCL, which has address spaces too.
 #define kernel
+// Names like any other in Metal.
+#define local metal_host_local
+#define global metal_host_global
+#define generic metal_host_generic
 #define thread __private
 #define thread_reference
 #define device __global

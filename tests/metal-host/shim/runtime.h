@@ -46,7 +46,7 @@ struct Engine {
   void METAL_HOST_FUNCTION(access)(const void* address, uint64_t size, uint32_t kind, const void* pc) METAL_HOST_CONST;
   void METAL_HOST_FUNCTION(undefined)(Text what, Text file, uint32_t line, const void* pc) METAL_HOST_CONST;
 };
-enum Access : uint32_t { READ = 0, WRITE = 1, ATOMIC = 2 };
+enum Access : uint32_t { READ = 0, WRITE = 1, ATOMIC = 2, ATOMIC_STORE = 3 };
 
 // Why a parameter of a kernel has the value that it has.
 enum Source : uint32_t {

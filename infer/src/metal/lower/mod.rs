@@ -108,8 +108,7 @@ impl<'s, 'm> Lowering<'s, 'm> {
                 self.call("argmax", Argmax { vocab, text, advance: true }.dispatch(), 1, spans);
             }
             Tail::Top(k) => {
-                let values = buffers.words(buffers.top, k as usize);
-                let ids = Span { offset: values.bytes, ..values };
+                let [values, ids] = buffers.top.map(|top| buffers.words(top, k as usize));
                 let spans = [(0, logits, Access::Read), (2, values, Access::Write), (3, ids, Access::Write)];
                 self.call("top k", TopK { vocab: plan.vocab as u32, k }.dispatch(), 1, spans);
             }

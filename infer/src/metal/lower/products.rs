@@ -5,7 +5,7 @@
 
 use qat_quant::kernels::metal;
 
-use super::Lowering;
+use super::{Lowering, Part};
 use crate::Result;
 use crate::files::Activations;
 use crate::metal::kernels::{Elementwise, RmsNorm};
@@ -93,7 +93,10 @@ impl Lowering<'_, '_> {
                 spans.push((9 + place, self.vector(bias)?, Access::Read));
             }
         }
-        let label = label(norm.is_some(), products.iter().map(|(p, _)| p.matrix.name()), epilogue);
+        let label = match self.part {
+            Part::Body => label(norm.is_some(), products.iter().map(|(p, _)| p.matrix.name()), epilogue),
+            Part::Head { .. } => "head".to_owned(),
+        };
         self.call(&label, kernel.dispatch(), 1, spans);
         Ok(())
     }
