@@ -6,13 +6,16 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::Tensor;
+use candle_core::{Tensor, Var};
 
 use crate::{
     Error, Result,
+    ops::metal::{Bind, Grid, Library, Path, Work, library, path, word},
     recipe::OptimPlan,
     student::{Kind, Variable},
 };
+
+const LIBRARY: Library = library!("adamw", "ops/metal/common.metal", "adamw.metal");
 
 /// Optimizer state: first and second moment of each variable's gradient, in the variables' order.
 #[derive(Debug)]
@@ -34,38 +37,103 @@ impl AdamW {
         Ok(Self { plan, first: zeros()?, second: zeros()?, taken: 0 })
     }
 
-    /// Takes a step with `gradients` (clipped in place) at share `rate` of the peak learning rates; returns the gradient's
-    /// norm over weights and norms before clipping.
+    /// Takes a step with `gradients` at share `rate` of the peak learning rates; returns the gradient's norm over weights and
+    /// norms before clipping.
     ///
     /// # Errors
     /// The device is out of memory.
-    pub fn step(&mut self, variables: &[Variable], gradients: &mut [Tensor], rate: f64) -> Result<f64> {
-        let norm = self.clip(variables, gradients)?;
+    pub fn step(&mut self, variables: &[Variable], gradients: &[Tensor], rate: f64) -> Result<f64> {
+        let norms = norms(variables, gradients)?;
         self.taken += 1;
         let [beta1, beta2] = self.plan.betas;
-        let correction1 = 1.0 - beta1.powi(self.taken as i32);
-        let correction2 = 1.0 - beta2.powi(self.taken as i32);
-        for (index, (variable, gradient)) in variables.iter().zip(gradients.iter()).enumerate() {
-            let first = ((&self.first[index] * beta1)? + (gradient * (1.0 - beta1))?)?;
-            let second = ((&self.second[index] * beta2)? + (gradient.sqr()? * (1.0 - beta2))?)?;
-            let denominator = ((&second / correction2)?.sqrt()? + self.plan.eps)?;
-            let mut update = ((&first / correction1)? / denominator)?;
-            if let Some(unit) = unit(variables, index)? {
-                update = (update * unit)?;
-            }
-            let value = variable.var.as_tensor().detach();
+        let corrections = [1.0 - beta1.powi(self.taken as i32), 1.0 - beta2.powi(self.taken as i32)];
+        for (index, (variable, gradient)) in variables.iter().zip(gradients).enumerate() {
             let lr = rate * self.peak(variable.kind);
-            let kept = match variable.kind {
-                Kind::Weight if self.plan.weight_decay > 0.0 => {
-                    (&value * (1.0 - lr * self.plan.weight_decay))?
-                }
-                _ => value,
+            let decays = variable.kind == Kind::Weight && self.plan.weight_decay > 0.0;
+            let change = Change {
+                kept: self.kept(norms[usize::from(of_grid(variable.kind))]),
+                corrections,
+                lr,
+                decay: decays.then_some(1.0 - lr * self.plan.weight_decay),
             };
-            variable.var.set(&(kept - (update * lr)?)?)?;
-            self.first[index] = first;
-            self.second[index] = second;
+            match path(gradient.device()) {
+                Path::Metal => self.update_on_metal(variables, index, gradient, &change)?,
+                Path::Cpu | Path::Composed => self.update(variables, index, gradient, &change)?,
+            }
         }
-        Ok(norm)
+        Ok(norms[0])
+    }
+
+    fn update(
+        &mut self,
+        variables: &[Variable],
+        index: usize,
+        gradient: &Tensor,
+        change: &Change,
+    ) -> Result<()> {
+        let [beta1, beta2] = self.plan.betas;
+        let [correction1, correction2] = change.corrections;
+        let clipped = change.kept.map(|kept| gradient * kept).transpose()?;
+        let gradient = clipped.as_ref().unwrap_or(gradient);
+        let first = ((&self.first[index] * beta1)? + (gradient * (1.0 - beta1))?)?;
+        let second = ((&self.second[index] * beta2)? + (gradient.sqr()? * (1.0 - beta2))?)?;
+        let denominator = ((&second / correction2)?.sqrt()? + self.plan.eps)?;
+        let mut update = ((&first / correction1)? / denominator)?;
+        if let Some(unit) = unit(variables, index)? {
+            update = (update * unit.as_tensor().detach().abs()?)?;
+        }
+        let value = variables[index].var.as_tensor().detach();
+        let kept = match change.decay {
+            Some(decay) => (&value * decay)?,
+            None => value,
+        };
+        variables[index].var.set(&(kept - (update * change.lr)?)?)?;
+        self.first[index] = first;
+        self.second[index] = second;
+        Ok(())
+    }
+
+    /// As `update`, in place and in one pass, with the same roundings.
+    fn update_on_metal(
+        &mut self,
+        variables: &[Variable],
+        index: usize,
+        gradient: &Tensor,
+        change: &Change,
+    ) -> Result<()> {
+        let [beta1, beta2] = self.plan.betas;
+        let [correction1, correction2] = change.corrections;
+        let value = variables[index].var.as_tensor();
+        let n = value.elem_count();
+        let (relative, unit) = match unit(variables, index)? {
+            None => (0, Bind::Input(3)),
+            Some(_) if variables[index].kind == Kind::Scale => (1, Bind::Input(3)),
+            Some(_) => (2, Bind::Input(4)),
+        };
+        let numbers = [
+            change.kept.unwrap_or(1.0),
+            beta1,
+            1.0 - beta1,
+            beta2,
+            1.0 - beta2,
+            1.0 / correction1,
+            1.0 / correction2,
+            self.plan.eps,
+            change.lr,
+            change.decay.unwrap_or(1.0),
+        ];
+        let numbers = numbers.map(|v| (v as f32).to_bits());
+        let shape: Vec<u32> = std::iter::once(word(n)?).chain(numbers).chain([relative]).collect();
+        let gradient = gradient.contiguous()?;
+        let mut operands = vec![value, &self.first[index], &self.second[index], &gradient];
+        if relative == 2 {
+            operands.push(variables[index - 1].var.as_tensor());
+        }
+        let binds = [Bind::InOut(0), Bind::InOut(1), Bind::InOut(2), Bind::Input(3), unit];
+        let mut work = Work::default();
+        work.add(LIBRARY, "adamw", Grid::Each(n), binds, &shape)?;
+        let [] = work.run("adamw", &operands)?;
+        Ok(())
     }
 
     fn peak(&self, kind: Kind) -> f64 {
@@ -76,24 +144,9 @@ impl AdamW {
         }
     }
 
-    /// Scales are clipped by themselves: a group's worth of gradient adds up in one number, and would drown the rest.
-    fn clip(&self, variables: &[Variable], gradients: &mut [Tensor]) -> Result<f64> {
-        let grid = |kind| matches!(kind, Kind::Scale | Kind::GridBias);
-        let mut squares = [0f64; 2];
-        for (variable, gradient) in variables.iter().zip(gradients.iter()) {
-            squares[usize::from(grid(variable.kind))] +=
-                f64::from(gradient.sqr()?.sum_all()?.to_scalar::<f32>()?);
-        }
-        let norms = squares.map(f64::sqrt);
-        if let Some(limit) = self.plan.clip {
-            for (variable, gradient) in variables.iter().zip(gradients) {
-                let norm = norms[usize::from(grid(variable.kind))];
-                if norm > limit {
-                    *gradient = (&*gradient * (limit / norm))?;
-                }
-            }
-        }
-        Ok(norms[0])
+    /// Share of a gradient of `norm` that clipping leaves, where it leaves not all of it.
+    fn kept(&self, norm: f64) -> Option<f64> {
+        self.plan.clip.filter(|&limit| norm > limit).map(|limit| limit / norm)
     }
 
     /// The state by name, for a checkpoint.
@@ -125,26 +178,58 @@ impl AdamW {
     }
 }
 
-/// Size of one learning-rate unit: the magnitude of the scale for what belongs to a grid, else 1.
-fn unit(variables: &[Variable], index: usize) -> Result<Option<Tensor>> {
+/// What a step does to one variable, besides the constants of the plan.
+struct Change {
+    /// Share of the gradient that clipping leaves; none: all of it.
+    kept: Option<f64>,
+    /// Of both moments, for their start at zero.
+    corrections: [f64; 2],
+    lr: f64,
+    /// Share of the value that weight decay leaves; none: all of it.
+    decay: Option<f64>,
+}
+
+fn of_grid(kind: Kind) -> bool {
+    matches!(kind, Kind::Scale | Kind::GridBias)
+}
+
+/// The gradient's norm over weights and norms, and over what belongs to grids.
+///
+/// Scales are clipped by themselves: a group's worth of gradient adds up in one number, and would drown the rest.
+fn norms(variables: &[Variable], gradients: &[Tensor]) -> Result<[f64; 2]> {
+    // Read together, because each reading waits for the device.
+    let sums = gradients.iter().map(|g| g.sqr()?.sum_all()).collect::<candle_core::Result<Vec<_>>>()?;
+    let sums = if sums.is_empty() { Vec::new() } else { Tensor::stack(&sums, 0)?.to_vec1::<f32>()? };
+    let mut squares = [0f64; 2];
+    for (variable, sum) in variables.iter().zip(sums) {
+        squares[usize::from(of_grid(variable.kind))] += f64::from(sum);
+    }
+    Ok(squares.map(f64::sqrt))
+}
+
+/// Whose magnitude a unit of the learning rate is: the scale's for what belongs to a grid, else none: 1.
+fn unit(variables: &[Variable], index: usize) -> Result<Option<&Var>> {
     let scale = match variables[index].kind {
         Kind::Weight | Kind::Norm => return Ok(None),
         Kind::Scale => index,
         // A grid's bias stands right behind its scale.
-        Kind::GridBias => index - 1,
+        Kind::GridBias => index.saturating_sub(1),
     };
     if variables[scale].kind != Kind::Scale {
         return Err(Error::Config(format!("{}: has no scale before it", variables[index].name)));
     }
-    Ok(Some(variables[scale].var.as_tensor().detach().abs()?))
+    Ok(Some(&variables[scale].var))
 }
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{Device, Var};
+    use candle_core::Device;
 
     use super::*;
-    use crate::recipe::Schedule;
+    use crate::{
+        ops::{check::uniform, metal::host},
+        recipe::Schedule,
+    };
 
     fn plan() -> OptimPlan {
         OptimPlan {
@@ -176,8 +261,8 @@ mod tests {
         let mut adam = AdamW::new(plan(), &vars).expect("state");
         let (mut p, mut m, mut v) = ([1.0f64, -2.0], [0f64; 2], [0f64; 2]);
         for (t, g) in [[0.5f64, -0.25], [-1.0, 0.125]].into_iter().enumerate() {
-            let mut grads = [Tensor::new(&[g[0] as f32, g[1] as f32], &Device::Cpu).expect("gradient")];
-            adam.step(&vars, &mut grads, 1.0).expect("step");
+            let grads = [Tensor::new(&[g[0] as f32, g[1] as f32], &Device::Cpu).expect("gradient")];
+            adam.step(&vars, &grads, 1.0).expect("step");
             for i in 0..2 {
                 m[i] = 0.9 * m[i] + 0.1 * g[i];
                 v[i] = 0.99 * v[i] + 0.01 * g[i] * g[i];
@@ -193,11 +278,43 @@ mod tests {
     }
 
     #[test]
+    fn the_kernel_takes_the_same_steps_in_place_with_the_same_roundings() {
+        if !host::available() {
+            return;
+        }
+        let n = 300;
+        let random = |seed: u64, range: f32| uniform(seed, range, &[n]).expect("tensor");
+        let variables = || {
+            let kinds = [Kind::Weight, Kind::Norm, Kind::Scale, Kind::GridBias];
+            let variable = |(seed, kind): (u64, Kind)| {
+                let var = Var::from_tensor(&random(seed, 1.0)).expect("var");
+                Variable { name: format!("{kind:?}"), kind, var }
+            };
+            (0..).zip(kinds).map(variable).collect::<Vec<_>>()
+        };
+        let plan = OptimPlan { clip: Some(1.0), ..plan() };
+        let (ours, theirs) = (variables(), variables());
+        let mut on_metal = AdamW::new(plan.clone(), &ours).expect("state");
+        let mut on_cpu = AdamW::new(plan, &theirs).expect("state");
+        for step in 0..3 {
+            let gradients: Vec<Tensor> = (0..4).map(|i| random(10 + 4 * step + i, 0.5)).collect();
+            host::emulating(|| on_metal.step(&ours, &gradients, 0.7)).expect("steps");
+            on_cpu.step(&theirs, &gradients, 0.7).expect("steps");
+        }
+        for (index, (ours, theirs)) in ours.iter().zip(&theirs).enumerate() {
+            assert_eq!(values(ours), values(theirs), "{}", ours.name);
+            let moment = |t: &Tensor| t.to_vec1::<f32>().expect("values");
+            assert_eq!(moment(&on_metal.first[index]), moment(&on_cpu.first[index]), "{}", ours.name);
+            assert_eq!(moment(&on_metal.second[index]), moment(&on_cpu.second[index]), "{}", ours.name);
+        }
+    }
+
+    #[test]
     fn scales_move_relative_to_their_size_and_never_decay() {
         let vars = [variable(Kind::Scale, &[0.01, -4.0]), variable(Kind::GridBias, &[0.5, 0.5])];
         let mut adam = AdamW::new(plan(), &vars).expect("state");
         let one = || Tensor::new(&[1f32, 1.0], &Device::Cpu).expect("gradient");
-        adam.step(&vars, &mut [one(), one()], 1.0).expect("step");
+        adam.step(&vars, &[one(), one()], 1.0).expect("step");
         let near = |a: f32, b: f32| assert!((a - b).abs() < 1e-5 * b.abs(), "{a} against {b}");
         near(values(&vars[0])[0], 0.01 - 0.01 * 0.01);
         near(values(&vars[0])[1], -4.0 - 0.01 * 4.0);
@@ -210,9 +327,8 @@ mod tests {
         let vars = [variable(Kind::Weight, &[1.0, 1.0]), variable(Kind::Scale, &[1.0, 1.0])];
         let adam = AdamW::new(OptimPlan { clip: Some(1.0), ..plan() }, &vars).expect("state");
         let gradient = |v: [f32; 2]| Tensor::new(&v, &Device::Cpu).expect("gradient");
-        let mut grads = [gradient([3.0, 4.0]), gradient([0.3, 0.4])];
-        assert_eq!(adam.clip(&vars, &mut grads).expect("clips"), 5.0);
-        assert_eq!(grads[0].to_vec1::<f32>().expect("values"), [0.6, 0.8]);
-        assert_eq!(grads[1].to_vec1::<f32>().expect("values"), [0.3, 0.4]);
+        let norms = norms(&vars, &[gradient([3.0, 4.0]), gradient([0.3, 0.4])]).expect("norms");
+        assert_eq!(norms[0], 5.0);
+        assert_eq!(norms.map(|norm| adam.kept(norm)), [Some(0.2), None]);
     }
 }

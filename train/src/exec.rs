@@ -64,8 +64,7 @@ impl Exec for TrainExec<'_> {
     type Error = Error;
 
     fn embed(&mut self, table: &Matrix, ids: &[u32]) -> Result<Tensor> {
-        let ids = Tensor::new(ids, table.weight.device())?;
-        Ok(ops::embedding(&table.weight, &ids)?)
+        Ok(ops::embedding(&table.weight, ids)?)
     }
 
     fn rms_norm(&mut self, x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {

@@ -18,6 +18,7 @@ use candle_core::{CpuStorage, Layout, Result, Shape, Tensor};
 use qat_quant::vectorized;
 use rayon::prelude::*;
 
+use crate::ops::metal::{Bind, Grid, Library, SUM, Work, word};
 use crate::ops::{Floats, floats, lanes, rows_per_chunk};
 
 /// One row of a loss.
@@ -95,6 +96,52 @@ fn gradient_rows<L: RowLoss>(
     Tensor::from_vec(gradient, (n, vocab), logits.device())
 }
 
+/// A loss as a pair of kernels: one that gives a value for each row and numbers to be `kept` of it, and one that makes
+/// the gradient of the sum from them. Its operands are the logits and what they are compared with.
+struct RowKernels {
+    library: Library,
+    forward: &'static str,
+    backward: &'static str,
+    /// The kernels' `Shape`.
+    shape: Vec<u32>,
+    /// Numbers kept of a row.
+    kept: usize,
+}
+
+impl RowKernels {
+    /// Σ over rows, and what is kept.
+    fn forward(&self, name: &'static str, logits: &Tensor, other: &Tensor) -> Result<(Tensor, Tensor)> {
+        let (n, vocab) = logits.dims2()?;
+        let mut work = Work::default();
+        let (losses, kept, sum) = (work.output(n), work.output((n, self.kept)), work.output(()));
+        let binds = [Bind::Input(0), Bind::Input(1), Bind::Output(losses), Bind::Output(kept)];
+        work.add(self.library, self.forward, Grid::Rows { rows: n, width: vocab }, binds, &self.shape)?;
+        let binds = [Bind::Made(losses), Bind::Output(sum)];
+        let grid = Grid::Rows { rows: 1, width: n };
+        work.add(SUM, "sum_all", grid, binds, &[word(n)?, 1, 1f32.to_bits()])?;
+        let [_, kept, sum] = work.run(name, &[&logits.detach(), other])?;
+        Ok((sum, kept))
+    }
+
+    /// The gradient of the sum by the logits, times `upstream`.
+    fn backward(
+        &self,
+        name: &'static str,
+        logits: &Tensor,
+        other: &Tensor,
+        kept: &Tensor,
+        upstream: &Tensor,
+    ) -> Result<Tensor> {
+        let (n, vocab) = logits.dims2()?;
+        let mut work = Work::default();
+        let gradient = work.output(logits.shape());
+        let binds = [Bind::Input(0), Bind::Input(1), Bind::Input(2), Bind::Input(3), Bind::Output(gradient)];
+        work.add(self.library, self.backward, Grid::Rows { rows: n, width: vocab }, binds, &self.shape)?;
+        let [gradient] = work.run(name, &[logits, other, kept, upstream])?;
+        Ok(gradient)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -105,8 +152,7 @@ mod tests {
     fn sums_and_gradients_do_not_depend_on_the_number_of_threads() -> Result<()> {
         let (student, teacher) =
             (Var::from_tensor(&uniform(1, 4.0, &[700, 90])?)?, uniform(2, 4.0, &[700, 90])?);
-        let targets =
-            Tensor::from_vec((0..700u32).map(|i| i % 90).collect::<Vec<_>>(), 700, student.device())?;
+        let targets: Vec<u32> = (0..700).map(|i| i % 90).collect();
         let on = |threads: usize| -> Result<Vec<Vec<u32>>> {
             let pool = rayon::ThreadPoolBuilder::new()
                 .num_threads(threads)

@@ -3,14 +3,13 @@
 //! Knows no codec: on the CPU the value is `qat_quant::int8_tokens`, the same call that the runtime makes. Elsewhere
 //! the same arithmetic is composed from candle operations, so that activations never leave their device.
 
-use candle_core::backend::BackendStorage;
-use candle_core::{
-    CpuStorage, CudaStorage, CustomOp1, CustomOp2, D, Layout, MetalStorage, Result, Shape, Tensor,
-};
+use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor};
 
+use super::metal::{Backward, Bind, Grid, Library, Path, Work, attach, library, path, word};
 use super::{blend, floats, floats_out};
 
 const NAME: &str = "quantize_activations";
+const LIBRARY: Library = library!("activations", "metal/common.metal", "activations.metal");
 
 /// Rounds each row of `x` `[.., cols]` to 8 bits: x̂ = a·clamp(round_ties_even(x/a), −128, 127) with a = max|x|/127.
 ///
@@ -22,7 +21,28 @@ pub fn quantize_activations(x: &Tensor, lambda: f32) -> Result<Tensor> {
     if x.dim(D::Minus1)? == 0 {
         candle_core::bail!("{NAME}: want rows of at least one element, found {:?}", x.dims());
     }
-    if x.device().is_cpu() { x.contiguous()?.apply_op1(Int8Tokens { lambda }) } else { composed(x, lambda) }
+    match path(x.device()) {
+        Path::Cpu => x.contiguous()?.apply_op1(Int8Tokens { lambda }),
+        Path::Metal => on_metal(x, lambda),
+        Path::Composed => composed(x, lambda),
+    }
+}
+
+fn on_metal(x: &Tensor, lambda: f32) -> Result<Tensor> {
+    let x = x.contiguous()?;
+    let width = x.dim(D::Minus1)?;
+    let mut work = Work::default();
+    let value = work.output(x.shape());
+    let grid = Grid::Rows { rows: x.elem_count() / width, width };
+    work.add(
+        LIBRARY,
+        "int8_tokens",
+        grid,
+        [Bind::Input(0), Bind::Output(value)],
+        &[word(width)?, lambda.to_bits()],
+    )?;
+    let [value] = work.run(NAME, &[&x])?;
+    attach(value, &[&x], StraightThrough)
 }
 
 fn composed(x: &Tensor, lambda: f32) -> Result<Tensor> {
@@ -38,7 +58,7 @@ fn composed(x: &Tensor, lambda: f32) -> Result<Tensor> {
     if lambda != 1.0 {
         value = (&latent + ((value - &latent)? * f64::from(lambda))?)?;
     }
-    x.contiguous()?.apply_op2(&value, Replaced)
+    attach(value, &[&x.contiguous()?], StraightThrough)
 }
 
 struct Int8Tokens {
@@ -63,52 +83,14 @@ impl CustomOp1 for Int8Tokens {
     }
 }
 
-/// The value of the second operand with the gradient of the first. Exact, unlike `x + (value − x).detach()`.
-struct Replaced;
+/// The gradient passes unchanged: exact, unlike `x + (value − x).detach()`.
+struct StraightThrough;
 
-impl CustomOp2 for Replaced {
-    fn name(&self) -> &'static str {
-        "replaced"
-    }
+impl Backward for StraightThrough {
+    const NAME: &'static str = NAME;
 
-    fn cpu_fwd(
-        &self,
-        _: &CpuStorage,
-        _: &Layout,
-        v: &CpuStorage,
-        lv: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        Ok((v.try_clone(lv)?, lv.shape().clone()))
-    }
-
-    fn cuda_fwd(
-        &self,
-        _: &CudaStorage,
-        _: &Layout,
-        v: &CudaStorage,
-        lv: &Layout,
-    ) -> Result<(CudaStorage, Shape)> {
-        Ok((v.try_clone(lv)?, lv.shape().clone()))
-    }
-
-    fn metal_fwd(
-        &self,
-        _: &MetalStorage,
-        _: &Layout,
-        v: &MetalStorage,
-        lv: &Layout,
-    ) -> Result<(MetalStorage, Shape)> {
-        Ok((v.try_clone(lv)?, lv.shape().clone()))
-    }
-
-    fn bwd(
-        &self,
-        _: &Tensor,
-        _: &Tensor,
-        _: &Tensor,
-        grad: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        Ok((Some(grad.clone()), None))
+    fn backward(&self, _: &[&Tensor], _: &Tensor, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        Ok(vec![Some(grad.clone())])
     }
 }
 
@@ -116,6 +98,7 @@ impl CustomOp2 for Replaced {
 mod tests {
     use super::*;
     use crate::ops::check::{bits, uniform};
+    use crate::ops::metal::host;
     use candle_core::{Device, Var};
 
     /// Rows of several magnitudes, one of zeros, one with exact ties between codes.
@@ -136,6 +119,23 @@ mod tests {
         let want: Vec<u32> = want.into_iter().map(f32::to_bits).collect();
         assert_eq!(bits(&quantize_activations(&x, 1.0)?)?, want);
         assert_eq!(bits(&composed(&x, 1.0)?)?, want);
+        Ok(())
+    }
+
+    #[test]
+    fn the_kernel_gives_the_runtimes_value_to_the_bit() -> Result<()> {
+        if !host::available() {
+            return Ok(());
+        }
+        for x in [rows()?, uniform(24, 3.0, &[3, 1])?, uniform(25, 3.0, &[2, 1100])?] {
+            for lambda in [1.0, 0.3] {
+                assert_eq!(
+                    bits(&on_metal(&x, lambda)?)?,
+                    bits(&quantize_activations(&x, lambda)?)?,
+                    "{lambda}"
+                );
+            }
+        }
         Ok(())
     }
 

@@ -11,6 +11,7 @@ use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use self::heads::HeadShape;
+use super::metal::{Path, path};
 use super::tile::{Left, TILE_ROWS, multiply_add};
 use super::{Floats, floats, floats_out, softmax};
 
@@ -39,22 +40,30 @@ pub fn causal_attention(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
     if q.elem_count() == 0 {
         candle_core::bail!("{NAME}: q {:?}: want at least one element", q.dims());
     }
-    if q.device().is_cpu() {
-        let shape = HeadShape { t, d, kv_heads, group: heads / kv_heads };
-        q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, Attention { shape })
-    } else {
-        composed(q, k, v)
+    match path(q.device()) {
+        Path::Cpu => {
+            let shape = HeadShape { t, d, kv_heads, group: heads / kv_heads };
+            q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, Attention { shape })
+        }
+        Path::Metal => composed(q, k, v, softmax::on_metal),
+        Path::Composed => composed(q, k, v, softmax::composed),
     }
 }
 
-fn composed(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+/// Two matrix products of candle around `soften` (scores, scale, t), with the scores in memory.
+fn composed(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    soften: impl Fn(&Tensor, f32, usize) -> Result<Tensor>,
+) -> Result<Tensor> {
     let (b, t, heads, d) = q.dims4()?;
     let kv_heads = k.dim(2)?;
     // The heads of a group are stacked as rows over their common keys: nothing is repeated in memory.
     let q = q.transpose(1, 2)?.contiguous()?.reshape((b * kv_heads, heads / kv_heads * t, d))?;
     let k = k.transpose(1, 2)?.contiguous()?.reshape((b * kv_heads, t, d))?;
     let v = v.transpose(1, 2)?.contiguous()?.reshape((b * kv_heads, t, d))?;
-    let weights = softmax::composed(&q.matmul(&k.t()?)?, scale(d), t)?;
+    let weights = soften(&q.matmul(&k.t()?)?, scale(d), t)?;
     weights.matmul(&v)?.reshape((b, heads, t, d))?.transpose(1, 2)?.reshape((b, t, heads * d))
 }
 

@@ -3,30 +3,56 @@
 //! Knows no text. The gradient of a row is the sum over its occurrences in the order in which they occur, whatever the
 //! number of threads: occurrences are sorted by id first, then each row of the table is summed by one task.
 
-use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
+use super::metal::{Backward, Bind, Grid, Library, Path, Work, attach, library, path, word};
 use super::{Floats, floats, floats_out, lanes, rows_per_chunk};
 
 const NAME: &str = "embedding";
+const LIBRARY: Library = library!("embedding", "metal/common.metal", "embedding.metal");
 
-/// The rows of `table` `[vocab, d]` that `ids` (u32, `[n]`) name, as `[n, d]`. `ids` get no gradient.
+/// The rows of `table` `[vocab, d]` that `ids` name, as `[ids, d]`.
 ///
 /// # Errors
-/// An id that is not below `vocab` (elsewhere than on the CPU the device reports it); ids that are not u32 `[n]`; tables other than f32 on the CPU.
-pub fn embedding(table: &Tensor, ids: &Tensor) -> Result<Tensor> {
+/// An id that is not below `vocab`; tables other than f32 on the CPU.
+pub fn embedding(table: &Tensor, ids: &[u32]) -> Result<Tensor> {
     let (vocab, _) = table.dims2()?;
-    if ids.dtype() != DType::U32 || ids.rank() != 1 {
-        candle_core::bail!("{NAME}: ids: want u32 [n], found {:?} {:?}", ids.dtype(), ids.dims());
-    }
-    if !table.device().is_cpu() {
-        return table.index_select(ids, 0);
-    }
-    let ids = ids.to_vec1::<u32>()?;
     if let Some(position) = ids.iter().position(|&id| id as usize >= vocab) {
         candle_core::bail!("{NAME}: ids[{position}]: want an id below {vocab}, found {}", ids[position]);
     }
-    table.contiguous()?.apply_op1(Embedding { ids })
+    match path(table.device()) {
+        Path::Cpu => table.contiguous()?.apply_op1(Embedding { ids: ids.to_vec() }),
+        Path::Metal => on_metal(table, ids),
+        Path::Composed => table.index_select(&Tensor::new(ids, table.device())?, 0),
+    }
+}
+
+/// candle's lookup with a gradient of our own: candle's adds one position after the other.
+fn on_metal(table: &Tensor, ids: &[u32]) -> Result<Tensor> {
+    let rows = table.detach().index_select(&Tensor::new(ids, table.device())?, 0)?;
+    attach(rows, &[table], MetalEmbedding { occurrences: Occurrences::of(ids, table.dim(0)?) })
+}
+
+struct MetalEmbedding {
+    occurrences: Occurrences,
+}
+
+impl Backward for MetalEmbedding {
+    const NAME: &'static str = NAME;
+
+    fn backward(&self, inputs: &[&Tensor], _: &Tensor, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        let (vocab, d) = inputs[0].dims2()?;
+        let ends = Tensor::new(self.occurrences.ends.as_slice(), grad.device())?;
+        let positions = Tensor::new(self.occurrences.positions.as_slice(), grad.device())?;
+        let mut work = Work::default();
+        let sums = work.output((vocab, d));
+        let binds = [Bind::Input(0), Bind::Input(1), Bind::Input(2), Bind::Output(sums)];
+        let grid = Grid::Plane { rows: vocab, width: d };
+        work.add(LIBRARY, "embedding_backward", grid, binds, &[word(vocab)?, word(d)?])?;
+        let [sums] = work.run(NAME, &[grad, &ends, &positions])?;
+        Ok(vec![Some(sums)])
+    }
 }
 
 struct Embedding {
@@ -103,29 +129,47 @@ impl Occurrences {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::check::{assert_matches, uniform};
-    use candle_core::Device;
+    use crate::ops::check::{assert_matches, bits, uniform};
+    use crate::ops::metal::host;
 
     #[test]
     fn value_and_gradient_agree_with_finite_differences() -> Result<()> {
-        let ids = Tensor::new(&[3u32, 0, 3, 4, 3, 0], &Device::Cpu)?;
+        let ids = [3u32, 0, 3, 4, 3, 0];
         let inputs = [uniform(11, 1.0, &[6, 5])?];
+        let reference = |t: &[Tensor]| t[0].index_select(&Tensor::new(&ids, t[0].device())?, 0);
         // At most three additions.
-        assert_matches(|t| embedding(&t[0], &ids), |t| t[0].index_select(&ids, 0), &inputs, 2e-7)
+        assert_matches(|t| embedding(&t[0], &ids), reference, &inputs, 2e-7)
+    }
+
+    #[test]
+    fn the_kernel_gives_the_cpus_gradient_to_the_bit() -> Result<()> {
+        if !host::available() {
+            return Ok(());
+        }
+        let ids: Vec<u32> = (0..200).map(|i| i * i % 37).collect();
+        for d in [1, 5, 300] {
+            let table = candle_core::Var::from_tensor(&uniform(11, 1.0, &[38, d])?)?;
+            let weights = uniform(12, 1.0, &[200, d])?;
+            let gradient = |rows: Tensor| -> Result<_> {
+                let grads = rows.mul(&weights)?.sum_all()?.backward()?;
+                bits(grads.get(&table).expect("a gradient"))
+            };
+            assert_eq!(gradient(on_metal(&table, &ids)?)?, gradient(embedding(&table, &ids)?)?, "{d}");
+        }
+        Ok(())
     }
 
     #[test]
     fn no_ids_give_no_rows_and_a_zero_gradient() -> Result<()> {
         let table = candle_core::Var::from_tensor(&uniform(11, 1.0, &[6, 5])?)?;
-        let rows = embedding(&table, &Tensor::from_vec(Vec::<u32>::new(), 0, &Device::Cpu)?)?;
+        let rows = embedding(&table, &[])?;
         assert_eq!(rows.dims(), [0, 5]);
         Ok(())
     }
 
     #[test]
     fn an_id_outside_the_table_is_refused_by_position() -> Result<()> {
-        let ids = Tensor::new(&[1u32, 6], &Device::Cpu)?;
-        let message = embedding(&uniform(11, 1.0, &[6, 5])?, &ids).unwrap_err().to_string();
+        let message = embedding(&uniform(11, 1.0, &[6, 5])?, &[1, 6]).unwrap_err().to_string();
         assert!(message.contains("ids[1]: want an id below 6, found 6"), "{message}");
         Ok(())
     }

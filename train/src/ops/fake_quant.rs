@@ -1,12 +1,15 @@
 //! Fake quantization of weights: the value that ships, with a gradient.
 //!
 //! Knows no codec: values, scales and gradients are `qat_quant`'s. The forward value is `qat_quant::fake_quant`, hence
-//! `decode(encode(w))`, to the bit; there is no second expression for it, on any device. Backward is straight through
-//! (arXiv 1308.3432), clipped, or LSQ (arXiv 1902.08153) as `qat_quant::gradient` defines them.
+//! `decode(encode(w))`, to the bit; the only second expression for it are the kernels of `on_metal`, which are held to it.
+//! Backward is straight through (arXiv 1308.3432), clipped, or LSQ (arXiv 1902.08153) as `qat_quant::gradient` defines them.
+
+mod on_metal;
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Device, Layout, Result, Shape, Tensor};
 use qat_quant::{Format, ScaleRule, Scales, gradient};
 
+use super::metal::{Path, path};
 use super::{Floats, blend, floats, floats_out};
 
 const NAME: &str = "fake_quant";
@@ -44,11 +47,13 @@ pub fn fake_quant(w: &Tensor, spec: &FakeQuant) -> Result<Tensor> {
     if spec.gradient == Gradient::Lsq {
         candle_core::bail!("{NAME}: learned scales are operands: call fake_quant_learned");
     }
-    if !w.device().is_cpu() {
-        return fake_quant(&w.to_device(&Device::Cpu)?, spec)?.to_device(w.device());
-    }
     let (rows, cols) = held_by(spec.format, w)?;
     let w = w.contiguous()?;
+    match path(w.device()) {
+        Path::Cpu => {}
+        Path::Metal => return on_metal::chosen(&w, spec),
+        Path::Composed => return fake_quant(&w.to_device(&Device::Cpu)?, spec)?.to_device(w.device()),
+    }
     let scales = Scales::choose(spec.format, spec.rule, &Floats::of(NAME, &w)?, rows, cols);
     w.apply_op1(Quantizer { spec: *spec, scales })
 }
@@ -74,7 +79,7 @@ pub fn fake_quant_learned(
             spec.gradient
         );
     }
-    if !w.device().is_cpu() {
+    if path(w.device()) == Path::Composed {
         let (cpu, home) = (Device::Cpu, w.device());
         let bias = bias.map(|b| b.to_device(&cpu)).transpose()?;
         let quantized =
@@ -93,13 +98,16 @@ pub fn fake_quant_learned(
         );
     }
     let (w, scale) = (w.contiguous()?, scale.contiguous()?);
+    let bias = bias.map(Tensor::contiguous).transpose()?;
+    if path(w.device()) == Path::Metal {
+        return on_metal::learned(&w, &scale, bias.as_ref(), spec);
+    }
     match bias {
         None => {
             let scales = Scales::rounded(spec.format, &Floats::of(NAME, &scale)?, &[]);
             w.apply_op2(&scale, Quantizer { spec: *spec, scales })
         }
         Some(bias) => {
-            let bias = bias.contiguous()?;
             let scales = Scales::rounded(spec.format, &Floats::of(NAME, &scale)?, &Floats::of(NAME, &bias)?);
             w.apply_op3(&scale, &bias, Quantizer { spec: *spec, scales })
         }

@@ -18,6 +18,7 @@ mod embedding;
 mod fake_quant;
 pub(crate) mod lanes;
 mod linear;
+pub(crate) mod metal;
 mod norm;
 mod rope;
 mod softmax;
@@ -40,7 +41,7 @@ pub(crate) use cpu::{Floats, blend, floats, floats_out, for_each_chunk, rows_per
 mod tests {
     use super::check::{bits, uniform};
     use super::*;
-    use candle_core::{Device, Result, Tensor, Var};
+    use candle_core::{Result, Tensor, Var};
 
     /// The bits of an operation's value and of its gradients, computed on `threads` threads.
     fn bits_on(
@@ -65,7 +66,7 @@ mod tests {
 
     #[test]
     fn results_do_not_depend_on_the_number_of_threads() -> Result<()> {
-        let ids = Tensor::from_vec((0..900u32).map(|i| i * i % 37).collect::<Vec<_>>(), 900, &Device::Cpu)?;
+        let ids: Vec<u32> = (0..900).map(|i| i * i % 37).collect();
         let angle = uniform(50, 3.0, &[300, 16])?;
         let (cos, sin) = (angle.cos()?, angle.sin()?);
         let format = qat_quant::Format::TernaryTensor;

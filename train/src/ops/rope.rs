@@ -6,9 +6,11 @@
 
 use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor};
 
+use super::metal::{Backward, Bind, Grid, Library, Path, Work, attach, library, path, word};
 use super::{Floats, floats, floats_out, for_each_chunk};
 
 const NAME: &str = "rope";
+const LIBRARY: Library = library!("rope", "metal/common.metal", "rope.metal");
 
 /// Rotates `x` `[b, t, heads, head_dim]` by the angles whose cosines and sines are `cos`, `sin` `[t, head_dim/2]`.
 /// `cos` and `sin` get no gradient.
@@ -27,10 +29,42 @@ pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
         );
     }
     let (cos, sin) = (cos.detach().contiguous()?, sin.detach().contiguous()?);
-    if x.device().is_cpu() {
-        x.contiguous()?.apply_op1(Rope { cos, sin, direction: 1.0 })
-    } else {
-        composed(x, &cos, &sin)
+    match path(x.device()) {
+        Path::Cpu => x.contiguous()?.apply_op1(Rope { cos, sin, direction: 1.0 }),
+        Path::Metal => on_metal(x, cos, sin),
+        Path::Composed => composed(x, &cos, &sin),
+    }
+}
+
+fn on_metal(x: &Tensor, cos: Tensor, sin: Tensor) -> Result<Tensor> {
+    let x = x.contiguous()?;
+    let y = rotate_on_metal(&x, &cos, &sin, 1.0)?;
+    attach(y, &[&x], MetalRope { cos, sin })
+}
+
+/// Turns `x` forward (`direction` 1) or back (−1).
+fn rotate_on_metal(x: &Tensor, cos: &Tensor, sin: &Tensor, direction: f32) -> Result<Tensor> {
+    let (_, t, heads, head_dim) = x.dims4()?;
+    let pairs = x.elem_count() / 2;
+    let mut work = Work::default();
+    let y = work.output(x.shape());
+    let binds = [Bind::Input(0), Bind::Input(1), Bind::Input(2), Bind::Output(y)];
+    let shape = [word(pairs)?, word(t)?, word(heads)?, word(head_dim / 2)?, direction.to_bits()];
+    work.add(LIBRARY, "rope", Grid::Each(pairs), binds, &shape)?;
+    let [y] = work.run(NAME, &[x, cos, sin])?;
+    Ok(y)
+}
+
+struct MetalRope {
+    cos: Tensor,
+    sin: Tensor,
+}
+
+impl Backward for MetalRope {
+    const NAME: &'static str = NAME;
+
+    fn backward(&self, _: &[&Tensor], _: &Tensor, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        Ok(vec![Some(rotate_on_metal(grad, &self.cos, &self.sin, -1.0)?)])
     }
 }
 
@@ -106,6 +140,7 @@ impl Rope {
 mod tests {
     use super::*;
     use crate::ops::check::{assert_close, assert_matches, flat, uniform};
+    use crate::ops::metal::host;
     use candle_core::DType;
 
     fn angles(t: usize, half: usize) -> Result<(Tensor, Tensor)> {
@@ -122,6 +157,18 @@ mod tests {
         let reference = |t: &[Tensor]| composed(&t[0], &cos64, &sin64);
         assert_matches(|t| rope(&t[0], &cos, &sin), reference, &x, 3e-7)?;
         assert_matches(|t| composed(&t[0], &cos, &sin), reference, &x, 3e-7)
+    }
+
+    #[test]
+    fn the_kernels_agree_with_finite_differences() -> Result<()> {
+        if !host::available() {
+            return Ok(());
+        }
+        let (cos, sin) = angles(5, 4)?;
+        let (cos64, sin64) = (cos.to_dtype(DType::F64)?, sin.to_dtype(DType::F64)?);
+        let x = [uniform(4, 2.0, &[2, 5, 3, 8])?];
+        let reference = |t: &[Tensor]| composed(&t[0], &cos64, &sin64);
+        assert_matches(|t| on_metal(&t[0], cos.clone(), sin.clone()), reference, &x, 3e-7)
     }
 
     #[test]

@@ -5,9 +5,11 @@
 
 use candle_core::{CpuStorage, CustomOp1, D, Device, Layout, Result, Shape, Tensor};
 
+use super::metal::{Backward, Bind, Grid, Library, Path, Work, attach, library, path, word};
 use super::{Floats, floats, floats_out, for_each_chunk, lanes};
 
 const NAME: &str = "causal_softmax";
+const LIBRARY: Library = library!("softmax", "metal/common.metal", "softmax.metal");
 
 /// softmax(`scale`·`scores`) over the last dimension of `scores` `[.., q_rows, t]`, where row r is the query at
 /// position r mod `t` (several heads that share their keys may be stacked in `q_rows`) and sees positions up to its
@@ -20,10 +22,41 @@ pub fn causal_softmax(scores: &Tensor, scale: f32, t: usize) -> Result<Tensor> {
     if t == 0 || columns != t || rows % t != 0 {
         candle_core::bail!("{NAME}: want [.., multiple of {t}, {t}], found {:?}", scores.dims());
     }
-    if scores.device().is_cpu() {
-        scores.contiguous()?.apply_op1(CausalSoftmax { scale, t })
-    } else {
-        composed(scores, scale, t)
+    match path(scores.device()) {
+        Path::Cpu => scores.contiguous()?.apply_op1(CausalSoftmax { scale, t }),
+        Path::Metal => on_metal(scores, scale, t),
+        Path::Composed => composed(scores, scale, t),
+    }
+}
+
+pub(super) fn on_metal(scores: &Tensor, scale: f32, t: usize) -> Result<Tensor> {
+    let scores = scores.contiguous()?;
+    let mut work = Work::default();
+    let weights = work.output(scores.shape());
+    let grid = Grid::Rows { rows: scores.elem_count() / t, width: t };
+    let binds = [Bind::Input(0), Bind::Output(weights)];
+    work.add(LIBRARY, "causal_softmax", grid, binds, &[word(t)?, scale.to_bits()])?;
+    let [weights] = work.run(NAME, &[&scores])?;
+    attach(weights, &[&scores], MetalSoftmax { scale, t })
+}
+
+struct MetalSoftmax {
+    scale: f32,
+    t: usize,
+}
+
+impl Backward for MetalSoftmax {
+    const NAME: &'static str = NAME;
+
+    fn backward(&self, _: &[&Tensor], weights: &Tensor, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        let t = self.t;
+        let mut work = Work::default();
+        let ds = work.output(weights.shape());
+        let grid = Grid::Rows { rows: weights.elem_count() / t, width: t };
+        let binds = [Bind::Input(0), Bind::Input(1), Bind::Output(ds)];
+        work.add(LIBRARY, "causal_softmax_backward", grid, binds, &[word(t)?, self.scale.to_bits()])?;
+        let [ds] = work.run(NAME, &[weights, grad])?;
+        Ok(vec![Some(ds)])
     }
 }
 
@@ -114,6 +147,7 @@ pub(super) fn softmax_row_backward(w: &[f32], g: &[f32], scale: f32, out: &mut [
 mod tests {
     use super::*;
     use crate::ops::check::{assert_matches, bits, uniform};
+    use crate::ops::metal::host;
 
     /// exp is good to 2.4e-7, its argument of magnitude ≤ 10 is rounded to 6e-7, the sum adds 8 roundings.
     const TOLERANCE: f64 = 2e-6;
@@ -128,6 +162,37 @@ mod tests {
                 assert_matches(|x| composed(&x[0], scale, t), reference, &inputs, TOLERANCE)?;
             }
         }
+        Ok(())
+    }
+
+    #[test]
+    fn the_kernels_agree_with_finite_differences() -> Result<()> {
+        if !host::available() {
+            return Ok(());
+        }
+        for (shape, t) in [(vec![2, 1, 1], 1), (vec![2, 3, 14, 7], 7), (vec![33, 33], 33)] {
+            for scale in [0.35, -1.0] {
+                let inputs = [uniform(5, 5.0, &shape)?];
+                let reference = |x: &[Tensor]| composed(&x[0], scale, t);
+                assert_matches(|x| on_metal(&x[0], scale, t), reference, &inputs, TOLERANCE)?;
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn the_kernels_never_read_a_score_in_the_future() -> Result<()> {
+        if !host::available() {
+            return Ok(());
+        }
+        let t = 40;
+        let scores = uniform(6, 3.0, &[2 * t, t])?;
+        let mut poisoned = scores.to_vec2::<f32>()?;
+        for (r, row) in poisoned.iter_mut().enumerate() {
+            row[r % t + 1..].fill(f32::NAN);
+        }
+        let poisoned = Tensor::new(poisoned, scores.device())?;
+        assert_eq!(bits(&on_metal(&scores, 0.5, t)?)?, bits(&on_metal(&poisoned, 0.5, t)?)?);
         Ok(())
     }
 

@@ -118,7 +118,7 @@ fn take_step(job: &Job, run: &mut Prepared) -> Result<(Sums, f64)> {
     }
     run.check_loss(loss, plan)?;
     let rate = schedule::learning_rate(&plan.optim, run.step, settings.steps);
-    let norm = run.optimizer.step(run.student.variables(), &mut gradients, rate)?;
+    let norm = run.optimizer.step(run.student.variables(), &gradients, rate)?;
     if !norm.is_finite() {
         return Err(run.broken(run.step + 1, &format!("the gradient's norm is {norm}")));
     }

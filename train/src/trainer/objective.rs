@@ -100,12 +100,8 @@ impl Objective<'_> {
             Ok(())
         };
         if self.plan.cross_entropy > 0.0 {
-            let targets = Tensor::new(batch.targets.as_slice(), student_logits.device())?;
-            term(
-                "cross_entropy",
-                self.plan.cross_entropy,
-                loss::cross_entropy_sum(student_logits, &targets)?,
-            )?;
+            let value = loss::cross_entropy_sum(student_logits, &batch.targets)?;
+            term("cross_entropy", self.plan.cross_entropy, value)?;
         }
         if !self.plan.divergences.is_empty() {
             let teacher = self.teacher.logits(student, self.rope, &batch.inputs, self.ctx)?;
@@ -133,8 +129,8 @@ impl Objective<'_> {
         let (mut cross_entropy, mut kl, mut tokens) = (0.0, None, 0usize);
         for batch in batches {
             let ours = logits(&decoder, self.rope, &batch.inputs, self.ctx)?.detach();
-            let targets = Tensor::new(batch.targets.as_slice(), ours.device())?;
-            cross_entropy += f64::from(loss::cross_entropy_sum(&ours, &targets)?.to_scalar::<f32>()?);
+            let sum = loss::cross_entropy_sum(&ours, &batch.targets)?.to_scalar::<f32>()?;
+            cross_entropy += f64::from(sum);
             if let Some(theirs) = self.teacher.logits(student, self.rope, &batch.inputs, self.ctx)? {
                 let sum =
                     loss::divergence_sum(&ours, &theirs, 1.0, Divergence::ForwardKl)?.to_scalar::<f32>()?;

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::ops::check::{assert_close, assert_matches, bits, flat, uniform};
+use crate::ops::metal::host;
 
 fn inputs(b: usize, t: usize, heads: usize, kv_heads: usize, d: usize) -> Result<[Tensor; 3]> {
     let kv = [b, t, kv_heads, d];
@@ -12,12 +13,22 @@ fn inputs(b: usize, t: usize, heads: usize, kv_heads: usize, d: usize) -> Result
 fn value_and_gradients_agree_with_finite_differences() -> Result<()> {
     for (b, t, heads, kv_heads, d) in [(1, 1, 1, 1, 1), (2, 5, 4, 2, 3), (1, 18, 3, 1, 4)] {
         let inputs = inputs(b, t, heads, kv_heads, d)?;
-        let reference = |x: &[Tensor]| composed(&x[0], &x[1], &x[2]);
+        let reference = |x: &[Tensor]| composed(&x[0], &x[1], &x[2], softmax::composed);
         // Scores of magnitude ≤ 16 carry 1e-6 into exp, the sums of ≤ 18 terms in order another 1e-6.
         assert_matches(|x| causal_attention(&x[0], &x[1], &x[2]), reference, &inputs, 4e-6)?;
-        assert_matches(|x| composed(&x[0], &x[1], &x[2]), reference, &inputs, 4e-6)?;
+        assert_matches(|x| composed(&x[0], &x[1], &x[2], softmax::composed), reference, &inputs, 4e-6)?;
     }
     Ok(())
+}
+
+#[test]
+fn attention_around_the_softmax_kernels_agrees_with_finite_differences() -> Result<()> {
+    if !host::available() {
+        return Ok(());
+    }
+    let inputs = inputs(2, 5, 4, 2, 3)?;
+    let reference = |x: &[Tensor]| composed(&x[0], &x[1], &x[2], softmax::composed);
+    assert_matches(|x| composed(&x[0], &x[1], &x[2], softmax::on_metal), reference, &inputs, 4e-6)
 }
 
 #[test]
@@ -32,7 +43,7 @@ fn several_blocks_of_queries_agree_with_the_composition_in_f64() -> Result<()> {
             .map(|x| candle_core::Var::from_tensor(&x.to_dtype(dtype)?))
             .collect::<Result<_>>()?;
         let out = if wide {
-            composed(&vars[0], &vars[1], &vars[2])?
+            composed(&vars[0], &vars[1], &vars[2], softmax::composed)?
         } else {
             causal_attention(&vars[0], &vars[1], &vars[2])?
         };

@@ -1,0 +1,121 @@
+// Fake quantization of weights on the grid that is stored, to the bit what qat_quant::fake_quant gives, and its gradients.
+//
+// A grid is scale·q + bias with q in lo..hi. A group of `group` consecutive weights has one scale and, where BIAS, one bias;
+// both have been rounded to their storage type (see scales.metal). With one scale for the tensor, `group` is its whole length.
+
+struct Shape {
+  uint weights;
+  uint group;
+  float lo;
+  float hi;
+  // Warm-up from float (0) to the grid (1).
+  float lambda;
+  // How far beyond the outermost codes the gradient of a weight still passes, in steps of the grid.
+  float margin;
+  // LSQ's γ.
+  float gamma;
+};
+
+// Weights of one simdgroup's work in a backward pass where groups are longer: see `learned`.
+constant constexpr uint SPAN = 256;
+
+struct Grid {
+  float scale;
+  float bias;
+};
+
+template <bool BIAS>
+inline Grid grid_of(device const float* scales, device const float* biases, uint group) {
+  Grid grid = {scales[group], 0.0f};
+  if (BIAS) grid.bias = biases[group];
+  return grid;
+}
+
+// Where w lies between the codes; a grid without a step has everything at code 0.
+inline float position_of(Grid grid, float w) {
+  return grid.scale == 0.0f ? 0.0f : precise::divide(w - grid.bias, grid.scale);
+}
+
+// The nearest code, ties to even. NaN stays NaN; adding zero turns −0 into +0.
+inline float code_of(float position, constant Shape& shape) {
+  float q = rint(position);
+  return (q < shape.lo ? shape.lo : (q > shape.hi ? shape.hi : q)) + 0.0f;
+}
+
+template <bool BIAS>
+[[kernel]] void quantize(device const float* w [[buffer(0)]],
+                         device const float* scales [[buffer(1)]],
+                         device const float* biases [[buffer(2)]],
+                         device float* out [[buffer(3)]],
+                         constant Shape& shape [[buffer(4)]],
+                         uint i [[thread_position_in_grid]]) {
+  if (i >= shape.weights) return;
+  Grid grid = grid_of<BIAS>(scales, biases, i / shape.group);
+  float value = grid.scale * code_of(position_of(grid, w[i]), shape) + grid.bias;
+  out[i] = shape.lambda == 1.0f ? value : w[i] + (value - w[i]) * shape.lambda;
+}
+
+inline float passed(float u, float g, constant Shape& shape) {
+  return u >= shape.lo - shape.margin && u <= shape.hi + shape.margin ? g : 0.0f;
+}
+
+template <bool BIAS>
+[[kernel]] void clipped(device const float* w [[buffer(0)]],
+                        device const float* scales [[buffer(1)]],
+                        device const float* biases [[buffer(2)]],
+                        device const float* g [[buffer(3)]],
+                        device float* dw [[buffer(4)]],
+                        constant Shape& shape [[buffer(5)]],
+                        uint i [[thread_position_in_grid]]) {
+  if (i >= shape.weights) return;
+  Grid grid = grid_of<BIAS>(scales, biases, i / shape.group);
+  dw[i] = passed(position_of(grid, w[i]), g[i], shape);
+}
+
+// dw, and per span the sums of what its weights add to the gradients of scale and bias, times γ.
+//
+// One simdgroup a span. A span is a group, or SPAN weights of a tensor with one scale: then `ds` holds partial sums.
+template <bool BIAS>
+[[kernel]] void learned(device const float* w [[buffer(0)]],
+                        device const float* scales [[buffer(1)]],
+                        device const float* biases [[buffer(2)]],
+                        device const float* g [[buffer(3)]],
+                        device float* dw [[buffer(4)]],
+                        device float* ds [[buffer(5)]],
+                        device float* db [[buffer(6)]],
+                        constant Shape& shape [[buffer(7)]],
+                        uint threadgroup_index [[threadgroup_position_in_grid]],
+                        uint lane [[thread_index_in_simdgroup]],
+                        uint simdgroup [[simdgroup_index_in_threadgroup]],
+                        uint simdgroups [[simdgroups_per_threadgroup]]) {
+  uint length = min(shape.group, SPAN);
+  uint span = threadgroup_index * simdgroups + simdgroup;
+  uint first = span * length;
+  // The whole simdgroup leaves, or none of it.
+  if (first >= shape.weights) return;
+  uint end = min(first + length, shape.weights);
+  Grid grid = grid_of<BIAS>(scales, biases, first / shape.group);
+  float scale_sum = 0.0f;
+  float bias_sum = 0.0f;
+  for (uint i = first + lane; i < end; i += 32) {
+    float u = position_of(grid, w[i]);
+    float q = code_of(u, shape);
+    bool inside = u >= shape.lo && u <= shape.hi;
+    dw[i] = passed(u, g[i], shape);
+    scale_sum += g[i] * (inside ? q - u : q);
+    if (BIAS) bias_sum += inside ? 0.0f : g[i];
+  }
+  scale_sum = simd_sum(scale_sum);
+  if (lane == 0) ds[span] = scale_sum * shape.gamma;
+  if (BIAS) {
+    bias_sum = simd_sum(bias_sum);
+    if (lane == 0) db[span] = bias_sum * shape.gamma;
+  }
+}
+
+template [[host_name("quantize")]] [[kernel]] decltype(quantize<false>) quantize<false>;
+template [[host_name("quantize_bias")]] [[kernel]] decltype(quantize<true>) quantize<true>;
+template [[host_name("clipped")]] [[kernel]] decltype(clipped<false>) clipped<false>;
+template [[host_name("clipped_bias")]] [[kernel]] decltype(clipped<true>) clipped<true>;
+template [[host_name("learned")]] [[kernel]] decltype(learned<false>) learned<false>;
+template [[host_name("learned_bias")]] [[kernel]] decltype(learned<true>) learned<true>;

@@ -1,0 +1,176 @@
+//! Carries work out on the emulator instead of a GPU: tests see what the kernels do, in every mode that it has.
+//!
+//! Whatever the order of the threads, a kernel must give the same bits, break no rule of memory and write the whole of its
+//! results. With sums in another order, and as a compiler may make it with fast math, it must give nearly the same.
+
+use std::cell::Cell;
+
+use candle_core::{CpuStorage, Error, InplaceOp1, Layout, Result, Tensor};
+use qat_metal_host::{Arg, Build, Launch, Library, Mode, Report};
+
+use super::{Bind, Task, Work};
+
+pub(crate) use qat_metal_host::available;
+
+/// Libraries whose results are promised to the bit. They are compiled without fast math on the chip, too; with it they are
+/// other programs, which may take the next code.
+const EXACT: [&str; 3] = ["train_fake_quant", "train_scales", "train_activations"];
+
+/// How far results of sums in another order may be off, relative to the largest of the result: 300 roundings of 6e-8.
+const TOLERANCE: f32 = 2e-5;
+
+thread_local! {
+    /// Whether operations on the CPU take the path of Metal.
+    static EMULATING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether `path` sends what is on the CPU here.
+pub(super) fn is_emulating() -> bool {
+    EMULATING.get()
+}
+
+/// Runs `f` as on a machine whose tensors are on Metal: every operation on this thread takes its kernels, each run once.
+pub(crate) fn emulating<R>(f: impl FnOnce() -> R) -> R {
+    struct Reset;
+    impl Drop for Reset {
+        fn drop(&mut self) {
+            EMULATING.set(false);
+        }
+    }
+    EMULATING.set(true);
+    let _reset = Reset;
+    f()
+}
+
+/// As the encoder's.
+pub(super) fn run(work: &Work, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
+    let mut operands = inputs.iter().map(|input| bytes(input)).collect::<Result<Vec<_>>>()?;
+    // Leftovers of others.
+    let mut results: Vec<Vec<u8>> = work.outputs.iter().map(|s| vec![0xff; 4 * s.elem_count()]).collect();
+    for task in &work.tasks {
+        let seen = Mode::ALL.map(|mode| {
+            let (mut operands, mut results) = (operands.clone(), results.clone());
+            let skipped = match mode.build {
+                _ if mode == Mode::VALUE => false,
+                Build::FastMath => is_emulating() || !allows_fast_math(task, &operands),
+                _ => is_emulating(),
+            };
+            if !skipped {
+                run_in(mode, task, &mut operands, &mut results);
+            }
+            (!skipped).then_some((operands, results))
+        });
+        let [Some(first), others @ ..] = seen else { panic!("{}: values are never skipped", task.kernel) };
+        for (mode, other) in Mode::ALL[1..].iter().zip(others) {
+            let Some(other) = other else { continue };
+            assert_same(task, *mode, &first.0, &other.0);
+            assert_same(task, *mode, &first.1, &other.1);
+        }
+        (operands, results) = first;
+    }
+    for (i, input) in inputs.iter().enumerate() {
+        if work.tasks.iter().any(|task| task.binds.contains(&Bind::InOut(i))) {
+            input.inplace_op1(&Overwritten(floats(&operands[i])))?;
+        }
+    }
+    let tensor = |(bytes, shape): (Vec<u8>, &candle_core::Shape)| {
+        Tensor::from_vec(floats(&bytes), shape.clone(), inputs[0].device())
+    };
+    results.into_iter().zip(&work.outputs).map(tensor).collect()
+}
+
+fn run_in(mode: Mode, task: &Task, operands: &mut [Vec<u8>], results: &mut [Vec<u8>]) {
+    let shape: Vec<u8> = task.shape.iter().flat_map(|word| word.to_le_bytes()).collect();
+    // What is only read may be bound at two places.
+    let (read, made) = (operands.to_vec(), results.to_vec());
+    let mut operands: Vec<Option<&mut Vec<u8>>> = operands.iter_mut().map(Some).collect();
+    let mut results: Vec<Option<&mut Vec<u8>>> = results.iter_mut().map(Some).collect();
+    let mut args: Vec<Arg> = Vec::new();
+    for bind in &task.binds {
+        args.push(match *bind {
+            Bind::Nothing => Arg::None,
+            Bind::Input(i) => Arg::In(&read[i]),
+            Bind::InOut(i) => Arg::InOut(operands[i].take().expect("written at one place")),
+            Bind::Output(o) => Arg::Out(results[o].take().expect("written at one place")),
+            Bind::Made(o) => Arg::In(&made[o]),
+        });
+    }
+    args.push(Arg::In(&shape));
+    let launch = Launch {
+        kernel: task.kernel,
+        constants: &[],
+        groups: task.groups,
+        threads: [task.threads, 1, 1],
+        threadgroup_bytes: &[],
+    };
+    let library = Library::new(task.library.name, task.library.source).unwrap_or_else(|e| panic!("{e}"));
+    library.lint().unwrap_or_else(|e| panic!("{e}"));
+    let report = library.run(mode, &launch, &mut args).unwrap_or_else(|e| panic!("{mode:?}: {e}"));
+    assert_written(task, &report);
+}
+
+/// A buffer comes uninitialised from a pool: what a kernel leaves out is another tensor's leftover.
+fn assert_written(task: &Task, report: &Report) {
+    for (place, traffic) in report.buffers.iter().enumerate() {
+        assert_eq!(traffic.unwritten, 0, "{}: bytes of result {place} that were never written", task.kernel);
+    }
+}
+
+fn allows_fast_math(task: &Task, operands: &[Vec<u8>]) -> bool {
+    let read = task.binds.iter().filter_map(|bind| match *bind {
+        Bind::Input(i) | Bind::InOut(i) => Some(&operands[i]),
+        _ => None,
+    });
+    let finite = |bytes: &Vec<u8>| floats(bytes).iter().all(|v| v.is_finite());
+    !EXACT.contains(&task.library.name) && read.into_iter().all(finite)
+}
+
+fn assert_same(task: &Task, mode: Mode, want: &[Vec<u8>], found: &[Vec<u8>]) {
+    let nearly = mode.build == Build::FastMath || mode.shuffled;
+    for (index, (want, found)) in want.iter().zip(found).enumerate() {
+        if !nearly {
+            assert!(want == found, "{}: buffer {index} is another in {mode:?}", task.kernel);
+            continue;
+        }
+        let (want, found) = (floats(want), floats(found));
+        let largest = want.iter().filter(|v| v.is_finite()).fold(0f32, |m, v| m.max(v.abs()));
+        for (at, (want, found)) in want.iter().zip(&found).enumerate() {
+            let same = want.to_bits() == found.to_bits() || want.is_nan() && found.is_nan();
+            assert!(
+                same || (want - found).abs() <= TOLERANCE * largest,
+                "{}: buffer {index}[{at}]: {found} in {mode:?}, else {want}; largest {largest}",
+                task.kernel
+            );
+        }
+    }
+}
+
+/// The elements of `tensor`, as they lie in a buffer.
+fn bytes(tensor: &Tensor) -> Result<Vec<u8>> {
+    let flat = tensor.flatten_all()?;
+    Ok(match tensor.dtype() {
+        candle_core::DType::U32 => flat.to_vec1::<u32>()?.into_iter().flat_map(u32::to_le_bytes).collect(),
+        _ => flat.to_vec1::<f32>()?.into_iter().flat_map(f32::to_le_bytes).collect(),
+    })
+}
+
+fn floats(bytes: &[u8]) -> Vec<f32> {
+    bytes.as_chunks::<4>().0.iter().map(|word| f32::from_le_bytes(*word)).collect()
+}
+
+/// New values for a tensor, in place.
+struct Overwritten(Vec<f32>);
+
+impl InplaceOp1 for Overwritten {
+    fn name(&self) -> &'static str {
+        "overwritten"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        let (CpuStorage::F32(values), Some((start, end))) = (storage, layout.contiguous_offsets()) else {
+            return Err(Error::RequiresContiguous { op: "overwritten" }.bt());
+        };
+        values[start..end].copy_from_slice(&self.0);
+        Ok(())
+    }
+}

@@ -1,0 +1,208 @@
+//! Work for an Apple GPU as plain data: which kernels run, over how many threads, on which tensors.
+//!
+//! This side is compiled everywhere and knows no device; [`Work::run`] hands the work to the encoder on a Mac, and in tests
+//! to an emulator on the host, so that everything but the encoder is the same code in both. Tensors are f32 or u32 and
+//! contiguous. Invariant: a source needs no file beside it; the string that is compiled on the chip is the one that tests run.
+
+mod attach;
+#[cfg(target_os = "macos")]
+mod encoder;
+#[cfg(test)]
+pub(crate) mod host;
+
+use candle_core::{DType, Device, Error, Result, Shape, Tensor};
+pub(crate) use qat_quant::kernels::metal::Library;
+
+pub(crate) use attach::{Backward, attach};
+
+/// The library of the `.metal` file at `path`, relative to the file that says so; `common` is the way to `ops/metal/common.metal`.
+macro_rules! library {
+    ($name:literal, $common:literal, $path:literal) => {
+        $crate::ops::metal::Library {
+            name: concat!("train_", $name),
+            source: concat!(include_str!($common), "\n", include_str!($path)),
+        }
+    };
+}
+pub(crate) use library;
+
+/// Sums of partial results.
+pub(crate) const SUM: Library = library!("sum", "common.metal", "sum.metal");
+
+/// Threads of a threadgroup: within what every pipeline allows on every Apple GPU.
+const THREADS: usize = 256;
+
+/// Threads of a simdgroup.
+const SIMDGROUP: usize = 32;
+
+/// Which implementation of an operation a device calls for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Path {
+    /// A fused pass on the CPU.
+    Cpu,
+    /// Kernels of our own.
+    Metal,
+    /// A composition of candle's operations.
+    Composed,
+}
+
+/// The implementation for tensors on `device`.
+pub(crate) fn path(device: &Device) -> Path {
+    match device {
+        #[cfg(test)]
+        Device::Cpu if host::is_emulating() => Path::Metal,
+        Device::Cpu => Path::Cpu,
+        Device::Metal(_) => Path::Metal,
+        Device::Cuda(_) => Path::Composed,
+    }
+}
+
+/// What is bound at one place of a kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Bind {
+    /// Nothing: a place that this kernel doesn't read.
+    Nothing,
+    /// An operand, read.
+    Input(usize),
+    /// An operand, read and written.
+    InOut(usize),
+    /// A result, written; uninitialised before.
+    Output(usize),
+    /// A result that an earlier task has written, read.
+    Made(usize),
+}
+
+/// The threads of a task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Grid {
+    /// One thread an element.
+    Each(usize),
+    /// One thread an element of `rows` rows of `width`: x runs along a row.
+    Plane { rows: usize, width: usize },
+    /// One threadgroup for each of `rows` rows of `width`.
+    Rows { rows: usize, width: usize },
+    /// One simdgroup an item.
+    Simdgroups(usize),
+}
+
+impl Grid {
+    /// Threadgroups, and threads of each.
+    fn size(self) -> Result<([u32; 3], u32)> {
+        let (groups, threads) = match self {
+            Self::Each(n) => ([n.div_ceil(THREADS), 1, 1], THREADS),
+            Self::Plane { rows, width } => {
+                let threads = width.next_multiple_of(SIMDGROUP).min(THREADS);
+                ([width.div_ceil(threads), rows, 1], threads)
+            }
+            // Four elements a thread, where a row is short.
+            Self::Rows { rows, width } => {
+                ([rows, 1, 1], width.div_ceil(4).next_multiple_of(SIMDGROUP).min(THREADS))
+            }
+            Self::Simdgroups(n) => ([n.div_ceil(THREADS / SIMDGROUP), 1, 1], THREADS),
+        };
+        Ok(([word(groups[0])?, word(groups[1])?, word(groups[2])?], word(threads)?))
+    }
+}
+
+/// One kernel to run.
+#[cfg_attr(not(any(test, target_os = "macos")), expect(dead_code, reason = "read by the encoder of a Mac"))]
+#[derive(Debug, Clone)]
+pub(crate) struct Task {
+    /// Where its source is.
+    pub library: Library,
+    /// Its `host_name`.
+    pub kernel: &'static str,
+    /// Threadgroups.
+    pub groups: [u32; 3],
+    /// Threads of a threadgroup.
+    pub threads: u32,
+    /// What is bound at places 0, 1, …; the shape follows at the next one.
+    pub binds: Vec<Bind>,
+    /// The kernel's `Shape`, whose fields have four bytes each.
+    pub shape: Vec<u32>,
+}
+
+/// Kernels that run one after the other, and the tensors that they make.
+#[derive(Debug, Default)]
+pub(crate) struct Work {
+    outputs: Vec<Shape>,
+    tasks: Vec<Task>,
+}
+
+impl Work {
+    /// Room for a result of `shape`, for [`Bind::Output`]. Every result is f32 or of other numbers as wide.
+    pub fn output(&mut self, shape: impl Into<Shape>) -> usize {
+        self.outputs.push(shape.into());
+        self.outputs.len() - 1
+    }
+
+    /// Adds a task; `shape` are the fields of the kernel's `Shape`.
+    ///
+    /// # Errors
+    /// More threads than a 32-bit index can tell apart.
+    pub fn add<const N: usize>(
+        &mut self,
+        library: Library,
+        kernel: &'static str,
+        grid: Grid,
+        binds: [Bind; N],
+        shape: &[u32],
+    ) -> Result<()> {
+        let (groups, threads) = grid.size()?;
+        if groups.contains(&0) {
+            // Nothing to do, which Metal refuses to be told.
+            return Ok(());
+        }
+        self.tasks.push(Task {
+            library,
+            kernel,
+            groups,
+            threads,
+            binds: binds.to_vec(),
+            shape: shape.to_vec(),
+        });
+        Ok(())
+    }
+
+    /// Carries the work out on the device of `inputs` and returns all results, as many as there are.
+    ///
+    /// # Errors
+    /// An operand that is not f32 or u32 or not contiguous, a device out of memory, a kernel that doesn't compile.
+    pub fn run<const OUT: usize>(self, name: &'static str, inputs: &[&Tensor]) -> Result<[Tensor; OUT]> {
+        <[Tensor; OUT]>::try_from(self.run_all(name, inputs)?)
+            .map_err(|made| Error::Msg(format!("{name}: want {OUT} results, found {}", made.len())).bt())
+    }
+
+    /// As [`Self::run`], where their number depends on the operands.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub fn run_all(self, name: &'static str, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
+        for input in inputs {
+            if !matches!(input.dtype(), DType::F32 | DType::U32) {
+                return Err(Error::UnsupportedDTypeForOp(input.dtype(), name).bt());
+            }
+            if !input.is_contiguous() {
+                return Err(Error::RequiresContiguous { op: name }.bt());
+            }
+        }
+        match inputs.first().map_or(&Device::Cpu, |input| input.device()) {
+            #[cfg(target_os = "macos")]
+            Device::Metal(device) => encoder::run(device, &self, inputs),
+            #[cfg(test)]
+            Device::Cpu => host::run(&self, inputs),
+            other => candle_core::bail!("{name}: want tensors on Metal, found {:?}", other.location()),
+        }
+    }
+}
+
+/// `n` as a kernel's index.
+///
+/// # Errors
+/// A number of 2³² or more.
+pub(crate) fn word(n: usize) -> Result<u32> {
+    u32::try_from(n).map_err(|_| {
+        Error::Msg(format!("{n} elements are more than a kernel can count (2³²): use a smaller micro-batch"))
+            .bt()
+    })
+}

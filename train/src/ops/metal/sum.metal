@@ -1,0 +1,35 @@
+// Sums of partial results: the last step of every reduction that one threadgroup can't do alone.
+
+struct Shape {
+  uint rows;
+  uint columns;
+  float factor;
+};
+
+// out[column] = factor · Σ of in[row][column] over the rows, in their order. One thread a column.
+kernel void sum_rows(device const float* in [[buffer(0)]],
+                     device float* out [[buffer(1)]],
+                     constant Shape& shape [[buffer(2)]],
+                     uint column [[thread_position_in_grid]]) {
+  if (column >= shape.columns) return;
+  float total = 0.0f;
+  for (uint row = 0; row < shape.rows; row++) total += in[ulong(row) * shape.columns + column];
+  out[column] = total * shape.factor;
+}
+
+// out[0] = factor · Σ of in[0..rows]. One threadgroup.
+kernel void sum_all(device const float* in [[buffer(0)]],
+                    device float* out [[buffer(1)]],
+                    constant Shape& shape [[buffer(2)]],
+                    uint index [[thread_index_in_threadgroup]],
+                    uint threads [[threads_per_threadgroup]],
+                    uint lane [[thread_index_in_simdgroup]],
+                    uint simdgroup [[simdgroup_index_in_threadgroup]],
+                    uint simdgroups [[simdgroups_per_threadgroup]]) {
+  threadgroup float shared[32];
+  Place at = {index, threads, lane, simdgroup, simdgroups};
+  float total = 0.0f;
+  for (uint i = index; i < shape.rows; i += threads) total += in[i];
+  total = group_sum(total, shared, at);
+  if (index == 0) out[0] = total * shape.factor;
+}
