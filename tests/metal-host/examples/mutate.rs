@@ -131,7 +131,11 @@ fn check(root: &Path, bug: &Bug) -> Result<(), Box<dyn Error>> {
     let text = fs::read_to_string(root.join(&bug.file)).map_err(|e| format!("{}: {e}", bug.file))?;
     let times = text.matches(&bug.find).count();
     if times != 1 || bug.find == bug.replace {
-        return Err(format!("{}: {}: the text is there {times} times, want once: {:?}", bug.file, bug.what, bug.find).into());
+        return Err(format!(
+            "{}: {}: the text is there {times} times, want once: {:?}",
+            bug.file, bug.what, bug.find
+        )
+        .into());
     }
     Ok(())
 }
@@ -145,7 +149,14 @@ impl Guard {
 /// The tests' binary, built and seen to pass without a bug.
 fn ready(root: &Path, guard: &Guard) -> Result<PathBuf, Box<dyn Error>> {
     let mut cargo = Command::new(env::var("CARGO").unwrap_or_else(|_| "cargo".into()));
-    cargo.current_dir(root).args(["test", "--release", "--no-run", "--message-format=json", "-p", &guard.package]);
+    cargo.current_dir(root).args([
+        "test",
+        "--release",
+        "--no-run",
+        "--message-format=json",
+        "-p",
+        &guard.package,
+    ]);
     let output = cargo.args(&guard.target).stderr(Stdio::inherit()).output()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let built = text.lines().filter_map(|line| line.split("\"executable\":\"").nth(1)?.split('"').next());
