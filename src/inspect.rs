@@ -6,6 +6,8 @@ mod chips;
 mod dispatches;
 mod model;
 
+use std::io::{ErrorKind, Write as _, stdout};
+
 use anyhow::bail;
 use qat_infer::metal::Model;
 
@@ -36,12 +38,10 @@ pub fn run(args: &cli::Inspect) -> anyhow::Result<Ending> {
 fn model(args: &cli::Inspect) -> anyhow::Result<()> {
     let inspected = Inspected::open(&args.dir)?;
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&inspected)?);
-        return Ok(());
+        return print(&serde_json::to_string_pretty(&inspected)?);
     }
     let [about, parts] = inspected.tables();
-    println!("{about}\n\n{parts}");
-    Ok(())
+    print(&format!("{about}\n\n{parts}"))
 }
 
 fn dispatches(args: &cli::Inspect) -> anyhow::Result<()> {
@@ -49,10 +49,13 @@ fn dispatches(args: &cli::Inspect) -> anyhow::Result<()> {
     let longest = model.decoder.config.max_position_embeddings;
     let context = args.context.unwrap_or(longest.min(LONGEST_DEFAULT));
     let found = Dispatches::of(&model.decoder, context, args.kv, args.tokens)?;
-    if args.json {
-        println!("{}", serde_json::to_string_pretty(&found.json())?);
-    } else {
-        found.print();
+    print(&if args.json { serde_json::to_string_pretty(&found.json())? } else { found.to_string() })
+}
+
+/// Prints a text that may be long: whoever reads it (`| head`) may stop before its end.
+fn print(text: &str) -> anyhow::Result<()> {
+    match writeln!(stdout(), "{text}") {
+        Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(e.into()),
+        _ => Ok(()),
     }
-    Ok(())
 }

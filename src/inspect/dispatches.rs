@@ -3,6 +3,8 @@
 //!
 //! Runs nothing and needs no GPU. Invariant: the list is the one that a session on a Mac runs.
 
+use std::fmt;
+
 use comfy_table::Table;
 use qat_infer::{
     cpu::KvType,
@@ -44,14 +46,6 @@ impl Dispatches {
         let list = script.list(Pass::Body { tokens, past: context - tokens, tail: Tail::Argmax })?;
         let buffers = script.buffers().iter().map(|buffer| (buffer.name.clone(), buffer.bytes)).collect();
         Ok(Self { options, tokens, list, buffers })
-    }
-
-    /// For people: the list, then its sums, then what they mean.
-    pub fn print(&self) {
-        println!("{}\n", self.calls());
-        println!("{}\n", self.sums());
-        println!("{}", self.predictions());
-        println!("\n{}", self.caveat());
     }
 
     /// For programs.
@@ -159,12 +153,12 @@ impl Dispatches {
     fn caveat(&self) -> &'static str {
         match self.tokens {
             1 => {
-                "A prediction, not a measurement: bytes moved / published memory bandwidth. Caches make it better, \
-                 everything else (the time of a dispatch, arithmetic, bandwidth that is not reached) makes it worse."
+                "A prediction, not a measurement: bytes moved / published memory bandwidth. Caches make it better; the time of\n\
+                 a dispatch, arithmetic and bandwidth that is not reached make it worse."
             }
             _ => {
-                "A prediction, not a measurement: bytes moved / published memory bandwidth. It bounds a prompt from one \
-                 side only: products of many tokens are limited by arithmetic, which is not counted."
+                "A prediction, not a measurement: bytes moved / published memory bandwidth. Of a prompt it is a bound only:\n\
+                 products of many tokens are limited by arithmetic, which is not counted."
             }
         }
     }
@@ -197,6 +191,14 @@ impl Dispatches {
             "bindings": bindings.collect::<serde_json::Map<_, _>>(),
             "barrier": barrier, "bytes_read": bytes_read, "bytes_written": bytes_written,
         })
+    }
+}
+
+impl fmt::Display for Dispatches {
+    /// For people: the list, its sums, and what they mean.
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let (calls, sums, predictions) = (self.calls(), self.sums(), self.predictions());
+        write!(f, "{calls}\n\n{sums}\n\n{predictions}\n\n{}", self.caveat())
     }
 }
 

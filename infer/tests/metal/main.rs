@@ -6,3 +6,4 @@ mod models;
 #[path = "../random_model/mod.rs"]
 mod random_model;
 mod runs;
+mod sessions;

@@ -165,7 +165,8 @@ fn models_in_every_format_say_on_the_gpu_what_they_say_on_the_cpu() {
     }
     for format in Format::all() {
         let random = RandomModel::new(&tiny(), format, Activations::Float);
-        Both::open(format.to_string(), &random.path).agree(KvType::F16, &[5, 9]);
+        let both = Both::open(format.to_string(), &random.path);
+        assert!(both.agree(KvType::Int8, &[5, 9]) >= ALIKE, "{format}");
     }
 }
 
@@ -199,11 +200,11 @@ fn no_kernel_of_a_model_does_what_it_must_not() {
         return;
     }
     let random = RandomModel::new(&tiny(), format("int4-g32"), Activations::Float);
-    let both = Both::open("checked", &random.path);
+    let model = metal::Model::open(&random.path).expect("a model");
     let options = Options::new(64).with_logit_rows(3);
-    let device = Emulator::new(Mode::CHECKED);
-    let mut session = metal::Session::new(&both.metal.decoder, options, device).expect("a session");
-    let prompt = ids(5, 301);
+    let mut session =
+        metal::Session::new(&model.decoder, options, Emulator::new(Mode::CHECKED)).expect("a session");
+    let prompt = ids(9, 301);
     session.prefill(&prompt).expect("a prompt");
     session.greedy(&prompt[..1], 3, &mut |_| ControlFlow::Continue(())).expect("tokens");
     session.top(&prompt[..1], 4).expect("tokens");
