@@ -23,7 +23,10 @@ struct Input {
 
 inline float4 normed(thread const Input& input, uint column) {
     const float4 x = four(input.x, column, input.cols);
-    return NORM ? x * input.inverse * four(input.weight, column, input.cols) : x;
+    if (NORM) {
+        return x * input.inverse * four(input.weight, column, input.cols);
+    }
+    return x;
 }
 
 // The code of x, exactly as dividing, rounding to even and clamping gives it. The product with the reciprocal is within
