@@ -2,7 +2,8 @@
 //!
 //! The list is plain data: which tests guard a kernel's file, and the bugs, each a piece of text that the file has once and
 //! what it becomes. Nothing is rebuilt for a bug; the emulator plants it in the source that it compiles (see the README). With
-//! ONLY, bugs whose file or description doesn't contain it are left out.
+//! ONLY, bugs whose file or description doesn't contain it are left out. `MUTATE_RUNNER` names a command to put in front of
+//! each run of tests (`nice`, say, or one that takes a lock).
 
 use std::{
     collections::BTreeMap,
@@ -183,7 +184,11 @@ fn run(
 ) -> Result<Outcome, Box<dyn Error>> {
     let log = env::temp_dir().join(format!("mutate-metal-{}", std::process::id()));
     let _ = fs::remove_file(&log);
-    let mut command = Command::new(binary);
+    let mut command = match env::var("MUTATE_RUNNER") {
+        Ok(runner) => Command::new(runner),
+        Err(_) => Command::new("env"),
+    };
+    command.arg(binary);
     // Cargo runs tests in their package's folder.
     let folder = ["quant", "infer", "train"].into_iter().find(|f| guard.package.ends_with(f)).unwrap_or(".");
     command.current_dir(root.join(folder)).args(filters).env("QAT_REQUIRE_METAL_HOST", "1");
