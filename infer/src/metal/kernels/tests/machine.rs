@@ -29,7 +29,11 @@ fn library(name: &'static str) -> Arc<host::Library> {
 pub struct Machine {
     dispatch: Dispatch,
     args: Vec<host::Buffer>,
+    is_full: bool,
 }
+
+/// Threadgroup memory of every Apple GPU.
+const THREADGROUP_BYTES: usize = 32 << 10;
 
 /// What the buffers hold after a run, by place.
 pub struct After<'a>(&'a [Vec<u8>]);
@@ -38,7 +42,7 @@ impl Machine {
     /// The dispatch, its shape bound to `place`.
     pub fn new(dispatch: Dispatch, place: usize) -> Self {
         let shape = dispatch.shape.clone();
-        Self { dispatch, args: Vec::new() }.bind(place, host::Buffer::In(shape))
+        Self { dispatch, args: Vec::new(), is_full: true }.bind(place, host::Buffer::In(shape))
     }
 
     fn bind(mut self, place: usize, buffer: host::Buffer) -> Self {
@@ -47,6 +51,11 @@ impl Machine {
         }
         self.args[place] = buffer;
         self
+    }
+
+    /// There is less to do than the launch is made for.
+    pub fn with_less_to_do(self) -> Self {
+        Self { is_full: false, ..self }
     }
 
     /// What is read only.
@@ -65,11 +74,14 @@ impl Machine {
     }
 
     /// Runs it in every way; `judge` sees each result. Nothing is judged where there is no emulator.
+    ///
+    /// What is asked of every kernel: outputs are written to the last byte, threadgroup memory is what every GPU has, and
+    /// no fewer bytes move than the dispatch says.
     pub fn verify(self, mut judge: impl FnMut(Mode, After<'_>)) {
         if !host::available() {
             return;
         }
-        let Dispatch { launch, .. } = &self.dispatch;
+        let Dispatch { launch, shape, bytes_read, bytes_written } = &self.dispatch;
         let constants: Vec<(u16, host::Constant)> = launch
             .constants
             .iter()
@@ -87,8 +99,20 @@ impl Machine {
             threadgroup_bytes: &[],
         };
         let mut judge = |mode: Mode, after: &[Vec<u8>]| judge(mode, After(after));
-        host::verify(&library(launch.library), &request, &self.args, &mut judge)
+        let report = host::verify(&library(launch.library), &request, &self.args, &mut judge)
             .unwrap_or_else(|error| panic!("{}: {error}", launch.kernel));
+        assert!(report.threadgroup_bytes <= THREADGROUP_BYTES, "{}: {report:?}", launch.kernel);
+        assert!(report.buffers.iter().all(|buffer| buffer.unwritten == 0), "{}: {report:?}", launch.kernel);
+        if self.is_full {
+            let sum = |of: fn(&host::Traffic) -> u64| report.buffers.iter().map(of).sum::<u64>();
+            let (read, written) = (sum(|buffer| buffer.read), sum(|buffer| buffer.written));
+            assert!(
+                read >= bytes_read + shape.len() as u64,
+                "{}: {read} of {bytes_read} bytes",
+                launch.kernel
+            );
+            assert!(written >= *bytes_written, "{}: {written} of {bytes_written} bytes", launch.kernel);
+        }
     }
 }
 

@@ -88,7 +88,7 @@ fn rows_are_normed_and_summed() {
     for (at, width) in [1, 4, 31, 32, 33, 64, 576, 1000, 2048].into_iter().enumerate() {
         for residual in [false, true] {
             let rows = [1, 3, 2][at % 3];
-            let op = RmsNorm { rows, width, norm: Some(1e-5), int8: false, residual };
+            let op = RmsNorm { rows, width, norm: Some(0.3), int8: false, residual };
             check(op, 10 * at as u64);
             check(RmsNorm { int8: true, ..op }, 10 * at as u64 + 3);
             check(RmsNorm { int8: true, norm: None, ..op }, 10 * at as u64 + 6);
@@ -119,20 +119,6 @@ fn rounding_alone_gives_the_bits_of_the_cpu() {
             }
         });
     }
-}
-
-#[test]
-fn a_norm_may_write_where_it_reads() {
-    // The same buffer at both places can't be told to the emulator; what it comes to is that an element is read and
-    // written by one thread, which is seen from a row of distinct values.
-    let op = RmsNorm { rows: 1, width: 96, norm: Some(0.0), int8: false, residual: true };
-    let x = uniform(5, 96, 1.0);
-    let machine = Machine::new(op.dispatch(), 3)
-        .input(0, f32s(&x))
-        .input(1, f32s(&[1.0; 96]))
-        .output(2, 4 * 96)
-        .in_out(4, f32s(&[0.0; 96]));
-    machine.verify(|_, after| assert_eq!(after.f32s(4), x));
 }
 
 #[test]
