@@ -23,18 +23,19 @@ struct Input {
 
 inline float4 normed(thread const Input& input, uint column) {
     const float4 x = four(input.x, column, input.cols);
-    return NORM ? x * input.inverse * four(input.weight, column, input.cols) : x;
+    if (NORM) {
+        return x * input.inverse * four(input.weight, column, input.cols);
+    }
+    return x;
 }
 
 // The code of x, exactly as dividing, rounding to even and clamping gives it. The product with the reciprocal is within
-// 127 · 2^-22 < 1e-4 of the quotient, so the quotient is needed only near a tie, which is rare.
+// 127 · 2^-22 < 1e-4 of the quotient, so the quotient is needed only near a tie, which is rare. That of the peak is 127
+// within a rounding, so nothing is left to clamp.
 inline float code_of(float x, float scale, float reciprocal) {
     const float near = x * reciprocal;
-    float code = rint(near);
-    if (abs(near - code) > 0.4999f) {
-        code = rint(precise::divide(x, scale));
-    }
-    return clamp(code, -128.0f, 127.0f);
+    const float code = rint(near);
+    return abs(near - code) > 0.4999f ? rint(precise::divide(x, scale)) : code;
 }
 
 // Four activations as they are multiplied: normed, and codes where they are rounded.

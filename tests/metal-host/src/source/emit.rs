@@ -61,10 +61,15 @@ impl Source<'_> {
         Ok(text)
     }
 
-    /// Leaves the item out, keeping the lines.
+    /// Leaves the item out, keeping the lines: their ends, and where the preprocessor says what line it is.
     fn dropped(&self, item: &Item, text: &mut String) {
         for token in &self.tokens[item.span.clone()] {
-            text.push_str(token.before);
+            for line in token.before.split_inclusive('\n') {
+                match line.trim_start().starts_with("# ") {
+                    true => text.push_str(line),
+                    false => text.extend(line.chars().filter(|c| *c == '\n')),
+                }
+            }
             text.extend(token.text.chars().filter(|c| *c == '\n'));
         }
     }
