@@ -8,7 +8,7 @@ use qat_infer::Runtime as _;
 use qat_infer::cpu::{self, Cpu, KvType, RunOptions};
 use qat_infer::eval::{Protocol, Text, Windows, score};
 use qat_infer::files::Activations;
-use qat_infer::metal::{self, Metal, Options};
+use qat_infer::metal::{self, Metal, Options, Pass, Tail};
 use qat_metal_host::{Mode, available};
 use qat_quant::Format;
 
@@ -157,6 +157,22 @@ fn the_fixtures_say_on_the_gpu_what_they_say_on_the_cpu() {
         both.agree(KvType::F16, &[1, 5, 9, 40]);
         assert!(both.agree(KvType::Int8, &[5, 40]) >= ALIKE, "{name}");
         both.write_the_same(KvType::F16, 9);
+    }
+}
+
+#[test]
+fn a_long_past_is_read_in_passes_and_attended_in_parts() {
+    if !available() {
+        return;
+    }
+    for (name, path) in fixtures().iter().take(1) {
+        let both = Both::open(*name, path);
+        let script = metal::Script::new(&both.metal.decoder, Options::new(400)).expect("a script");
+        let pass = Pass::Body { tokens: 1, past: 300, tail: Tail::Logits };
+        let list = script.list(pass).expect("a list");
+        assert!(list.calls().iter().any(|call| call.launch.kernel == "attention_join"));
+        // One whole pass, and a rest.
+        both.agree(KvType::F16, &[300]);
     }
 }
 
