@@ -51,8 +51,8 @@ impl Run {
 /// Runs the command.
 pub fn run(args: &cli::Train) -> anyhow::Result<Ending> {
     let (out, runs) = runs(args)?;
-    let device = args.device.parse::<device::Choice>()?.open()?;
-    eprintln!("device: {}", device::name(&device));
+    let opened = args.device.parse::<device::Choice>()?.open()?;
+    eprintln!("device: {opened}");
     let stop = stop_flag()?;
     let cache = cache_dir();
     let start = match (args.resume, args.restart) {
@@ -63,7 +63,7 @@ pub fn run(args: &cli::Train) -> anyhow::Result<Ending> {
     let mut comparison = Comparison::default();
     for run in &runs {
         let mut progress = Progress::new(&run.name);
-        let job = Job { plan: &run.plan, out: &run.out, cache: &cache, device: device.clone(), start };
+        let job = Job { plan: &run.plan, out: &run.out, cache: &cache, device: opened.device.clone(), start };
         let outcome = train(&job, &mut |event| progress.show(event), &stop);
         progress.finish();
         match outcome {

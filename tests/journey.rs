@@ -56,6 +56,8 @@ fn a_recipe_goes_through_to_the_verified_packed_model() {
     let gates = "require = [\"kl<10\", \"perplexity>1\"]\nbaselines = [\"absmax\", \"mse\"]";
     shop.write("tiny.toml", format!("{RECIPE}{SHIPPED}{gates}"));
     let said = shop.done("train tiny.toml --out run");
+    // Which device was picked and why: the CPU here, Apple's GPU on a Mac.
+    assert!(said.err.lines().any(|l| l.starts_with("device: ") && l.contains(" (auto: ")), "{said:?}");
     for part in ["wrote run/qat", "read back and equal to the bit", "pass kl_mean<10", "pass perplexity>1"] {
         assert!(said.out.contains(part), "{part}: {said:?}");
     }

@@ -10,7 +10,7 @@ use candle_core::{Tensor, Var};
 
 use crate::{
     Error, Result,
-    ops::metal::{Bind, Grid, Library, Work, library, word},
+    ops::metal::{Bind, Grid, Library, Path, Work, library, path, word},
     recipe::OptimPlan,
     student::{Kind, Variable},
 };
@@ -43,18 +43,6 @@ impl AdamW {
     /// # Errors
     /// The device is out of memory.
     pub fn step(&mut self, variables: &[Variable], gradients: &[Tensor], rate: f64) -> Result<f64> {
-        let on_metal = variables.first().is_some_and(|v| v.var.device().is_metal());
-        let update = if on_metal { Self::update_on_metal } else { Self::update };
-        self.step_with(update, variables, gradients, rate)
-    }
-
-    fn step_with(
-        &mut self,
-        update: impl Fn(&mut Self, &[Variable], usize, &Tensor, &Change) -> Result<()>,
-        variables: &[Variable],
-        gradients: &[Tensor],
-        rate: f64,
-    ) -> Result<f64> {
         let norms = norms(variables, gradients)?;
         self.taken += 1;
         let [beta1, beta2] = self.plan.betas;
@@ -68,7 +56,10 @@ impl AdamW {
                 lr,
                 decay: decays.then_some(1.0 - lr * self.plan.weight_decay),
             };
-            update(self, variables, index, gradient, &change)?;
+            match path(gradient.device()) {
+                Path::Metal => self.update_on_metal(variables, index, gradient, &change)?,
+                Path::Cpu | Path::Composed => self.update(variables, index, gradient, &change)?,
+            }
         }
         Ok(norms[0])
     }
@@ -307,7 +298,7 @@ mod tests {
         let mut on_cpu = AdamW::new(plan, &theirs).expect("state");
         for step in 0..3 {
             let gradients: Vec<Tensor> = (0..4).map(|i| random(10 + 4 * step + i, 0.5)).collect();
-            on_metal.step_with(AdamW::update_on_metal, &ours, &gradients, 0.7).expect("steps");
+            host::emulating(|| on_metal.step(&ours, &gradients, 0.7)).expect("steps");
             on_cpu.step(&theirs, &gradients, 0.7).expect("steps");
         }
         for (index, (ours, theirs)) in ours.iter().zip(&theirs).enumerate() {

@@ -1,9 +1,8 @@
 //! Where tensors live: chosen once, by name or by what the machine has. The only place that asks about devices.
 
-use candle_core::{
-    Device,
-    utils::{cuda_is_available, metal_is_available},
-};
+use std::fmt;
+
+use candle_core::{Device, utils::cuda_is_available};
 
 use crate::{Error, Result};
 
@@ -34,27 +33,43 @@ impl std::str::FromStr for Choice {
     }
 }
 
+/// A device that is open, and why it is this one.
+#[derive(Debug, Clone)]
+pub struct Opened {
+    /// Where tensors will live.
+    pub device: Device,
+    why: String,
+}
+
+impl fmt::Display for Opened {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", name(&self.device), self.why)
+    }
+}
+
 impl Choice {
     /// Opens the device.
     ///
     /// # Errors
     /// This build, or this machine, has no such device.
-    pub fn open(self) -> Result<Device> {
+    pub fn open(self) -> Result<Opened> {
         let failed = |name: &str, e: candle_core::Error| {
             Error::Config(format!("--device {name}: the device can't be opened: {e}"))
         };
+        let asked = |device| Opened { device, why: "as asked for".into() };
         match self {
-            Self::Cpu => Ok(Device::Cpu),
-            Self::Auto if metal_is_available() => Self::Metal.open(),
-            Self::Auto if cuda_is_available() => Self::Cuda.open(),
-            Self::Auto => Ok(Device::Cpu),
-            Self::Metal if metal_is_available() => Device::new_metal(0).map_err(|e| failed("metal", e)),
-            Self::Metal => Err(Error::Config(
-                "--device metal: this build has no Metal; it needs macOS (use --device cpu)".into(),
-            )),
+            Self::Auto => {
+                let (choice, why) = preferred(metal(), cuda_is_available());
+                Ok(Opened { why, ..choice.open()? })
+            }
+            Self::Cpu => Ok(asked(Device::Cpu)),
+            Self::Metal => match metal() {
+                Ok(()) => Device::new_metal(0).map(asked).map_err(|e| failed("metal", e)),
+                Err(why) => Err(Error::Config(format!("--device metal: {why} (use --device cpu)"))),
+            },
             // Without a stream of its own a device reads wrong values from another host thread.
             Self::Cuda if cuda_is_available() => {
-                Device::new_cuda_with_stream(0).map_err(|e| failed("cuda", e))
+                Device::new_cuda_with_stream(0).map(asked).map_err(|e| failed("cuda", e))
             }
             Self::Cuda => Err(Error::Config(
                 "--device cuda: this build has no CUDA; build with --features cuda (or use --device cpu)"
@@ -64,11 +79,72 @@ impl Choice {
     }
 }
 
+/// What `auto` stands for, and why.
+fn preferred(metal: std::result::Result<(), &str>, cuda: bool) -> (Choice, String) {
+    match metal {
+        Ok(()) => (Choice::Metal, "auto: this Mac has an Apple GPU".into()),
+        Err(_) if cuda => (Choice::Cuda, "auto: CUDA is built in".into()),
+        Err(why) => (Choice::Cpu, format!("auto: {why}, and this build has no CUDA")),
+    }
+}
+
+/// Whether kernels can run on Metal here, or why not.
+#[cfg(target_os = "macos")]
+fn metal() -> std::result::Result<(), &'static str> {
+    use objc2_metal::{MTLDevice as _, MTLGPUFamily};
+    match candle_metal_kernels::metal::Device::all().first() {
+        None => Err("this Mac shows no Metal device"),
+        // Kernels count on simdgroups of 32 that can sum.
+        Some(device) if !device.as_ref().supportsFamily(MTLGPUFamily::Apple7) => {
+            Err("this Mac's GPU is not of the family Apple7 (M1) or later")
+        }
+        Some(_) => Ok(()),
+    }
+}
+
+/// Whether kernels can run on Metal here, or why not.
+#[cfg(not(target_os = "macos"))]
+fn metal() -> std::result::Result<(), &'static str> {
+    Err("Metal needs macOS")
+}
+
 /// What `device` is, in one word.
-pub fn name(device: &Device) -> &'static str {
+fn name(device: &Device) -> &'static str {
     match device {
         Device::Cpu => "cpu",
         Device::Cuda(_) => "cuda",
         Device::Metal(_) => "metal",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn auto_prefers_metal_then_cuda_then_the_cpu_and_says_why() {
+        let none = Err("Metal needs macOS");
+        for cuda in [false, true] {
+            assert_eq!(preferred(Ok(()), cuda), (Choice::Metal, "auto: this Mac has an Apple GPU".into()));
+        }
+        assert_eq!(preferred(none, true), (Choice::Cuda, "auto: CUDA is built in".into()));
+        let why = "auto: Metal needs macOS, and this build has no CUDA";
+        assert_eq!(preferred(none, false), (Choice::Cpu, why.into()));
+    }
+
+    #[test]
+    fn what_is_opened_names_the_device_and_the_reason() {
+        assert_eq!(Choice::Cpu.open().expect("a CPU").to_string(), "cpu (as asked for)");
+        if metal().is_err() && !cuda_is_available() {
+            let opened = Choice::Auto.open().expect("a device").to_string();
+            assert!(opened.starts_with("cpu (auto: ") && opened.contains("no CUDA"), "{opened}");
+        }
+    }
+
+    #[test]
+    #[cfg(not(target_os = "macos"))]
+    fn metal_elsewhere_than_on_a_mac_is_refused_with_a_way_out() {
+        let message = Choice::Metal.open().expect_err("refused").to_string();
+        assert!(message.contains("Metal needs macOS") && message.contains("--device cpu"), "{message}");
     }
 }

@@ -7,6 +7,8 @@
 //! products are `qat_quant::kernels::metal`, the others `kernels/`.
 
 mod buffers;
+#[cfg(any(target_os = "macos", target_os = "ios"))]
+mod chip;
 mod device;
 pub mod kernels;
 mod list;
@@ -23,6 +25,8 @@ use qat_quant::kernels::metal::Library;
 pub use qat_quant::kernels::metal::{Constant, Launch};
 
 pub use buffers::{Buffer, Content};
+#[cfg(any(target_os = "macos", target_os = "ios"))]
+pub use chip::{Chip, Description};
 pub use device::Device;
 pub use list::{Access, Argument, Binding, BufferId, Call, List, Span};
 pub use matrix::Matrix;

@@ -1,10 +1,10 @@
 //! Cross entropy with one right answer per row: logsumexp(x) − (logit of the answer).
 
-use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
 use super::{RowKernels, RowLoss, check_logits, gradient_rows, sum_rows};
 use crate::ops::lanes;
-use crate::ops::metal::{Backward, Library, attach, library, word};
+use crate::ops::metal::{Backward, Library, Path, attach, library, path, word};
 
 const NAME: &str = "cross_entropy_sum";
 const LIBRARY: Library = library!("cross_entropy", "../ops/metal/common.metal", "cross_entropy.metal");
@@ -22,10 +22,10 @@ pub fn cross_entropy_sum(logits: &Tensor, targets: &[u32]) -> Result<Tensor> {
         candle_core::bail!("{NAME}: targets[{row}]: want an id below {vocab}, found {}", targets[row]);
     }
     let logits = logits.contiguous()?;
-    match logits.device() {
-        Device::Cpu => logits.apply_op1(CrossEntropy { targets: targets.to_vec() }),
-        Device::Metal(_) => on_metal(&logits, targets),
-        Device::Cuda(_) => composed(&logits, &Tensor::new(targets, logits.device())?),
+    match path(logits.device()) {
+        Path::Cpu => logits.apply_op1(CrossEntropy { targets: targets.to_vec() }),
+        Path::Metal => on_metal(&logits, targets),
+        Path::Composed => composed(&logits, &Tensor::new(targets, logits.device())?),
     }
 }
 

@@ -135,8 +135,7 @@ impl RowKernels {
         let (n, vocab) = logits.dims2()?;
         let mut work = Work::default();
         let gradient = work.output(logits.shape());
-        let binds =
-            [Bind::Input(0), Bind::Input(1), Bind::Input(2), Bind::Input(3), Bind::Output(gradient)];
+        let binds = [Bind::Input(0), Bind::Input(1), Bind::Input(2), Bind::Input(3), Bind::Output(gradient)];
         work.add(self.library, self.backward, Grid::Rows { rows: n, width: vocab }, binds, &self.shape)?;
         let [gradient] = work.run(name, &[logits, other, kept, upstream])?;
         Ok(gradient)

@@ -3,9 +3,9 @@
 //! Knows no codec: on the CPU the value is `qat_quant::int8_tokens`, the same call that the runtime makes. Elsewhere
 //! the same arithmetic is composed from candle operations, so that activations never leave their device.
 
-use candle_core::{CpuStorage, CustomOp1, D, Device, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor};
 
-use super::metal::{Backward, Bind, Grid, Library, Work, attach, library, word};
+use super::metal::{Backward, Bind, Grid, Library, Path, Work, attach, library, path, word};
 use super::{blend, floats, floats_out};
 
 const NAME: &str = "quantize_activations";
@@ -21,10 +21,10 @@ pub fn quantize_activations(x: &Tensor, lambda: f32) -> Result<Tensor> {
     if x.dim(D::Minus1)? == 0 {
         candle_core::bail!("{NAME}: want rows of at least one element, found {:?}", x.dims());
     }
-    match x.device() {
-        Device::Cpu => x.contiguous()?.apply_op1(Int8Tokens { lambda }),
-        Device::Metal(_) => on_metal(x, lambda),
-        Device::Cuda(_) => composed(x, lambda),
+    match path(x.device()) {
+        Path::Cpu => x.contiguous()?.apply_op1(Int8Tokens { lambda }),
+        Path::Metal => on_metal(x, lambda),
+        Path::Composed => composed(x, lambda),
     }
 }
 
@@ -34,7 +34,13 @@ fn on_metal(x: &Tensor, lambda: f32) -> Result<Tensor> {
     let mut work = Work::default();
     let value = work.output(x.shape());
     let grid = Grid::Rows { rows: x.elem_count() / width, width };
-    work.add(LIBRARY, "int8_tokens", grid, [Bind::Input(0), Bind::Output(value)], &[word(width)?, lambda.to_bits()])?;
+    work.add(
+        LIBRARY,
+        "int8_tokens",
+        grid,
+        [Bind::Input(0), Bind::Output(value)],
+        &[word(width)?, lambda.to_bits()],
+    )?;
     let [value] = work.run(NAME, &[&x])?;
     attach(value, &[&x], StraightThrough)
 }
@@ -123,7 +129,11 @@ mod tests {
         }
         for x in [rows()?, uniform(24, 3.0, &[3, 1])?, uniform(25, 3.0, &[2, 1100])?] {
             for lambda in [1.0, 0.3] {
-                assert_eq!(bits(&on_metal(&x, lambda)?)?, bits(&quantize_activations(&x, lambda)?)?, "{lambda}");
+                assert_eq!(
+                    bits(&on_metal(&x, lambda)?)?,
+                    bits(&quantize_activations(&x, lambda)?)?,
+                    "{lambda}"
+                );
             }
         }
         Ok(())

@@ -7,10 +7,11 @@
 
 mod heads;
 
-use candle_core::{CpuStorage, CustomOp3, Device, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use self::heads::HeadShape;
+use super::metal::{Path, path};
 use super::tile::{Left, TILE_ROWS, multiply_add};
 use super::{Floats, floats, floats_out, softmax};
 
@@ -39,13 +40,13 @@ pub fn causal_attention(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
     if q.elem_count() == 0 {
         candle_core::bail!("{NAME}: q {:?}: want at least one element", q.dims());
     }
-    match q.device() {
-        Device::Cpu => {
+    match path(q.device()) {
+        Path::Cpu => {
             let shape = HeadShape { t, d, kv_heads, group: heads / kv_heads };
             q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, Attention { shape })
         }
-        Device::Metal(_) => composed(q, k, v, softmax::on_metal),
-        Device::Cuda(_) => composed(q, k, v, softmax::composed),
+        Path::Metal => composed(q, k, v, softmax::on_metal),
+        Path::Composed => composed(q, k, v, softmax::composed),
     }
 }
 

@@ -3,10 +3,10 @@
 //! Knows no text. The gradient of a row is the sum over its occurrences in the order in which they occur, whatever the
 //! number of threads: occurrences are sorted by id first, then each row of the table is summed by one task.
 
-use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::metal::{Backward, Bind, Grid, Library, Work, attach, library, word};
+use super::metal::{Backward, Bind, Grid, Library, Path, Work, attach, library, path, word};
 use super::{Floats, floats, floats_out, lanes, rows_per_chunk};
 
 const NAME: &str = "embedding";
@@ -21,10 +21,10 @@ pub fn embedding(table: &Tensor, ids: &[u32]) -> Result<Tensor> {
     if let Some(position) = ids.iter().position(|&id| id as usize >= vocab) {
         candle_core::bail!("{NAME}: ids[{position}]: want an id below {vocab}, found {}", ids[position]);
     }
-    match table.device() {
-        Device::Cpu => table.contiguous()?.apply_op1(Embedding { ids: ids.to_vec() }),
-        Device::Metal(_) => on_metal(table, ids),
-        Device::Cuda(_) => table.index_select(&Tensor::new(ids, table.device())?, 0),
+    match path(table.device()) {
+        Path::Cpu => table.contiguous()?.apply_op1(Embedding { ids: ids.to_vec() }),
+        Path::Metal => on_metal(table, ids),
+        Path::Composed => table.index_select(&Tensor::new(ids, table.device())?, 0),
     }
 }
 

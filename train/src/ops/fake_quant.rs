@@ -9,6 +9,7 @@ mod on_metal;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Device, Layout, Result, Shape, Tensor};
 use qat_quant::{Format, ScaleRule, Scales, gradient};
 
+use super::metal::{Path, path};
 use super::{Floats, blend, floats, floats_out};
 
 const NAME: &str = "fake_quant";
@@ -48,10 +49,10 @@ pub fn fake_quant(w: &Tensor, spec: &FakeQuant) -> Result<Tensor> {
     }
     let (rows, cols) = held_by(spec.format, w)?;
     let w = w.contiguous()?;
-    match w.device() {
-        Device::Cpu => {}
-        Device::Metal(_) => return on_metal::chosen(&w, spec),
-        Device::Cuda(_) => return fake_quant(&w.to_device(&Device::Cpu)?, spec)?.to_device(w.device()),
+    match path(w.device()) {
+        Path::Cpu => {}
+        Path::Metal => return on_metal::chosen(&w, spec),
+        Path::Composed => return fake_quant(&w.to_device(&Device::Cpu)?, spec)?.to_device(w.device()),
     }
     let scales = Scales::choose(spec.format, spec.rule, &Floats::of(NAME, &w)?, rows, cols);
     w.apply_op1(Quantizer { spec: *spec, scales })
@@ -78,7 +79,7 @@ pub fn fake_quant_learned(
             spec.gradient
         );
     }
-    if w.device().is_cuda() {
+    if path(w.device()) == Path::Composed {
         let (cpu, home) = (Device::Cpu, w.device());
         let bias = bias.map(|b| b.to_device(&cpu)).transpose()?;
         let quantized =
@@ -98,7 +99,7 @@ pub fn fake_quant_learned(
     }
     let (w, scale) = (w.contiguous()?, scale.contiguous()?);
     let bias = bias.map(Tensor::contiguous).transpose()?;
-    if w.device().is_metal() {
+    if path(w.device()) == Path::Metal {
         return on_metal::learned(&w, &scale, bias.as_ref(), spec);
     }
     match bias {

@@ -3,11 +3,11 @@
 //! y = x · r · w with r = 1/√(mean(x²) + ε). Knows nothing of layers: `[.., d]` in, `[.., d]` out, so that a hidden
 //! state and one head of it (qk-norm) are the same call.
 
-use candle_core::{CpuStorage, CustomOp2, D, Device, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp2, D, Layout, Result, Shape, Tensor};
 use qat_quant::vectorized;
 use rayon::prelude::*;
 
-use super::metal::{Backward, Bind, Grid, Library, SUM, Work, attach, library, word};
+use super::metal::{Backward, Bind, Grid, Library, Path, SUM, Work, attach, library, path, word};
 use super::{Floats, floats, floats_out, for_each_chunk, lanes, rows_per_chunk};
 
 const NAME: &str = "rms_norm";
@@ -26,10 +26,10 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
             weight.dims()
         );
     }
-    match x.device() {
-        Device::Cpu => x.contiguous()?.apply_op2(&weight.contiguous()?, RmsNorm { eps }),
-        Device::Metal(_) => on_metal(x, weight, eps),
-        Device::Cuda(_) => composed(x, weight, eps),
+    match path(x.device()) {
+        Path::Cpu => x.contiguous()?.apply_op2(&weight.contiguous()?, RmsNorm { eps }),
+        Path::Metal => on_metal(x, weight, eps),
+        Path::Composed => composed(x, weight, eps),
     }
 }
 

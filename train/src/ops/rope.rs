@@ -4,9 +4,9 @@
 //! Knows no frequencies: the caller gives cosines and sines. A rotation is orthogonal, so the backward pass is the
 //! forward pass with the sines negated.
 
-use candle_core::{CpuStorage, CustomOp1, D, Device, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor};
 
-use super::metal::{Backward, Bind, Grid, Library, Work, attach, library, word};
+use super::metal::{Backward, Bind, Grid, Library, Path, Work, attach, library, path, word};
 use super::{Floats, floats, floats_out, for_each_chunk};
 
 const NAME: &str = "rope";
@@ -29,10 +29,10 @@ pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
         );
     }
     let (cos, sin) = (cos.detach().contiguous()?, sin.detach().contiguous()?);
-    match x.device() {
-        Device::Cpu => x.contiguous()?.apply_op1(Rope { cos, sin, direction: 1.0 }),
-        Device::Metal(_) => on_metal(x, cos, sin),
-        Device::Cuda(_) => composed(x, &cos, &sin),
+    match path(x.device()) {
+        Path::Cpu => x.contiguous()?.apply_op1(Rope { cos, sin, direction: 1.0 }),
+        Path::Metal => on_metal(x, cos, sin),
+        Path::Composed => composed(x, &cos, &sin),
     }
 }
 

@@ -5,7 +5,7 @@
 
 use candle_core::{CpuStorage, CustomOp1, D, Device, Layout, Result, Shape, Tensor};
 
-use super::metal::{Backward, Bind, Grid, Library, Work, attach, library, word};
+use super::metal::{Backward, Bind, Grid, Library, Path, Work, attach, library, path, word};
 use super::{Floats, floats, floats_out, for_each_chunk, lanes};
 
 const NAME: &str = "causal_softmax";
@@ -22,10 +22,10 @@ pub fn causal_softmax(scores: &Tensor, scale: f32, t: usize) -> Result<Tensor> {
     if t == 0 || columns != t || rows % t != 0 {
         candle_core::bail!("{NAME}: want [.., multiple of {t}, {t}], found {:?}", scores.dims());
     }
-    match scores.device() {
-        Device::Cpu => scores.contiguous()?.apply_op1(CausalSoftmax { scale, t }),
-        Device::Metal(_) => on_metal(scores, scale, t),
-        Device::Cuda(_) => composed(scores, scale, t),
+    match path(scores.device()) {
+        Path::Cpu => scores.contiguous()?.apply_op1(CausalSoftmax { scale, t }),
+        Path::Metal => on_metal(scores, scale, t),
+        Path::Composed => composed(scores, scale, t),
     }
 }
 

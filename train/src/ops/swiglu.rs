@@ -2,9 +2,9 @@
 //!
 //! Knows no projections. The backward pass recomputes σ instead of keeping it.
 
-use candle_core::{CpuStorage, CustomOp2, Device, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 
-use super::metal::{Backward, Bind, Grid, Library, Work, attach, library, word};
+use super::metal::{Backward, Bind, Grid, Library, Path, Work, attach, library, path, word};
 use super::{Floats, floats, floats_out, for_each_chunk, lanes};
 
 const NAME: &str = "swiglu";
@@ -18,10 +18,10 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     if gate.dims() != up.dims() {
         candle_core::bail!("{NAME}: up: want the shape of gate {:?}, found {:?}", gate.dims(), up.dims());
     }
-    match gate.device() {
-        Device::Cpu => gate.contiguous()?.apply_op2(&up.contiguous()?, SwiGlu),
-        Device::Metal(_) => on_metal(gate, up),
-        Device::Cuda(_) => composed(gate, up),
+    match path(gate.device()) {
+        Path::Cpu => gate.contiguous()?.apply_op2(&up.contiguous()?, SwiGlu),
+        Path::Metal => on_metal(gate, up),
+        Path::Composed => composed(gate, up),
     }
 }
 

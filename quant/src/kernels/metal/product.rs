@@ -108,7 +108,7 @@ impl Product<'_> {
     pub fn dispatch(&self) -> Dispatch {
         let Self { storage, cols, matrices, tokens, .. } = *self;
         let is_gate = self.epilogue == Epilogue::Gate;
-        assert!(storage.fits(cols as usize), "{storage:?} has no rows of {cols}");
+        let row_bytes = storage.checked_row_bytes(cols);
         assert!(matches!(matrices.len(), 1..=3), "a launch of {} matrices", matrices.len());
         assert!(tokens > 0 && matrices.iter().all(|m| m.rows > 0), "a product of nothing");
         assert!(
@@ -154,15 +154,15 @@ impl Product<'_> {
             threads: [threads, 1, 1],
             threadgroup_bytes: 0,
         };
-        let (bytes_read, bytes_written) = self.traffic();
-        Dispatch { launch, shape: self.shape(), bytes_read, bytes_written }
+        let (bytes_read, bytes_written) = self.traffic(row_bytes);
+        Dispatch { launch, shape: self.shape(row_bytes), bytes_read, bytes_written }
     }
 
     /// `struct Shape` of `product.metal`.
-    fn shape(&self) -> Vec<u8> {
+    fn shape(&self, row_bytes: u32) -> Vec<u8> {
         let of = |i: usize| self.matrices.get(i).copied().unwrap_or(Matrix { rows: 0, tensor_scale: 0.0 });
         let each = [of(0), of(1), of(2)];
-        let row_bytes = self.storage.row_bytes(self.cols as usize) as u32;
+
         let words = [self.cols, self.tokens, row_bytes]
             .into_iter()
             .chain(each.map(|m| m.rows))
@@ -172,12 +172,12 @@ impl Product<'_> {
     }
 
     /// Bytes read and written, each counted once.
-    fn traffic(&self) -> (u64, u64) {
+    fn traffic(&self, row_bytes: u32) -> (u64, u64) {
         let rows: u64 = self.matrices.iter().map(|m| u64::from(m.rows)).sum();
         let (cols, tokens) = (u64::from(self.cols), u64::from(self.tokens));
         let stored = if self.epilogue == Epilogue::Gate { rows / 2 } else { rows };
         let written = 4 * tokens * stored;
-        let weights = rows * self.storage.row_bytes(self.cols as usize) as u64;
+        let weights = rows * u64::from(row_bytes);
         let norm = if self.norm.is_some() { 4 * cols } else { 0 };
         let bias = if self.has_bias { 4 * rows } else { 0 };
         let added = if self.epilogue == Epilogue::Add { written } else { 0 };

@@ -1,8 +1,8 @@
 //! Attention against its composition in f64, by finite differences where those are affordable.
 
 use super::*;
-use crate::ops::metal::host;
 use crate::ops::check::{assert_close, assert_matches, bits, flat, uniform};
+use crate::ops::metal::host;
 
 fn inputs(b: usize, t: usize, heads: usize, kv_heads: usize, d: usize) -> Result<[Tensor; 3]> {
     let kv = [b, t, kv_heads, d];

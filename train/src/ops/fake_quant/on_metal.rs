@@ -104,8 +104,7 @@ impl Stored {
 
     /// The operands of a kernel and their places, with the weights first and then scales, biases and `grad`.
     fn operands<'a>(&'a self, w: &'a Tensor, grad: Option<&'a Tensor>) -> (Vec<&'a Tensor>, [Bind; 3], Bind) {
-        let operands: Vec<&Tensor> =
-            [w, &self.scale].into_iter().chain(&self.bias).chain(grad).collect();
+        let operands: Vec<&Tensor> = [w, &self.scale].into_iter().chain(&self.bias).chain(grad).collect();
         let bias = if self.bias.is_some() { Bind::Input(2) } else { Bind::Nothing };
         let last = Bind::Input(operands.len() - 1);
         (operands, [Bind::Input(0), Bind::Input(1), bias], last)

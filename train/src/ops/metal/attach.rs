@@ -41,7 +41,11 @@ impl<B: Backward> Attached<B> {
     fn value<S: BackendStorage>(&self, pick: impl Fn(&Storage) -> Option<&S>) -> Result<(S, Shape)> {
         let (storage, layout) = self.value.storage_and_layout();
         let Some(found) = pick(&storage) else {
-            candle_core::bail!("{}: the value is on {:?}, its operands are not", B::NAME, storage.device().location())
+            candle_core::bail!(
+                "{}: the value is on {:?}, its operands are not",
+                B::NAME,
+                storage.device().location()
+            )
         };
         Ok((found.try_clone(layout)?, layout.shape().clone()))
     }
@@ -101,13 +105,7 @@ impl<B: Backward> CustomOp2 for Attached<B> {
         B::NAME
     }
 
-    fn cpu_fwd(
-        &self,
-        _: &CpuStorage,
-        _: &Layout,
-        _: &CpuStorage,
-        _: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
         self.on_cpu()
     }
 

@@ -80,7 +80,8 @@ fn encode(
 }
 
 /// Everything compiled so far in this process, by device. candle's own cache takes only candle's own sources.
-static COMPILED: Mutex<Compiled> = Mutex::new(Compiled { libraries: BTreeMap::new(), pipelines: BTreeMap::new() });
+static COMPILED: Mutex<Compiled> =
+    Mutex::new(Compiled { libraries: BTreeMap::new(), pipelines: BTreeMap::new() });
 
 struct Compiled {
     /// By device and library.

@@ -3,6 +3,8 @@
 //! Whatever the order of the threads, a kernel must give the same bits, break no rule of memory and write the whole of its
 //! results. With sums in another order, and as a compiler may make it with fast math, it must give nearly the same.
 
+use std::cell::Cell;
+
 use candle_core::{CpuStorage, Error, InplaceOp1, Layout, Result, Tensor};
 use qat_metal_host::{Arg, Build, Launch, Library, Mode, Report};
 
@@ -17,6 +19,29 @@ const EXACT: [&str; 3] = ["train_fake_quant", "train_scales", "train_activations
 /// How far results of sums in another order may be off, relative to the largest of the result: 300 roundings of 6e-8.
 const TOLERANCE: f32 = 2e-5;
 
+thread_local! {
+    /// Whether operations on the CPU take the path of Metal.
+    static EMULATING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether `path` sends what is on the CPU here.
+pub(super) fn is_emulating() -> bool {
+    EMULATING.get()
+}
+
+/// Runs `f` as on a machine whose tensors are on Metal: every operation on this thread takes its kernels, each run once.
+pub(crate) fn emulating<R>(f: impl FnOnce() -> R) -> R {
+    struct Reset;
+    impl Drop for Reset {
+        fn drop(&mut self) {
+            EMULATING.set(false);
+        }
+    }
+    EMULATING.set(true);
+    let _reset = Reset;
+    f()
+}
+
 /// As the encoder's.
 pub(super) fn run(work: &Work, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
     let mut operands = inputs.iter().map(|input| bytes(input)).collect::<Result<Vec<_>>>()?;
@@ -25,7 +50,11 @@ pub(super) fn run(work: &Work, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
     for task in &work.tasks {
         let seen = Mode::ALL.map(|mode| {
             let (mut operands, mut results) = (operands.clone(), results.clone());
-            let skipped = mode.build == Build::FastMath && !allows_fast_math(task, &operands);
+            let skipped = match mode.build {
+                _ if mode == Mode::VALUE => false,
+                Build::FastMath => is_emulating() || !allows_fast_math(task, &operands),
+                _ => is_emulating(),
+            };
             if !skipped {
                 run_in(mode, task, &mut operands, &mut results);
             }

@@ -35,6 +35,28 @@ const THREADS: usize = 256;
 /// Threads of a simdgroup.
 const SIMDGROUP: usize = 32;
 
+/// Which implementation of an operation a device calls for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Path {
+    /// A fused pass on the CPU.
+    Cpu,
+    /// Kernels of our own.
+    Metal,
+    /// A composition of candle's operations.
+    Composed,
+}
+
+/// The implementation for tensors on `device`.
+pub(crate) fn path(device: &Device) -> Path {
+    match device {
+        #[cfg(test)]
+        Device::Cpu if host::is_emulating() => Path::Metal,
+        Device::Cpu => Path::Cpu,
+        Device::Metal(_) => Path::Metal,
+        Device::Cuda(_) => Path::Composed,
+    }
+}
+
 /// What is bound at one place of a kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Bind {
@@ -131,7 +153,14 @@ impl Work {
             // Nothing to do, which Metal refuses to be told.
             return Ok(());
         }
-        self.tasks.push(Task { library, kernel, groups, threads, binds: binds.to_vec(), shape: shape.to_vec() });
+        self.tasks.push(Task {
+            library,
+            kernel,
+            groups,
+            threads,
+            binds: binds.to_vec(),
+            shape: shape.to_vec(),
+        });
         Ok(())
     }
 
@@ -173,6 +202,7 @@ impl Work {
 /// A number of 2³² or more.
 pub(crate) fn word(n: usize) -> Result<u32> {
     u32::try_from(n).map_err(|_| {
-        Error::Msg(format!("{n} elements are more than a kernel can count (2³²): use a smaller micro-batch")).bt()
+        Error::Msg(format!("{n} elements are more than a kernel can count (2³²): use a smaller micro-batch"))
+            .bt()
     })
 }

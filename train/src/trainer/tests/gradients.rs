@@ -12,7 +12,7 @@ use crate::{
     data::Batch,
     exec::RopeTable,
     loss::Divergence,
-    ops::Gradient,
+    ops::{Gradient, metal::host},
     recipe::{LossPlan, Rules},
     student::{Quantization, Student},
     trainer::teacher::Teacher,
@@ -80,6 +80,44 @@ fn every_variable_learns_with_every_format_and_every_gradient() {
             let (_, gradients) = bench.gradients(&student).expect("a gradient each");
             let learns = every_variable_learns(student.variables(), &gradients);
             assert!(learns.is_ok(), "{format} {gradient:?}: {learns:?}");
+        }
+    }
+}
+
+#[test]
+fn the_kernels_of_metal_tell_every_variable_what_the_cpu_tells_it() {
+    if !host::available() {
+        return;
+    }
+    let config = tiny::config(json!({"model_type": "qwen3", "num_hidden_layers": 1}));
+    let bench = Bench::new(&config);
+    for (format, gradient) in [
+        ("float", Gradient::Ste),
+        ("int4-g32", Gradient::ClippedSte),
+        ("int2-affine-g64", Gradient::Lsq),
+        ("ternary-tensor", Gradient::Lsq),
+        ("ternary-g64", Gradient::Ste),
+    ] {
+        // Without rounded activations, where a difference in the last place can take another code.
+        let rules = Rules::new(format, format, format, &BTreeMap::new()).expect("rules");
+        let scales = ScaleRule::Absmax;
+        let quantization = Quantization { rules, scales, gradient, activations: Activations::Float };
+        let student =
+            Student::new(&tiny::floats(config.clone(), 5), quantization, &Device::Cpu).expect("student");
+        let (want_loss, want) = bench.gradients(&student).expect("a gradient each");
+        let (loss, found) = host::emulating(|| bench.gradients(&student)).expect("a gradient each");
+        assert!((loss - want_loss).abs() < 1e-5 * want_loss.abs(), "{format}: {loss} for {want_loss}");
+        for ((variable, found), want) in student.variables().iter().zip(&found).zip(&want) {
+            let difference = (found - want).expect("one shape").abs().expect("abs");
+            let largest = |t: &Tensor| t.flatten_all()?.max(0)?.to_scalar::<f32>();
+            let difference = largest(&difference).expect("a number");
+            let magnitude = largest(&want.abs().expect("abs")).expect("a number");
+            // Ten operations in a row, each within 1e-5 of the largest element on either path.
+            assert!(
+                difference <= 1e-4 * magnitude,
+                "{format} {gradient:?} {}: off by {difference}, largest {magnitude}",
+                variable.name
+            );
         }
     }
 }

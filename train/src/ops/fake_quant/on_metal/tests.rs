@@ -83,7 +83,16 @@ fn the_kernels_round_learned_scales_as_they_will_be_stored() -> Result<()> {
         .flat_map(|e| (0..8).map(move |i| (e, i)))
         .map(|(e, i)| f32::from_bits((i % 2) << 31 | e << 23 | rng.random_range(0u32..1 << 23)))
         .collect();
-    for tie in [0x3f80_1000u32, 0x3f80_3000, 0x3f80_8000, 0x3f81_8000, 0x477f_e000, 0x477f_f000, 0x3880_0000, 0x7a80_0000] {
+    for tie in [
+        0x3f80_1000u32,
+        0x3f80_3000,
+        0x3f80_8000,
+        0x3f81_8000,
+        0x477f_e000,
+        0x477f_f000,
+        0x3880_0000,
+        0x7a80_0000,
+    ] {
         values.extend([tie - 1, tie, tie + 1, tie | 1 << 31].map(f32::from_bits));
     }
     values.extend((0..2000).map(|i| i as f32 * 2f32.powi(-26)));
@@ -165,7 +174,9 @@ fn the_kernels_learn_scales_and_biases_as_the_codec_does_in_every_format() -> Re
         let both = |t: &Tensor| (ours.get(t).expect("ours"), codecs.get(t).expect("the codec's"));
         let (found, want) = both(&w);
         assert_eq!(bits(found)?, bits(want)?, "{format}: dw");
-        for (what, operand) in [Some(("ds", scale.as_tensor())), bias.map(|b| ("db", b))].into_iter().flatten() {
+        for (what, operand) in
+            [Some(("ds", scale.as_tensor())), bias.map(|b| ("db", b))].into_iter().flatten()
+        {
             let (found, want) = both(operand);
             // The same terms in another order: 8 in a lane and 5 steps of a tree, against 32 in a lane: 45 roundings of 6e-8.
             assert_close(&format!("{format}: {what}"), found, &flat(want)?, 3e-6)?;
