@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::{Context as _, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use qat_infer::{
+    cpu::Cpu,
     eval::{Gate, GateResult, Options, Report, evaluate},
     files::write_file_atomic,
 };
@@ -79,7 +80,7 @@ pub fn score(
     options.source_nats = text.nats;
     let style = ProgressStyle::with_template("{prefix} {bar:24} {pos}/{len} windows")?;
     let bar = ProgressBar::new(0).with_style(style).with_prefix(format!("scoring {}", dir.display()));
-    let report = evaluate(dir, &text.text, against, &options, &mut |done, total| {
+    let report = evaluate(&Cpu, dir, &text.text, against, &options, &mut |done, total| {
         bar.set_length(total as u64);
         bar.set_position(done as u64);
     });

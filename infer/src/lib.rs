@@ -12,8 +12,10 @@ pub mod metal;
 pub mod model;
 mod opened;
 mod plan;
+mod sequence;
 #[cfg(test)]
 mod shared;
 
 pub use error::{Error, Result};
 pub use opened::{Opened, RuntimeMatrix, Size};
+pub use sequence::{Runtime, Sequence};

@@ -5,12 +5,10 @@
 
 use std::path::Path;
 
-use qat_quant::kernels::Isa;
-
 use super::{Protocol, Report, Text, Windows, measure_speed, peak_rss_bytes, score};
-use crate::cpu::{KvType, Model};
+use crate::cpu::KvType;
 use crate::files::{Activations, tokenizer_sha256};
-use crate::{Error, Result};
+use crate::{Error, Opened, Result, Runtime, RuntimeMatrix, Sequence};
 
 /// Longest window unless one is asked for: that of the published numbers.
 const LONGEST_DEFAULT: usize = 2048;
@@ -24,30 +22,32 @@ pub struct Options {
     pub bos: bool,
     /// Entropy of the whole text in nats under the process that made it, if it is known.
     pub source_nats: Option<f64>,
-    /// How the model keeps keys and values; f32, which adds no rounding to that of the weights, if none.
+    /// How the model keeps keys and values; as exactly as the runtime can, if none.
     pub kv: Option<KvType>,
     /// What the inputs of packed matrices are rounded to; what the model was trained with, if none.
     pub activations: Option<Activations>,
 }
 
-/// Evaluates the model in `dir` on `text`, against the model in `against` if given. `progress` hears of windows done and
+/// Evaluates the model in `dir`, run by `runtime`, on `text`, against the model in `against` if given. `progress` hears of windows done and
 /// windows in all.
 ///
 /// # Errors
 /// When a model can't be opened, the text has nothing to score, the window is longer than a model's context, the two
 /// models don't share a tokenizer, or BOS is asked for and the model has none.
-pub fn evaluate(
+pub fn evaluate<R: Runtime>(
+    runtime: &R,
     dir: &Path,
     text: &str,
     against: Option<&Path>,
     options: &Options,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Report> {
-    let mut model = Model::open(dir)?;
+    let [device, isa] = runtime.describe()?;
+    let mut model = Opened::<R::Matrix>::open(dir)?;
     if let Some(activations) = options.activations {
         model.set_activations(activations);
     }
-    let kv = options.kv.unwrap_or(KvType::F32);
+    let kv = options.kv.unwrap_or(runtime.exact_kv());
     let config = &model.decoder.config;
     let protocol = Protocol {
         ctx: options.ctx.unwrap_or(config.max_position_embeddings.min(LONGEST_DEFAULT)),
@@ -58,10 +58,11 @@ pub fn evaluate(
     let text = Text::encode(&tokenizer, text)?;
     let windows = Windows::new(&text, protocol)?;
 
-    let speed = measure_speed(&model.decoder, text.ids(), kv)?;
+    let sequence = |context| runtime.sequence(&model.decoder, context, kv);
+    let speed = measure_speed(text.ids(), config.max_position_embeddings, sequence)?;
     let peak_rss_bytes = peak_rss_bytes();
 
-    let reference = against.map(Model::open).transpose()?;
+    let reference = against.map(Opened::<R::Matrix>::open).transpose()?;
     if let Some(reference) = &reference {
         let same = tokenizer_sha256(&tokenizer)? == tokenizer_sha256(&reference.tokenizer()?)?;
         if !same {
@@ -72,7 +73,15 @@ pub fn evaluate(
             )));
         }
     }
-    let score = score(&model.decoder, reference.as_ref().map(|r| &r.decoder), &windows, kv, progress)?;
+    let mut compared = match &reference {
+        Some(reference) => {
+            let exact = runtime.sequence(&reference.decoder, windows.tokens(), runtime.exact_kv());
+            Some(exact.map_err(|e| Error::Invalid(format!("the reference: {e}")))?)
+        }
+        None => None,
+    };
+    let compared = compared.as_mut().map(|sequence| &mut **sequence as &mut dyn Sequence);
+    let score = score(&mut *sequence(windows.tokens())?, compared, &windows, progress)?;
     let versus = score.versus;
     Ok(Report {
         perplexity: score.perplexity(),
@@ -87,8 +96,8 @@ pub fn evaluate(
         peak_rss_bytes,
         bits_per_weight: model.size.bits_per_weight,
         file_bytes: model.size.file_bytes,
-        device: "cpu".into(),
-        isa: Isa::active()?.name().into(),
+        device,
+        isa,
         nll_mean: score.nll.mean,
         nll_se: score.nll.se,
         nll_clustered_se: score.nll_clustered_se,
@@ -108,7 +117,7 @@ pub fn evaluate(
     })
 }
 
-fn bos(model: &Model) -> Result<u32> {
+fn bos<M: RuntimeMatrix>(model: &Opened<M>) -> Result<u32> {
     model.decoder.config.bos_token_id.ok_or_else(|| {
         Error::Invalid(format!(
             "{}: BOS is asked for, but config.json has no bos_token_id",

@@ -1,7 +1,8 @@
 //! Scores against numbers that were measured elsewhere or can be worked out by hand.
 
 use super::*;
-use crate::cpu::{KvType, Model};
+use crate::Sequence;
+use crate::cpu::{Cpu, KvType, Model, RunOptions, Session};
 use crate::shared::shared;
 
 fn fixture(name: &str) -> Option<Model> {
@@ -14,8 +15,11 @@ fn text_of(model: &Model, text: &str) -> Text {
 
 fn score_of(model: &Model, reference: Option<&Model>, text: &Text, protocol: Protocol) -> Score {
     let windows = Windows::new(text, protocol).expect("windows");
-    score(&model.decoder, reference.map(|r| &r.decoder), &windows, KvType::F32, &mut |_, _| ())
-        .expect("score")
+    let open =
+        |model| Session::new(model, &RunOptions::new(windows.tokens()).with_kv(KvType::F32)).expect("fits");
+    let mut compared = reference.map(|reference| open(&reference.decoder));
+    let compared = compared.as_mut().map(|session| session as &mut dyn Sequence);
+    score(&mut open(&model.decoder), compared, &windows, &mut |_, _| ()).expect("score")
 }
 
 const SENTENCES: &str = "The small model runs on the phone. Count: 1, 23, 456 and 7890! It's  spaced\n\n\tand naïve \
@@ -123,7 +127,7 @@ fn a_whole_evaluation_reports_progress_and_every_key() {
     let options = Options { ctx: Some(16), bos: true, source_nats: Some(150.0), ..Options::default() };
     let mut heard = Vec::new();
     let report =
-        evaluate(&dir, SENTENCES, Some(&reference), &options, &mut |done, all| heard.push((done, all)))
+        evaluate(&Cpu, &dir, SENTENCES, Some(&reference), &options, &mut |done, all| heard.push((done, all)))
             .expect("a report");
     assert_eq!(heard.len(), report.windows + 1);
     assert!(heard.iter().enumerate().all(|(at, (done, all))| *done == at && *all == report.windows));
@@ -140,7 +144,7 @@ fn a_whole_evaluation_reports_progress_and_every_key() {
         report.protocol
     );
 
-    let alone = evaluate(&dir, SENTENCES, None, &Options::default(), &mut |_, _| ()).expect("a report");
+    let alone = evaluate(&Cpu, &dir, SENTENCES, None, &Options::default(), &mut |_, _| ()).expect("a report");
     assert_eq!((alone.kl_mean, alone.bos, alone.ctx, alone.windows), (None, None, 2048, 1));
 }
 
@@ -151,7 +155,7 @@ fn an_evaluation_that_can_t_be_honest_is_refused() {
         let against = against.map(|name| root.join(name));
         let options = Options { ctx: Some(ctx), ..Options::default() };
         let result =
-            evaluate(&root.join("llama_tied"), SENTENCES, against.as_deref(), &options, &mut |_, _| ());
+            evaluate(&Cpu, &root.join("llama_tied"), SENTENCES, against.as_deref(), &options, &mut |_, _| ());
         result.expect_err("refused").to_string()
     };
     let long = message(None, 4096);
