@@ -326,6 +326,9 @@ fn many_tokens_attend_to_what_each_of_them_may_see() {
         }
     }
     for kv in KVS {
+        // The last row of a simdgroup, and of the threadgroup, is the first to see a tile.
+        check_prefill(&mut Layer::new([1, 1], 64, kv, 9, 8));
+        check_prefill(&mut Layer::new([1, 1], 64, kv, 1, 32));
         check_prefill(&mut Layer::new([2, 1], 256, kv, 32, 9));
         check_prefill(&mut Layer::new([1, 1], 128, kv, 200, 2));
         check_prefill(&mut Layer::new([1, 1], 80, kv, 3, 33));
