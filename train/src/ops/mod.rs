@@ -35,6 +35,8 @@ pub use rope::rope;
 pub use softmax::causal_softmax;
 pub use swiglu::swiglu;
 
+pub(crate) use linear::gradients as linear_gradients;
+
 pub(crate) use cpu::{Floats, blend, floats, floats_out, for_each_chunk, rows_per_chunk};
 
 #[cfg(test)]
