@@ -27,6 +27,8 @@ pub enum Command {
     Init(Init),
     /// Measure tokens per second, in the terms of llama-bench, beside what the memory of this machine allows.
     Bench(Bench),
+    /// Say what a model directory is, or what a Mac's GPU would do to run it.
+    Inspect(Inspect),
 }
 
 /// `qat train`.
@@ -213,6 +215,29 @@ pub struct Bench {
     /// Where to write the results as JSON too.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
+}
+
+/// `qat inspect`.
+#[derive(Debug, Args)]
+pub struct Inspect {
+    /// A packed or a Hugging Face model directory.
+    #[arg(value_name = "MODEL")]
+    pub dir: PathBuf,
+    /// List what Metal is told to run for a pass, the bytes that it moves, and the time predicted from them.
+    #[arg(long)]
+    pub dispatches: bool,
+    /// Tokens of the context that the pass fills [default: the model's context, at most 2048].
+    #[arg(long, value_name = "N", requires = "dispatches")]
+    pub context: Option<usize>,
+    /// How keys and values are kept: f16 or int8.
+    #[arg(long, default_value_t = KvType::F16, value_name = "TYPE", requires = "dispatches")]
+    pub kv: KvType,
+    /// Tokens of the pass: 1 to generate, up to 256 of a prompt.
+    #[arg(long, default_value_t = 1, value_name = "N", requires = "dispatches")]
+    pub tokens: usize,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Notation of the results.

@@ -8,6 +8,7 @@ mod evaluate;
 mod export;
 mod heap;
 mod init;
+mod inspect;
 mod progress;
 mod table;
 mod train;
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
         Command::Eval(args) => evaluate::run(&args),
         Command::Init(args) => init::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
     };
     match ending {
         Ok(Ending::Done) => ExitCode::SUCCESS,

@@ -16,13 +16,39 @@ pub fn bytes(n: u64) -> String {
 /// Width of a report when the output is no terminal, which would tell its own.
 const WIDTH: u16 = 130;
 
-/// One report, a line each.
-pub fn report(r: &Report) -> Table {
+/// A number with its digits in threes.
+pub fn count(n: u64) -> String {
+    let digits = n.to_string();
+    let grouped: Vec<&str> =
+        digits.as_bytes().rchunks(3).rev().filter_map(|three| str::from_utf8(three).ok()).collect();
+    grouped.join(",")
+}
+
+/// For names and values, a line each.
+pub fn lines() -> Table {
     let mut table = empty(presets::NOTHING);
     table.set_content_arrangement(ContentArrangement::Dynamic);
     if !table.is_tty() {
         table.set_width(WIDTH);
     }
+    table
+}
+
+/// For rows under `header`; the columns `of_words` begin at their left, the others are numbers.
+pub fn with_header(header: &[&str], of_words: &[usize]) -> Table {
+    let mut table = empty(presets::ASCII_MARKDOWN);
+    table.set_header(header);
+    for (at, column) in table.column_iter_mut().enumerate() {
+        if !of_words.contains(&at) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}
+
+/// One report, a line each.
+pub fn report(r: &Report) -> Table {
+    let mut table = lines();
     let mut row = |name: &str, value: String| {
         table.add_row([name.to_owned(), value]);
     };
@@ -68,17 +94,9 @@ pub struct Row {
 /// Models side by side: what rounding lost, and what training won back of it.
 pub fn comparison(rows: &[Row]) -> Table {
     // Markdown, so that the table can be pasted where results are kept.
-    let mut table = empty(presets::ASCII_MARKDOWN);
-    table.set_header([
-        "model",
-        "bits/weight",
-        "file",
-        "perplexity",
-        "lost (Δ ln ppl)",
-        "KL",
-        "same top-1",
-        "won back",
-    ]);
+    let header =
+        ["model", "bits/weight", "file", "perplexity", "lost (Δ ln ppl)", "KL", "same top-1", "won back"];
+    let mut table = with_header(&header, &[0]);
     for row in rows {
         let r = &row.report;
         let or_dash = |text: Option<String>| text.unwrap_or_else(|| "–".to_owned());
@@ -92,9 +110,6 @@ pub fn comparison(rows: &[Row]) -> Table {
             or_dash(r.same_top1.map(|t| format!("{:.1} %", 100.0 * t))),
             or_dash(won_back(row)),
         ]);
-    }
-    for column in table.column_iter_mut().skip(1) {
-        column.set_cell_alignment(CellAlignment::Right);
     }
     table
 }
@@ -121,5 +136,6 @@ mod tests {
     #[test]
     fn sizes_read_well() {
         assert_eq!([0, 1023, 1024, 3 << 20].map(bytes), ["0 B", "1023 B", "1.00 KiB", "3.00 MiB"]);
+        assert_eq!([0, 999, 1000, 134_515_008].map(count), ["0", "999", "1,000", "134,515,008"]);
     }
 }

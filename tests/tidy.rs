@@ -14,13 +14,15 @@ use qat_train::recipe::{self, Plan};
 const LONGEST: usize = 600;
 
 /// Where `unsafe` may stand, each with a safety comment.
-const UNSAFE: [&str; 7] = [
+const UNSAFE: [&str; 8] = [
     // Intrinsics.
     "quant/src/kernels/",
     // The memory map of a model file.
     "infer/src/files/mapped.rs",
     // Jobs handed to threads, and matrices cut for them.
     "infer/src/cpu/pool/",
+    // Buffers of an Apple GPU, which are told as addresses.
+    "infer/src/metal/chip.rs",
     // mallopt.
     "src/heap.rs",
     // Kernels on raw memory, called from compiled libraries, for tests only.

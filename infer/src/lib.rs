@@ -8,8 +8,12 @@ pub mod cpu;
 mod error;
 pub mod eval;
 pub mod files;
+pub mod metal;
 pub mod model;
+mod opened;
+mod plan;
 #[cfg(test)]
 mod shared;
 
 pub use error::{Error, Result};
+pub use opened::{Opened, RuntimeMatrix, Size};

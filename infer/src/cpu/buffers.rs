@@ -4,7 +4,8 @@
 
 use std::ops::{Deref, DerefMut};
 
-use super::program::{Program, Value};
+use super::Program;
+use crate::plan::Value;
 
 /// The memory of a program.
 #[derive(Debug)]

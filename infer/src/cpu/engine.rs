@@ -8,14 +8,15 @@ use qat_quant::vectorized;
 
 use super::attention::Attention;
 use super::buffers::{Buffer, Buffers};
-use super::inputs::{Inputs, Norm};
+use super::inputs::Inputs;
 use super::kv::{KvCache, KvType};
 use super::lanes;
 use super::matrix::Needs;
 use super::pool::{Chunks, Joined, Pool, Tile, Tiles};
-use super::program::{Epilogue, MOST, Op, Product, Program, Turn, Value};
 use super::rotation::Rotation;
+use super::{Product, Program};
 use crate::model::{AttentionShape, Config, Rope};
+use crate::plan::{Epilogue, MOST, Norm, Op, Turn, Value, Weight as _};
 use crate::{Error, Result};
 use qat_quant::kernels::{Isa, PANEL};
 

@@ -8,16 +8,8 @@ use qat_quant::vectorized;
 use super::lanes;
 use super::matrix::Needs;
 use super::pool::{Chunks, Pool};
+use crate::plan::Norm;
 use qat_quant::kernels::{CHUNK, FloatTokens, Int8Tokens, Tokens, float_sums, round_int8};
-
-/// An RMS norm before a product.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Norm<'m> {
-    /// `[cols]`
-    pub weight: &'m [f32],
-    /// Added to the mean square.
-    pub eps: f32,
-}
 
 /// The inputs of one product, and the memory of the largest so far.
 #[derive(Debug, Default)]

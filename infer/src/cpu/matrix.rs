@@ -10,8 +10,9 @@ use qat_quant::PackedRef;
 use qat_quant::kernels::FloatRef;
 
 use super::inputs::Inputs;
-use crate::Result;
 use crate::files::{Activations, Storage, StoredMatrix};
+use crate::plan::{self, Matrix as _, Weight};
+use crate::{Result, RuntimeMatrix};
 use qat_quant::kernels::{Isa, PANEL, Panels, float_panel, panel};
 
 /// `[rows, cols]` = `[out, in]`. Clones share the weights.
@@ -32,7 +33,7 @@ enum Weights {
 
 /// A matrix seen through its format.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct View<'m> {
+pub(crate) struct View<'m> {
     weights: Elements<'m>,
     activations: Activations,
 }
@@ -44,28 +45,6 @@ enum Elements<'m> {
 }
 
 impl Matrix {
-    /// The matrix that `stored` holds: a packed one is copied into panels, and its mapped pages are let go of; a float one
-    /// stays where it is.
-    ///
-    /// # Errors
-    /// When its bytes are not what its format makes of the shape.
-    pub fn new(name: &str, [rows, cols]: [usize; 2], stored: StoredMatrix) -> Result<Self> {
-        let activations = stored.activations;
-        let weights = match stored.storage {
-            Storage::Packed(format) => {
-                let packed = PackedRef::new(name, format, rows, cols, &stored.bytes, stored.tensor_scale)?;
-                let panels = Panels::new(packed);
-                stored.bytes.release();
-                Weights::Packed(panels)
-            }
-            Storage::Float(float) => {
-                FloatRef::new(name, float, rows, cols, &stored.bytes)?;
-                Weights::Float(stored)
-            }
-        };
-        Ok(Self { name: name.to_owned(), rows, cols, activations, weights: Arc::new(weights) })
-    }
-
     /// Outputs.
     pub fn rows(&self) -> usize {
         self.rows
@@ -79,13 +58,6 @@ impl Matrix {
     /// What the inputs are rounded to before they are multiplied.
     pub fn activations(&self) -> Activations {
         self.activations
-    }
-
-    /// Chooses what the inputs of a packed matrix are rounded to; a float one keeps what it has.
-    pub fn set_activations(&mut self, activations: Activations) {
-        if matches!(*self.weights, Weights::Packed(_)) {
-            self.activations = activations;
-        }
     }
 
     /// Bytes of the weights in memory, all of which a product reads.
@@ -131,8 +103,38 @@ impl Matrix {
         self.view()?.gather(ids, out);
         Ok(())
     }
+}
 
-    pub(super) fn view(&self) -> Result<View<'_>> {
+impl RuntimeMatrix for Matrix {
+    /// A packed matrix is copied into panels, and its mapped pages are let go of; a float one stays where it is.
+    fn new(name: &str, [rows, cols]: [usize; 2], stored: StoredMatrix) -> Result<Self> {
+        let activations = stored.activations;
+        let weights = match stored.storage {
+            Storage::Packed(format) => {
+                let packed = PackedRef::new(name, format, rows, cols, &stored.bytes, stored.tensor_scale)?;
+                let panels = Panels::new(packed);
+                stored.bytes.release();
+                Weights::Packed(panels)
+            }
+            Storage::Float(float) => {
+                FloatRef::new(name, float, rows, cols, &stored.bytes)?;
+                Weights::Float(stored)
+            }
+        };
+        Ok(Self { name: name.to_owned(), rows, cols, activations, weights: Arc::new(weights) })
+    }
+
+    fn set_activations(&mut self, activations: Activations) {
+        if matches!(*self.weights, Weights::Packed(_)) {
+            self.activations = activations;
+        }
+    }
+}
+
+impl plan::Matrix for Matrix {
+    type View<'m> = View<'m>;
+
+    fn view(&self) -> Result<View<'_>> {
         let weights = match &*self.weights {
             Weights::Packed(panels) => Elements::Packed(panels),
             Weights::Float(StoredMatrix { storage: Storage::Float(float), bytes, .. }) => {
@@ -169,34 +171,33 @@ impl std::ops::BitOr for Needs {
     }
 }
 
-impl View<'_> {
-    /// Outputs.
-    pub(super) fn rows(&self) -> usize {
+impl Weight for View<'_> {
+    fn rows(&self) -> usize {
         match self.weights {
             Elements::Packed(panels) => panels.rows(),
             Elements::Float(float) => float.rows(),
         }
     }
 
-    /// Inputs.
-    pub(super) fn cols(&self) -> usize {
+    fn cols(&self) -> usize {
         match self.weights {
             Elements::Packed(panels) => panels.cols(),
             Elements::Float(float) => float.cols(),
         }
     }
 
-    /// Groups of [`PANEL`] outputs.
-    pub(super) fn panels(&self) -> usize {
-        self.rows().div_ceil(PANEL)
-    }
-
-    /// Bytes of the weights in memory.
-    pub(super) fn bytes(&self) -> usize {
+    fn bytes(&self) -> usize {
         match self.weights {
             Elements::Packed(panels) => panels.bytes(),
             Elements::Float(float) => float.rows() * float.cols() * float.dtype().bytes(),
         }
+    }
+}
+
+impl View<'_> {
+    /// Groups of [`PANEL`] outputs.
+    pub(super) fn panels(&self) -> usize {
+        self.rows().div_ceil(PANEL)
     }
 
     /// What it makes of its inputs.

@@ -1,22 +1,17 @@
 //! The CPU runtime: a model turned once into a flat program, and threads that carry it out token by token.
 //!
-//! A directory becomes matrices in the kernels' own layout (`model.rs`, `matrix.rs`). The decoder's one forward function
-//! is recorded (`record.rs`), neighbouring operations are fused (`fuse.rs`), and values share buffers (`program.rs`).
-//! `engine.rs` runs the program on `pool.rs`'s threads over the cache in `kv/`; `session.rs` is what callers hold.
+//! A directory becomes matrices in the kernels' own layout (`matrix.rs`). The decoder's one forward function
+//! becomes a program of a few operations a layer (`../plan/`). `engine.rs` runs the program on `pool.rs`'s threads over the cache in `kv/`; `session.rs` is what callers hold.
 
 mod attention;
 mod buffers;
 mod engine;
-mod fuse;
 mod inputs;
 mod kv;
 mod lanes;
 mod matrix;
-mod model;
 mod pool;
 mod products;
-mod program;
-mod record;
 mod rotation;
 mod session;
 #[cfg(test)]
@@ -25,6 +20,15 @@ mod tests;
 pub use attention::Attention;
 pub use kv::{KvCache, KvType};
 pub use matrix::Matrix;
-pub use model::{Model, Size};
 pub use pool::Pool;
 pub use session::{CpuDecoder, RunOptions, Session, check_context};
+
+/// A model with its matrices in the layout of the kernels.
+pub type Model = crate::Opened<Matrix>;
+
+/// A model's plan over the matrices of this runtime.
+type Plan<'m> = crate::plan::Plan<'m, matrix::View<'m>>;
+/// A program of it.
+type Program<'m> = crate::plan::Program<'m, matrix::View<'m>>;
+/// A product of it.
+type Product<'m> = crate::plan::Product<'m, matrix::View<'m>>;

@@ -3,11 +3,11 @@
 //! Knows no sampling and no text. Invariant: reading ids in one call, one by one or in any other parts gives the same
 //! bits, for every type of KV cache and any number of threads.
 
+use super::Plan;
 use super::buffers::Buffers;
 use super::engine::Engine;
 use super::kv::KvType;
 use super::matrix::Matrix;
-use super::record::Plan;
 use crate::model::{Config, Decoder};
 use crate::{Error, Result};
 

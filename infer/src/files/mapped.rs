@@ -76,6 +76,25 @@ enum Source {
 }
 
 impl Bytes {
+    /// All the bytes of the file or buffer that these were cut from.
+    pub fn whole(&self) -> Self {
+        let len = match &self.source {
+            Source::Mapped(map) => map.len(),
+            Source::Owned(bytes) => bytes.len(),
+        };
+        Self { source: self.source.clone(), range: 0..len }
+    }
+
+    /// Where they begin in the [whole](Self::whole).
+    pub fn offset(&self) -> usize {
+        self.range.start
+    }
+
+    /// Whether they are pages of a file; else they were allocated.
+    pub fn is_mapped(&self) -> bool {
+        matches!(self.source, Source::Mapped(_))
+    }
+
     /// Lets go of the memory that mapped bytes take once they have been read. They stay readable, from the file.
     pub fn release(&self) {
         #[cfg(unix)]

@@ -83,6 +83,17 @@ impl<M, V> Layer<M, V> {
         }
     }
 
+    /// The matrices with their biases.
+    pub fn linears(&self) -> [&Linear<M, V>; 7] {
+        let Self { q, k, v, o, gate, up, down, .. } = self;
+        [q, k, v, o, gate, up, down]
+    }
+
+    /// The norms.
+    pub fn norms(&self) -> impl Iterator<Item = &V> {
+        [&self.attn_norm, &self.mlp_norm].into_iter().chain(&self.q_norm).chain(&self.k_norm)
+    }
+
     /// The matrices.
     pub fn matrices_mut(&mut self) -> [&mut M; 7] {
         let Self { q, k, v, o, gate, up, down, .. } = self;
@@ -101,6 +112,19 @@ impl<M, V> Decoder<M, V> {
             norm: &self.norm,
             head: self.head.as_ref().map(Linear::as_ref),
         }
+    }
+
+    /// The matrices, in the order the forward pass meets them.
+    pub fn matrices(&self) -> impl Iterator<Item = &M> {
+        let layers = self.layers.iter().flat_map(Layer::linears).chain(&self.head);
+        std::iter::once(&self.embed).chain(layers.map(|linear| &linear.weight))
+    }
+
+    /// The norms and biases.
+    pub fn vectors(&self) -> impl Iterator<Item = &V> {
+        let biases = self.layers.iter().flat_map(Layer::linears).chain(&self.head);
+        let norms = self.layers.iter().flat_map(Layer::norms).chain([&self.norm]);
+        norms.chain(biases.filter_map(|linear| linear.bias.as_ref()))
     }
 
     /// The matrices, in the order the forward pass meets them.

@@ -1,6 +1,6 @@
 //! Rotary frequencies: how fast each pair of a head turns per position.
 //!
-//! Knows no positions and no tensors; executors make angles from it. Frequencies are computed in the steps of
+//! Knows no tensors; executors keep the angles that it gives. Frequencies are computed in the steps of
 //! transformers' `modeling_rope_utils` (f32 exponent, f32 quotient), so that angles agree to f32 rounding even far
 //! into a context, where a relative error is multiplied by the position.
 
@@ -33,6 +33,15 @@ impl Rope {
             }
         };
         Self { inv_freq: (0..config.head_dim / 2).map(|pair| scale(base(pair))).collect() }
+    }
+
+    /// Cosine and sine of the angle of each pair at `position`.
+    pub fn angles(&self, position: usize) -> impl Iterator<Item = (f32, f32)> {
+        self.inv_freq.iter().map(move |freq| {
+            // The product is rounded to f32, as in transformers; the functions of it are not.
+            let (sin, cos) = f64::from(position as f32 * freq).sin_cos();
+            (cos as f32, sin as f32)
+        })
     }
 }
 

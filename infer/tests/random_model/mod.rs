@@ -28,6 +28,11 @@ pub fn llama(vocab: usize, kv_heads: usize, layers: usize) -> Value {
 impl RandomModel {
     /// A model with every matrix in `format`.
     pub fn new(config: &Value, format: Format, activations: Activations) -> Self {
+        Self::with(config, |_| Some((format, activations)))
+    }
+
+    /// A model with each matrix as `choose` says, or in f32.
+    pub fn with(config: &Value, choose: impl Fn(&Param) -> Option<(Format, Activations)>) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let (path, tokenizer) = (folder.path().join("packed"), folder.path().join("tokenizer.json"));
         std::fs::write(&tokenizer, "{}").expect("a tokenizer that nobody opens");
@@ -35,14 +40,16 @@ impl RandomModel {
             PackedWriter::create(&path, config, &[tokenizer], json!("random")).expect("a writer");
         let plan = Config::from_json(config, Path::new("config.json")).expect("a config");
         let mut state = 1u32;
-        for Param { name, shape, .. } in params(&plan) {
+        for param in params(&plan) {
+            let chosen = choose(&param);
+            let Param { name, shape, .. } = param;
             let mut noise = || {
                 state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
                 (state >> 8) as f32 / (1 << 24) as f32 - 0.5
             };
             let values: Vec<f32> = (0..shape.iter().product()).map(|_| noise()).collect();
-            let written = match *shape {
-                [rows, cols] => {
+            let written = match (&*shape, chosen) {
+                (&[rows, cols], Some((format, activations))) => {
                     let scales = Scales::choose(format, ScaleRule::Absmax, &values, rows, cols);
                     let packed = pack(&name, format, &values, rows, cols, &scales).expect("fits");
                     writer.packed(&name, packed.as_ref(), activations)

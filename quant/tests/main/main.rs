@@ -7,6 +7,10 @@ mod distortion;
 mod gguf;
 mod gradients;
 mod matrices;
+mod metal;
+mod metal_gather;
+mod metal_inputs;
+mod metal_products;
 mod mlx;
 #[cfg(target_arch = "aarch64")]
 mod neon;

@@ -24,7 +24,7 @@ fn columns(format: Format) -> Vec<usize> {
 }
 
 /// A matrix of known codes.
-struct Codes {
+pub struct Codes {
     format: Format,
     rows: usize,
     cols: usize,
@@ -35,7 +35,7 @@ struct Codes {
 
 impl Codes {
     /// Codes that `code(index)` picks among the levels, under scales (and biases) of either sign and many sizes.
-    fn new(format: Format, rows: usize, cols: usize, code: impl Fn(usize) -> i32) -> Self {
+    pub fn new(format: Format, rows: usize, cols: usize, code: impl Fn(usize) -> i32) -> Self {
         let groups = format.groups(rows, cols);
         let draw = |seed| -> Vec<f32> {
             normal(seed, groups).iter().map(|v| format.scale_type().round(v * 0.1)).collect()
@@ -62,7 +62,7 @@ impl Codes {
     }
 
     /// The weights that have these codes, packed; the codes are checked to have survived.
-    fn packed(&self) -> Packed {
+    pub fn packed(&self) -> Packed {
         let weight = |(index, &code): (usize, &i32)| {
             let (scale, bias) = self.scale_bias(index);
             scale * code as f32 + bias
@@ -182,7 +182,8 @@ fn check_float(matrix: &Codes, panels: &Panels, x: &[f32]) {
     }
 }
 
-fn pick(format: Format, index: usize) -> i32 {
+/// A code for each weight, without a pattern that a block could repeat.
+pub fn pick(format: Format, index: usize) -> i32 {
     let (lo, hi) = format.levels();
     lo + ((index.wrapping_mul(2_654_435_761) >> 7) % (hi - lo + 1) as usize) as i32
 }

@@ -8,6 +8,13 @@ namespace metal {
 enum memory_order { memory_order_relaxed };
 
 template <class T> struct atomic { T value; };
+#ifdef METAL_HOST_LINT
+// The lint's dialect has types of these names.
+#define atomic_int metal_atomic_int
+#define atomic_uint metal_atomic_uint
+#define atomic_float metal_atomic_float
+#define atomic_bool metal_atomic_bool
+#endif
 typedef atomic<int> atomic_int;
 typedef atomic<uint> atomic_uint;
 typedef atomic<float> atomic_float;
@@ -15,9 +22,10 @@ typedef atomic<bool> atomic_bool;
 
 namespace detail {
 template <class T> struct same { typedef T type; };
-template <class A> inline void* announce(A* object) {
+// Not inlined: it returns to the line that the engine is to tell.
+template <class A> __attribute__((noinline)) static void* announce(A* object, ::metal_host::Access access = ::metal_host::ATOMIC) {
   void* address = (void*)object;
-  ::metal_host::engine->access(address, sizeof(*object), ::metal_host::ATOMIC, __builtin_return_address(0));
+  ::metal_host::engine->access(address, sizeof(*object), access, __builtin_return_address(0));
   return address;
 }
 // Not instrumented: copies through the engine's eyes would count as plain accesses.
@@ -52,9 +60,9 @@ template <class T, class A, class F> inline T update(A* object, F next) {
     return detail::update<T>(object, [=](T) { return value; });                                                                             \
   }                                                                                                                                         \
   template <class T> inline void atomic_store_explicit(volatile SPACE atomic<T>* object, typename detail::same<T>::type value, memory_order) { \
-    detail::peek(detail::announce(object), &value, sizeof value);                                                                           \
+    detail::peek(detail::announce(object, ::metal_host::ATOMIC_STORE), &value, sizeof value);                                                                           \
   }                                                                                                                                         \
-  template <class T> inline bool atomic_compare_exchange_weak_explicit(volatile SPACE atomic<T>* object, T* expected, typename detail::same<T>::type desired, memory_order, memory_order) { \
+  template <class T> inline bool atomic_compare_exchange_weak_explicit(volatile SPACE atomic<T>* object, typename detail::same<T>::type* expected, typename detail::same<T>::type desired, memory_order, memory_order) { \
     const T old = detail::update<T>(object, [=](T now) { return __builtin_memcmp(&now, expected, sizeof now) == 0 ? desired : now; });      \
     const bool swapped = __builtin_memcmp(&old, expected, sizeof old) == 0;                                                                 \
     *expected = old;                                                                                                                        \
@@ -66,8 +74,8 @@ template <class T, class A, class F> inline T update(A* object, F next) {
     return detail::update<T>(object, [=](T old) { return T(expression); });                                                                 \
   }
 #ifdef METAL_HOST_LINT
-METAL_HOST_ATOMICS(__attribute__((address_space(1))), true)
-METAL_HOST_ATOMICS(__attribute__((address_space(3))), false)
+METAL_HOST_ATOMICS(__global, true)
+METAL_HOST_ATOMICS(__local, false)
 #else
 METAL_HOST_ATOMICS(, true)
 #endif

@@ -5,6 +5,7 @@
 #include "atomic.h"
 #include "simdgroup_matrix.h"
 
+#ifndef METAL_HOST_LINT
 namespace metal_host {
 
 // A kernel's parameter, made from what it was declared as.
@@ -40,7 +41,7 @@ template <class... P> struct Invoke<void (*)(P...)> {
 };
 
 template <class T> constexpr uint32_t constant_kind() {
-  return std::is_same<T, bool>::value ? 0 : metal::is_floating_point_v<T> ? 3 : std::is_signed<T>::value ? 2 : 1;
+  return metal::is_same<T, bool>::value ? 0 : metal::is_floating_point_v<T> ? 3 : metal::is_signed<T>::value ? 2 : 1;
 }
 }  // namespace metal_host
 
@@ -58,6 +59,7 @@ template <class T> constexpr uint32_t constant_kind() {
   {::metal_host::source, index, present, metal_host_invoke::size_of(place, metal_host_places{})}
 #define METAL_HOST_CONSTANT(name, index) \
   {index, #name, (void*)&name, sizeof(name), ::metal_host::constant_kind<decltype(name)>(), &name##_is_defined}
+#endif
 #define is_function_constant_defined(name) (name##_is_defined)
 
 #ifdef METAL_HOST_CHECKED
@@ -65,13 +67,22 @@ template <class T> constexpr uint32_t constant_kind() {
 #endif
 
 #define METAL_FUNC inline __attribute__((always_inline))
+#ifdef METAL_HOST_LINT
+// In the terms of C++ for OpenCL, which has address spaces too.
+#define kernel
+// Names like any other in Metal.
+#define local metal_host_local
+#define global metal_host_global
+#define generic metal_host_generic
+#define thread __private
+#define thread_reference
+#define device __global
+#define constant const __constant
+#define threadgroup __local
+#else
 #define kernel
 #define thread
-#ifdef METAL_HOST_LINT
-#define device __attribute__((address_space(1)))
-#define constant const __attribute__((address_space(2)))
-#define threadgroup __attribute__((address_space(3)))
-#else
+#define thread_reference
 #define device
 #define constant const
 #define threadgroup

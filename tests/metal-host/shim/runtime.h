@@ -1,14 +1,29 @@
 // What compiled kernels and the engine (src/engine/abi.rs) say to each other. The two files are kept in step by hand.
 #pragma once
-#include <cstddef>
-#include <cstdint>
+#include "types.h"
 
 namespace metal_host {
 
+// A string literal; the lint has these in constant memory.
+#ifdef METAL_HOST_LINT
+typedef const __constant char* Text;
+#else
+typedef const char* Text;
+#endif
+
+// A function of the engine; the lint, which calls none, can't have pointers to functions in a struct.
+#ifdef METAL_HOST_LINT
+#define METAL_HOST_FUNCTION(name) name
+#define METAL_HOST_CONST const
+#else
+#define METAL_HOST_FUNCTION(name) (*name)
+#define METAL_HOST_CONST
+#endif
+
 // Where in the kernel's source something was asked for. Two threads of one simdgroup that wait at different sites have diverged.
 struct Site {
-  const char* operation;
-  const char* file;
+  Text operation;
+  Text file;
   uint32_t line;
   uint32_t column;
 };
@@ -23,15 +38,15 @@ struct Exchange {
 
 // The engine's functions, set once after loading.
 struct Engine {
-  void (*threadgroup_barrier)(uint32_t flags, const Site*);
-  void (*simdgroup_barrier)(uint32_t flags, const Site*);
-  void (*exchange)(const void* value, uint64_t size, const Site*, Exchange*);
-  uint32_t (*lane)();
-  void* (*threadgroup_variable)(const void* key, uint64_t size, uint64_t align, const char* name);
-  void (*access)(const void* address, uint64_t size, uint32_t kind, const void* pc);
-  void (*undefined)(const char* what, const char* file, uint32_t line, const void* pc);
+  void METAL_HOST_FUNCTION(threadgroup_barrier)(uint32_t flags, const Site*) METAL_HOST_CONST;
+  void METAL_HOST_FUNCTION(simdgroup_barrier)(uint32_t flags, const Site*) METAL_HOST_CONST;
+  void METAL_HOST_FUNCTION(exchange)(const void* value, uint64_t size, const Site*, Exchange*) METAL_HOST_CONST;
+  uint32_t METAL_HOST_FUNCTION(lane)() METAL_HOST_CONST;
+  void* METAL_HOST_FUNCTION(threadgroup_variable)(const void* key, uint64_t size, uint64_t align, Text name) METAL_HOST_CONST;
+  void METAL_HOST_FUNCTION(access)(const void* address, uint64_t size, uint32_t kind, const void* pc) METAL_HOST_CONST;
+  void METAL_HOST_FUNCTION(undefined)(Text what, Text file, uint32_t line, const void* pc) METAL_HOST_CONST;
 };
-enum Access : uint32_t { READ = 0, WRITE = 1, ATOMIC = 2 };
+enum Access : uint32_t { READ = 0, WRITE = 1, ATOMIC = 2, ATOMIC_STORE = 3 };
 
 // Why a parameter of a kernel has the value that it has.
 enum Source : uint32_t {
@@ -42,6 +57,7 @@ enum Source : uint32_t {
   THREADS_PER_SIMDGROUP, QUADGROUP_INDEX_IN_THREADGROUP, THREAD_INDEX_IN_QUADGROUP,
 };
 
+#ifndef METAL_HOST_LINT
 struct Parameter {
   Source source;
   uint32_t index;     // of a buffer or of threadgroup memory
@@ -57,7 +73,7 @@ struct Arguments {
 
 struct Constant {
   uint32_t index;
-  const char* name;
+  Text name;
   void* value;
   uint32_t size;
   uint32_t kind;  // 0 bool, 1 unsigned, 2 signed, 3 float
@@ -75,6 +91,7 @@ struct Module {
   const Engine** engine;
 };
 
+#endif
 static const Engine* engine;
 
 }  // namespace metal_host

@@ -5,7 +5,7 @@
 namespace metal_host {
 
 // Filled in where it is a default argument: at the caller's line.
-inline Site here(const char* operation, const char* file, int line, int column) {
+inline Site here(Text operation, Text file, int line, int column) {
   return Site{operation, file, uint32_t(line), uint32_t(column)};
 }
 #define METAL_HOST_SITE(operation) \
@@ -42,10 +42,10 @@ template <class T, class F> inline T reduce(T value, const Site& site, F combine
     filled[i] = lanes.active(lane);
     if (filled[i]) tree[i] = lanes[lane];
   }
-  for (int half = 16; half; half /= 2)
-    for (int i = 0; i < half; i++) {
-      if (!filled[i + half]) continue;
-      tree[i] = filled[i] ? combine(tree[i], tree[i + half]) : tree[i + half];
+  for (int stride = 16; stride; stride /= 2)
+    for (int i = 0; i < stride; i++) {
+      if (!filled[i + stride]) continue;
+      tree[i] = filled[i] ? combine(tree[i], tree[i + stride]) : tree[i + stride];
       filled[i] = true;
     }
   return tree[0];
@@ -59,7 +59,7 @@ template <class T, class F> inline T scan(T value, T start, bool inclusive, cons
 }
 
 // What may be moved between lanes: scalars of at most 32 bits (and bool), and their vectors.
-template <class T> struct movable : std::integral_constant<bool, metal::is_arithmetic<typename metal::vec_traits<T>::element>::value && sizeof(typename metal::vec_traits<T>::element) <= 4> {};
+template <class T> struct movable : metal::integral_constant<bool, metal::is_arithmetic<typename metal::vec_traits<T>::element>::value && sizeof(typename metal::vec_traits<T>::element) <= 4> {};
 }  // namespace metal_host
 
 namespace metal {
@@ -69,7 +69,7 @@ constexpr mem_flags operator|(mem_flags a, mem_flags b) { return mem_flags(unsig
 inline void threadgroup_barrier(mem_flags flags, METAL_HOST_SITE("threadgroup_barrier")) { ::metal_host::engine->threadgroup_barrier(unsigned(flags), &site); }
 inline void simdgroup_barrier(mem_flags flags, METAL_HOST_SITE("simdgroup_barrier")) { ::metal_host::engine->simdgroup_barrier(unsigned(flags), &site); }
 
-#define METAL_HOST_MOVABLE class T, std::enable_if_t<::metal_host::movable<T>::value, int> = 0
+#define METAL_HOST_MOVABLE class T, enable_if_t<::metal_host::movable<T>::value, int> = 0
 
 #define METAL_HOST_REDUCTION(name, expression) \
   template <METAL_HOST_MOVABLE> inline T name(T x, METAL_HOST_SITE(#name)) { return ::metal_host::reduce(x, site, [](T a, T b) -> T { return T(expression); }); }

@@ -1,14 +1,18 @@
 // Scalar types, traits and limits. No vector, no function of the standard library.
 #pragma once
-#include <cstddef>
-#include <cstdint>
-#include <type_traits>
+#include "traits.h"
 
 typedef unsigned char uchar;
 typedef unsigned short ushort;
 typedef unsigned int uint;
 typedef unsigned long ulong;
+#ifdef METAL_HOST_LINT
+#pragma OPENCL EXTENSION cl_khr_fp16 : enable
+#pragma OPENCL EXTENSION __cl_clang_function_pointers : enable
+#pragma OPENCL EXTENSION __cl_clang_variadic_functions : enable
+#else
 typedef _Float16 half;
+#endif
 
 // Every scalar type that has vectors, and those on which arithmetic is done.
 #define METAL_HOST_INTEGERS(X) X(char) X(uchar) X(short) X(ushort) X(int) X(uint) X(long) X(ulong)
@@ -16,39 +20,10 @@ typedef _Float16 half;
 #define METAL_HOST_SCALARS(X) METAL_HOST_INTEGERS(X) METAL_HOST_FLOATS(X)
 
 namespace metal {
-using ::int16_t;
-using ::int32_t;
-using ::int64_t;
-using ::int8_t;
-using ::uint16_t;
-using ::uint32_t;
-using ::uint64_t;
-using ::uint8_t;
-using std::ptrdiff_t;
-using std::size_t;
-
-using std::conditional;
-using std::conditional_t;
-using std::enable_if;
-using std::enable_if_t;
-using std::false_type;
-using std::integral_constant;
-using std::is_integral;
-using std::is_same;
-using std::is_signed;
-using std::is_unsigned;
-using std::make_signed_t;
-using std::make_unsigned_t;
-using std::remove_cv_t;
-using std::remove_reference_t;
-using std::true_type;
-template <class A, class B> constexpr bool is_same_v = std::is_same<A, B>::value;
-template <class A> constexpr bool is_integral_v = std::is_integral<A>::value;
-template <class A> constexpr bool is_signed_v = std::is_signed<A>::value;
-template <class T> struct is_floating_point : integral_constant<bool, is_same_v<T, float> || is_same_v<T, half>> {};
+template <class T> struct is_floating_point : integral_constant<bool, is_same_v<remove_cv_t<T>, float> || is_same_v<remove_cv_t<T>, half>> {};
 template <class A> constexpr bool is_floating_point_v = is_floating_point<A>::value;
 template <class T>
-struct is_arithmetic : integral_constant<bool, std::is_integral<T>::value || is_floating_point_v<T> || std::is_enum<T>::value> {};
+struct is_arithmetic : integral_constant<bool, is_integral_v<T> || is_floating_point_v<T> || __is_enum(T)> {};
 
 template <class T> struct numeric_limits;
 #define METAL_HOST_LIMITS(T, LOW, HIGH)              \

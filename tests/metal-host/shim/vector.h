@@ -7,14 +7,12 @@
 #include "swizzles.h"
 #include "types.h"
 
-// The lint compiles address spaces for real; a vector is copied out of each of them.
 #ifdef METAL_HOST_LINT
-#define METAL_HOST_COPY_FROM(N, SPACE) \
-  vec(const __attribute__((address_space(SPACE))) vec& o) { for (int i = 0; i < N; i++) data[i] = o.data[i]; }
-#define METAL_HOST_COPIES(N)              \
-  constexpr vec(const vec&) = default;    \
-  vec& operator=(const vec&) = default;   \
-  METAL_HOST_COPY_FROM(N, 1) METAL_HOST_COPY_FROM(N, 2) METAL_HOST_COPY_FROM(N, 3)
+// Everything but constant memory is copied from by itself.
+#define METAL_HOST_COPIES(N)            \
+  constexpr vec(const vec&) = default;  \
+  vec& operator=(const vec&) = default; \
+  vec(const __constant vec& o) { for (int i = 0; i < N; i++) data[i] = o.data[i]; }
 #elif defined(METAL_HOST_CHECKED)
 // Written out, so that the alignment check sees every load and store of a vector.
 #define METAL_HOST_COPIES(N)                                                            \
@@ -32,8 +30,8 @@ template <class T, int N> struct packed_vec;
 template <class T> struct vec_traits { typedef T element; static constexpr int length = 1; };
 template <class T, int N> struct vec_traits<vec<T, N>> { typedef T element; static constexpr int length = N; };
 
-template <class A> using if_arithmetic = std::enable_if_t<is_arithmetic<A>::value, int>;
-template <class A> using if_integral = std::enable_if_t<std::is_integral<A>::value, int>;
+template <class A> using if_arithmetic = enable_if_t<is_arithmetic<A>::value, int>;
+template <class A> using if_integral = enable_if_t<is_integral<A>::value, int>;
 
 namespace detail {
 inline size_t component(size_t i, size_t length, const void* pc) {
@@ -57,7 +55,7 @@ inline size_t component(size_t i, size_t length, const void* pc) {
   vec() = default;                                                                                                  \
   METAL_HOST_COPIES(N)                                                                                              \
   template <class S, if_arithmetic<S> = 0> constexpr vec(S s) : data{} { for (int i = 0; i < N; i++) data[i] = T(s); } \
-  template <class U, std::enable_if_t<!std::is_same<U, T>::value, int> = 0>                                         \
+  template <class U, enable_if_t<!is_same<U, T>::value, int> = 0>                                         \
   explicit constexpr vec(vec<U, N> o) : data{} { for (int i = 0; i < N; i++) data[i] = T(o.data[i]); }              \
   T& operator[](size_t i) { return data[METAL_HOST_COMPONENT(i, N)]; }                                              \
   const T& operator[](size_t i) const { return data[METAL_HOST_COMPONENT(i, N)]; }                                  \
@@ -111,19 +109,12 @@ template <class T, int N> struct packed_vec : packed_components<T, N> {
   using packed_components<T, N>::data;
   packed_vec() = default;
   packed_vec(vec<T, N> o) { for (int i = 0; i < N; i++) data[i] = o.data[i]; }
-  template <class... A, std::enable_if_t<sizeof...(A) == N, int> = 0> packed_vec(A... a) {
+  template <class... A, enable_if_t<sizeof...(A) == N, int> = 0> packed_vec(A... a) {
     const T given[] = {T(a)...};
     for (int i = 0; i < N; i++) data[i] = given[i];
   }
   T& operator[](size_t i) { return data[METAL_HOST_COMPONENT(i, N)]; }
   const T& operator[](size_t i) const { return data[METAL_HOST_COMPONENT(i, N)]; }
-#ifdef METAL_HOST_LINT
-#define METAL_HOST_UNPACK(SPACE) packed_vec(const __attribute__((address_space(SPACE))) packed_vec& o) { for (int i = 0; i < N; i++) data[i] = o.data[i]; }
-  packed_vec(const packed_vec&) = default;
-  packed_vec& operator=(const packed_vec&) = default;
-  METAL_HOST_UNPACK(1) METAL_HOST_UNPACK(2) METAL_HOST_UNPACK(3)
-#undef METAL_HOST_UNPACK
-#endif
   operator vec<T, N>() const { vec<T, N> r; for (int i = 0; i < N; i++) r.data[i] = data[i]; return r; }
 };
 
@@ -140,7 +131,7 @@ template <class T, int Columns, int Rows> struct matrix {
   template <class S, if_arithmetic<S> = 0> explicit matrix(S s) {
     for (int c = 0; c < Columns; c++) for (int r = 0; r < Rows; r++) columns[c].data[r] = c == r ? T(s) : T(0);
   }
-  template <class... A, std::enable_if_t<sizeof...(A) == Columns && Columns != 1, int> = 0> matrix(A... a) : columns{vec<T, Rows>(a)...} {}
+  template <class... A, enable_if_t<sizeof...(A) == Columns && Columns != 1, int> = 0> matrix(A... a) : columns{vec<T, Rows>(a)...} {}
   vec<T, Rows>& operator[](size_t i) { return columns[METAL_HOST_COMPONENT(i, Columns)]; }
   const vec<T, Rows>& operator[](size_t i) const { return columns[METAL_HOST_COMPONENT(i, Columns)]; }
   friend vec<T, Rows> operator*(const matrix& m, vec<T, Columns> x) {

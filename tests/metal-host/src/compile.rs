@@ -15,9 +15,10 @@ use sha2::{Digest, Sha256};
 use crate::{Build, Error, swizzles};
 
 /// The headers that a kernel is compiled against.
-const HEADERS: [(&str, &str); 9] = [
+const HEADERS: [(&str, &str); 10] = [
     ("metal_host.h", include_str!("../shim/metal_host.h")),
     ("runtime.h", include_str!("../shim/runtime.h")),
+    ("traits.h", include_str!("../shim/traits.h")),
     ("types.h", include_str!("../shim/types.h")),
     ("vector.h", include_str!("../shim/vector.h")),
     ("math.h", include_str!("../shim/math.h")),
@@ -65,6 +66,21 @@ const LANGUAGE: [&str; 15] = [
 /// How the engine wants its libraries.
 const LIBRARY: [&str; 5] =
     ["-shared", "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing", "-gline-tables-only"];
+
+/// C++ for OpenCL, the dialect of clang's that has address spaces in the language as Metal has.
+const LINT: [&str; 11] = [
+    "-x",
+    "clcpp",
+    "-cl-std=clc++2021",
+    "-cl-no-stdinc",
+    "-target",
+    "spir64",
+    "-fdeclspec",
+    "-cl-single-precision-constant",
+    "-Wno-everything",
+    "-fsyntax-only",
+    "-DMETAL_HOST_LINT",
+];
 
 /// Calls to `shim/checks.h` before every access and at every undefined step; what is left uninitialised on the stack is NaN.
 const CHECKED: [&str; 21] = [
@@ -199,13 +215,13 @@ pub fn compiled(library: &str, what: &str, source: &str, build: Build) -> Result
 /// Compiles all kernels with their address spaces, to nothing.
 pub fn linted(library: &str, source: &str) -> Result<(), Error> {
     let headers = headers()?;
-    let flags = [&LANGUAGE[..], &["-fsyntax-only", "-DMETAL_HOST_LINT"], processor()].concat();
+    let flags = LINT;
     let key = hash([source, &headers.to_string_lossy(), &flags.join(" "), version()?]);
     let target = cache().join(format!("{key}.lint"));
     once(&target, || {
         let input = write_temporary(&format!("{key}.cpp"), source)?;
         let mut command = Command::new(clang());
-        command.args(&flags).arg("-I").arg(&headers).arg(&input);
+        command.args(flags).arg("-I").arg(&headers).arg(&input);
         run(&mut command, library, "the address spaces")?;
         let _ = fs::remove_file(&input);
         fs::write(&target, "").map_err(file_error(&target))

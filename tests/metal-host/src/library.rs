@@ -112,9 +112,25 @@ impl Library {
     /// # Errors
     /// When the launch doesn't fit the kernel, or the kernel did what it must not; all that was seen is told.
     pub fn run(&self, mode: Mode, launch: &Launch, args: &mut [Arg]) -> Result<Report, Error> {
+        let threads = std::array::from_fn(|i| launch.groups[i].saturating_mul(launch.threads[i]));
+        self.run_threads(mode, launch, threads, args)
+    }
+
+    /// Runs a kernel over so many threads (`dispatchThreads`): the last threadgroups in each direction are smaller where the
+    /// number isn't a multiple of `launch.threads`. `launch.groups` is not looked at.
+    ///
+    /// # Errors
+    /// As [`Library::run`].
+    pub fn run_threads(
+        &self,
+        mode: Mode,
+        launch: &Launch,
+        threads: [u32; 3],
+        args: &mut [Arg],
+    ) -> Result<Report, Error> {
         let compiled = self.compiled(launch.kernel, mode.build)?;
         let refused = |message: String| Error::Launch { kernel: launch.kernel.to_owned(), message };
-        let grid = grid(launch).map_err(refused)?;
+        let grid = grid(launch, threads).map_err(refused)?;
         let alone = compiled.module.alone();
         compiled.module.set_constants(launch.constants, &compiled.needs).map_err(refused)?;
         let mut memory = take_memory().ok_or_else(|| refused("no address space for its buffers".into()))?;
@@ -181,17 +197,17 @@ fn take_memory() -> Option<Memory> {
     Some(memory)
 }
 
-fn grid(launch: &Launch) -> Result<Grid, String> {
+fn grid(launch: &Launch, extent: [u32; 3]) -> Result<Grid, String> {
     let threads: u64 = launch.threads.iter().map(|n| u64::from(*n)).product();
     if !(1..=1024).contains(&threads) {
         return Err(format!("want 1 to 1024 threads a threadgroup, found {:?}", launch.threads));
     }
-    let groups: u64 = launch.groups.iter().map(|n| u64::from(*n)).product();
-    if groups * threads >= 1 << 31 {
-        return Err(format!("{groups} threadgroups of {threads} threads are too many to emulate"));
+    let groups: [u32; 3] = std::array::from_fn(|i| extent[i].div_ceil(launch.threads[i]));
+    let count: u64 = groups.iter().map(|n| u64::from(*n)).product();
+    if count * threads >= 1 << 31 {
+        return Err(format!("{count} threadgroups of {threads} threads are too many to emulate"));
     }
-    let extent = std::array::from_fn(|i| launch.groups[i] * launch.threads[i]);
-    Ok(Grid { groups: launch.groups, threads: launch.threads, extent })
+    Ok(Grid { groups, threads: launch.threads, extent })
 }
 
 /// Puts arguments into memory.

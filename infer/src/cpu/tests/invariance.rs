@@ -3,7 +3,6 @@
 use super::*;
 use crate::cpu::attention::Attention;
 use crate::cpu::kv::KvCache;
-use crate::cpu::record::Plan;
 use crate::model::{AttentionShape, Config};
 
 /// A model of two layers with these heads, as far as a cache wants to know.

@@ -7,7 +7,7 @@ use serde_json::json;
 use super::*;
 use crate::files::{Activations, Bytes, HfDir, PackedWriter, Storage, StoredMatrix, companions};
 use crate::model::{Config, Decoder, Param, Weights, params};
-use crate::{Error, Result};
+use crate::{Error, Result, RuntimeMatrix};
 
 fn packed(tensors: &TensorFiles, format: Format, name: &str, shape: &[usize]) -> Packed {
     let values = tensors.f32(name, shape).expect("tensor");

@@ -40,9 +40,8 @@ impl Gather {
     /// When rows of `cols` don't fit the storage, or there is no row or no token.
     pub fn dispatch(&self) -> Dispatch {
         let Self { storage, rows, cols, tensor_scale, tokens } = *self;
-        assert!(storage.fits(cols as usize), "{storage:?} has no rows of {cols}");
         assert!(rows > 0 && tokens > 0, "a lookup of nothing");
-        let row_bytes = storage.row_bytes(cols as usize) as u32;
+        let row_bytes = storage.checked_row_bytes(cols);
         let launch = Launch {
             library: GATHER.name,
             kernel: names!("gather")[storage.kernel()],

@@ -29,6 +29,14 @@ impl Storage {
         }
     }
 
+    /// [`Storage::row_bytes`] of rows that kernels can take: they fit, and their bytes can be counted in 32 bits.
+    pub(super) fn checked_row_bytes(self, cols: u32) -> u32 {
+        assert!(self.fits(cols as usize), "{self:?} has no rows of {cols}");
+        let bytes = self.row_bytes(cols as usize);
+        assert!(bytes <= u32::MAX as usize, "a row of {bytes} bytes");
+        bytes as u32
+    }
+
     /// Whether a row of `cols` weights can be stored so.
     pub fn fits(self, cols: usize) -> bool {
         match self {

@@ -44,6 +44,7 @@ pub const MEM_THREADGROUP: u32 = 2;
 /// Kinds of `access`.
 pub const WRITE: u32 = 1;
 pub const ATOMIC: u32 = 2;
+pub const ATOMIC_STORE: u32 = 3;
 
 /// Values of `Source`: buffers, threadgroup memory, and then the built-in inputs.
 pub const BUFFER: u32 = 0;

@@ -30,7 +30,8 @@ impl Run<'_> {
             return;
         }
         let (offset, end) = (offset as usize, offset as usize + size);
-        if access != Access::Write {
+        let reads = matches!(access, Access::Read | Access::Atomic);
+        if reads {
             region.read += size as u64;
         }
         if access != Access::Read {
@@ -50,7 +51,7 @@ impl Run<'_> {
         let (is_given, name) = (region.is_given, sized(region));
         let place = || Place::Instruction(pc);
         for (index, byte) in region.shadow()[offset..end].iter_mut().enumerate() {
-            if access != Access::Write && !is_given && !byte.is_written(life) {
+            if reads && !is_given && !byte.is_written(life) {
                 let message = format!(
                     "{} of {size} bytes at offset {offset} of {name}: byte {index} was never written",
                     noun(access)
@@ -95,6 +96,7 @@ fn noun(access: Access) -> &'static str {
         Access::Read => "read",
         Access::Write => "write",
         Access::Atomic => "atomic access",
+        Access::AtomicStore => "atomic store",
     }
 }
 

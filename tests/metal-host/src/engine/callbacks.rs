@@ -4,7 +4,7 @@ use std::ffi::c_char;
 
 use super::{
     Place, Run, State,
-    abi::{self, ATOMIC, Exchange, Functions, MEM_DEVICE, MEM_THREADGROUP, Site, WRITE},
+    abi::{self, ATOMIC, ATOMIC_STORE, Exchange, Functions, MEM_DEVICE, MEM_THREADGROUP, Site, WRITE},
     current,
     shadow::Access,
 };
@@ -134,6 +134,7 @@ extern "C" fn access(address: *const u8, size: u64, kind: u32, pc: *const u8) {
     let access = match kind {
         WRITE => Access::Write,
         ATOMIC => Access::Atomic,
+        ATOMIC_STORE => Access::AtomicStore,
         _ => Access::Read,
     };
     run.access(address as usize, size as usize, access, pc as usize);

@@ -86,6 +86,8 @@ pub enum Access {
     Read,
     Write,
     Atomic,
+    /// An atomic access that doesn't look at what was there.
+    AtomicStore,
 }
 
 /// What is known of a byte.
@@ -126,7 +128,9 @@ impl Byte {
             Access::Write => {
                 &[(Access::Write, &self.writes), (Access::Read, &self.reads), (Access::Atomic, &self.atomics)]
             }
-            Access::Atomic => &[(Access::Write, &self.writes), (Access::Read, &self.reads)],
+            Access::Atomic | Access::AtomicStore => {
+                &[(Access::Write, &self.writes), (Access::Read, &self.reads)]
+            }
         };
         let racing = against.iter().find(|(_, accesses)| !accesses.are_before(now));
         let conflict =
@@ -137,7 +141,7 @@ impl Byte {
                 self.writes = Accesses::default();
                 self.writes.add(now);
             }
-            Access::Atomic => self.atomics.add(now),
+            Access::Atomic | Access::AtomicStore => self.atomics.add(now),
         }
         self.written |= access != Access::Read;
         conflict

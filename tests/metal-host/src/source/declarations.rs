@@ -114,7 +114,8 @@ fn classify(
         return function_constant(item, place).map(What::FunctionConstant);
     }
     let given = |t: &Token| before.iter().any(|i| i.declares(t.text));
-    if item.iter().any(|t| t.is("constant")) && item.iter().any(given) {
+    let value = item.iter().position(|t| t.is("=") || t.is("{")).filter(|p| item[*p].is("="));
+    if item[..value.unwrap_or(0)].iter().any(|t| t.is("constant")) && item.iter().any(given) {
         return derived(item).map(What::Derived);
     }
     Ok(What::Other)

@@ -1,8 +1,8 @@
 //! Writing the C++: the source at its own lines, with what Metal has and C++ lacks replaced.
 
-use std::fmt::Write;
+use std::{fmt::Write, ops::Range};
 
-use super::{Instance, Item, Source, SourceError, Translation, What, at, reach, threadgroup, tokens::Token};
+use super::{Instance, Item, Source, SourceError, Translation, What, at, reach, threadgroup};
 
 impl Source<'_> {
     /// The C++ of a kernel, for the engine; nothing if there is none of that name.
@@ -19,7 +19,8 @@ impl Source<'_> {
         let mut text = self.body(None)?;
         self.refuse_shared_variables_of_functions()?;
         for (nth, instance) in self.instances.iter().enumerate() {
-            let _ = writeln!(text, "auto* metal_host_lint_{nth} = &{};", instance.expression);
+            let expression = &instance.expression;
+            let _ = writeln!(text, "inline void metal_host_lint_{nth}() {{ auto used = &{expression}; }}");
         }
         Ok(text)
     }
@@ -48,7 +49,7 @@ impl Source<'_> {
                     );
                 }
                 What::Other | What::Bracket => {
-                    self.tokens[item.span.clone()].iter().for_each(|t| push(t, &mut text));
+                    self.push(item.span.clone(), &mut text);
                 }
             }
         }
@@ -64,16 +65,11 @@ impl Source<'_> {
         }
     }
 
-    fn function(
-        &self,
-        item: &Item,
-        body: std::ops::Range<usize>,
-        text: &mut String,
-    ) -> Result<(), SourceError> {
+    fn function(&self, item: &Item, body: Range<usize>, text: &mut String) -> Result<(), SourceError> {
         let variables = threadgroup::variables(&self.tokens, body)?;
         let mut index = item.span.start;
         for variable in variables {
-            self.tokens[index..variable.span.start].iter().for_each(|t| push(t, text));
+            self.push(index..variable.span.start, text);
             text.push_str(self.tokens[variable.span.start].before);
             text.push_str(&variable.text);
             for token in &self.tokens[variable.span.start + 1..variable.span.end] {
@@ -81,8 +77,28 @@ impl Source<'_> {
             }
             index = variable.span.end;
         }
-        self.tokens[index..item.span.end].iter().for_each(|t| push(t, text));
+        self.push(index..item.span.end, text);
         Ok(())
+    }
+
+    /// Tokens as they were written; attributes are Metal's alone.
+    fn push(&self, span: Range<usize>, text: &mut String) {
+        for index in span {
+            let token = &self.tokens[index];
+            text.push_str(token.before);
+            match token.attribute() {
+                None if self.refers_to_a_thread_variable(index) => text.push_str("thread_reference"),
+                None => text.push_str(token.text),
+                Some(_) => text.extend(token.text.chars().filter(|c| *c == '\n')),
+            }
+        }
+    }
+
+    /// Whether the word at `index` begins `thread T&`, which a value that has no address yet may be passed to; the lint's dialect
+    /// needs to be told this apart from `thread T*`.
+    fn refers_to_a_thread_variable(&self, index: usize) -> bool {
+        let after = || self.tokens[index..].iter().find(|t| ["*", "&", ",", ")", ";", "="].contains(&t.text));
+        self.tokens[index].is("thread") && after().is_some_and(|t| t.is("&"))
     }
 
     /// Apple's compiler lets kernels alone declare variables in threadgroup memory.
@@ -133,14 +149,5 @@ impl Source<'_> {
              metal_host_call, metal_host_parameters, metal_host_invoke::count, metal_host_constants, {constants}, \
              metal_host_derive, &::metal_host::engine}};\n"
         );
-    }
-}
-
-/// A token as it was written; attributes are Metal's alone.
-fn push(token: &Token, text: &mut String) {
-    text.push_str(token.before);
-    match token.attribute() {
-        None => text.push_str(token.text),
-        Some(_) => text.extend(token.text.chars().filter(|c| *c == '\n')),
     }
 }

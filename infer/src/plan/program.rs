@@ -4,27 +4,45 @@
 //! fused (`fuse.rs`), and its values put into as few buffers as their lives allow. Invariant: two values that are needed
 //! at the same time have different buffers.
 
-use super::inputs::Norm;
-use super::matrix::View;
-
 /// Most matrices that are multiplied by one input in one operation.
-pub(super) const MOST: usize = 3;
+pub(crate) const MOST: usize = 3;
+
+/// A matrix as far as a plan knows it.
+pub(crate) trait Weight: Copy {
+    /// Outputs.
+    fn rows(&self) -> usize;
+
+    /// Inputs.
+    fn cols(&self) -> usize;
+
+    /// Bytes of the weights in memory.
+    fn bytes(&self) -> usize;
+}
 
 /// A value of `[tokens, width]`: while recording, each its own; in a finished program, the number of its buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Value(pub usize);
+pub(crate) struct Value(pub usize);
 
 /// A matrix with its bias.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Product<'m> {
-    pub matrix: View<'m>,
+pub(crate) struct Product<'m, W> {
+    pub matrix: W,
     /// `[rows]`
     pub bias: Option<&'m [f32]>,
 }
 
+/// An RMS norm.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Norm<'m> {
+    /// `[width]`
+    pub weight: &'m [f32],
+    /// Added to the mean square.
+    pub eps: f32,
+}
+
 /// An RMS norm over each head and a rotation of it, as a model has them.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Turn<'m> {
+pub(crate) struct Turn<'m> {
     pub norm: Option<Norm<'m>>,
     /// Which rotation.
     pub rotation: Option<usize>,
@@ -32,7 +50,7 @@ pub(super) struct Turn<'m> {
 
 /// What becomes of the outputs of products.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Epilogue {
+pub(crate) enum Epilogue {
     /// They are stored, each in its value.
     Store,
     /// They are added to what stands in the first value.
@@ -43,16 +61,16 @@ pub(super) enum Epilogue {
 
 /// One step of a pass.
 #[derive(Debug, Clone)]
-pub(super) enum Op<'m> {
+pub(crate) enum Op<'m, W> {
     /// Rows of a table.
-    Embed { table: View<'m>, out: Value },
+    Embed { table: W, out: Value },
     /// RMS norm of each row.
     Norm { x: Value, norm: Norm<'m>, out: Value },
     /// Products of one input, normed first if there is a norm, with up to [`MOST`] matrices.
     Products {
         x: Value,
         norm: Option<Norm<'m>>,
-        products: Vec<Product<'m>>,
+        products: Vec<Product<'m, W>>,
         outs: Vec<Value>,
         epilogue: Epilogue,
     },
@@ -68,8 +86,8 @@ pub(super) enum Op<'m> {
 
 /// A list of operations, and the widths of the buffers they work on.
 #[derive(Debug, Clone)]
-pub(super) struct Program<'m> {
-    pub ops: Vec<Op<'m>>,
+pub(crate) struct Program<'m, W> {
+    pub ops: Vec<Op<'m, W>>,
     /// Width of each buffer.
     pub widths: Vec<usize>,
     /// Where the input stands, if it is not token ids.
@@ -78,9 +96,9 @@ pub(super) struct Program<'m> {
     pub output: Value,
 }
 
-impl Op<'_> {
+impl<W> Op<'_, W> {
     /// Shows every value that the operation reads or writes.
-    pub(super) fn visit(&mut self, see: &mut dyn FnMut(&mut Value)) {
+    pub(crate) fn visit(&mut self, see: &mut dyn FnMut(&mut Value)) {
         match self {
             Self::Embed { out, .. } => see(out),
             Self::Norm { x, out, .. } => [x, out].into_iter().for_each(see),
@@ -94,10 +112,15 @@ impl Op<'_> {
     }
 }
 
-impl<'m> Program<'m> {
+impl<'m, W: Weight> Program<'m, W> {
     /// Puts the values of `ops`, whose widths are given, into buffers that are used again as soon as nobody needs what
     /// is in them.
-    pub(super) fn new(mut ops: Vec<Op<'m>>, widths: &[usize], input: Option<Value>, output: Value) -> Self {
+    pub(crate) fn new(
+        mut ops: Vec<Op<'m, W>>,
+        widths: &[usize],
+        input: Option<Value>,
+        output: Value,
+    ) -> Self {
         let mut last_use = vec![0; widths.len()];
         for (at, op) in ops.iter_mut().enumerate() {
             op.visit(&mut |value| last_use[value.0] = at);
@@ -123,7 +146,7 @@ impl<'m> Program<'m> {
     }
 
     /// The widest input of a product.
-    pub(super) fn widest_input(&self) -> usize {
+    pub(crate) fn widest_input(&self) -> usize {
         let widths = self.ops.iter().map(|op| match op {
             Op::Products { products, .. } => products.first().map_or(0, |p| p.matrix.cols()),
             _ => 0,
@@ -132,14 +155,14 @@ impl<'m> Program<'m> {
     }
 
     /// Bytes of the weights that a pass of one token reads.
-    pub(super) fn weight_bytes(&self) -> usize {
+    pub(crate) fn weight_bytes(&self) -> usize {
         let norm = |norm: &Option<Norm<'_>>| norm.map_or(0, |norm| size_of_val(norm.weight));
         let turn = |turn: &Turn<'_>| norm(&turn.norm);
-        let of_op = |op: &Op<'_>| match op {
+        let of_op = |op: &Op<'_, W>| match op {
             Op::Embed { table, .. } => table.bytes() / table.rows(),
             Op::Norm { norm: n, .. } => norm(&Some(*n)),
             Op::Products { products, norm: n, .. } => {
-                let product = |p: &Product<'_>| p.matrix.bytes() + p.bias.map_or(0, size_of_val);
+                let product = |p: &Product<'_, W>| p.matrix.bytes() + p.bias.map_or(0, size_of_val);
                 products.iter().map(product).sum::<usize>() + norm(n)
             }
             Op::Turn { turn: t, .. } => turn(t),
@@ -182,9 +205,24 @@ impl Buffers {
 mod tests {
     use super::*;
 
+    /// A matrix of nothing.
+    impl Weight for () {
+        fn rows(&self) -> usize {
+            0
+        }
+
+        fn cols(&self) -> usize {
+            0
+        }
+
+        fn bytes(&self) -> usize {
+            0
+        }
+    }
+
     #[test]
     fn values_share_a_buffer_only_when_their_lives_do_not_meet() {
-        let add = |to, from| Op::Add { to: Value(to), from: Value(from), width: 1 };
+        let add = |to, from| -> Op<'_, ()> { Op::Add { to: Value(to), from: Value(from), width: 1 } };
         // 0 lives throughout, 1 until it is added, 2 begins there, 3 after 1 has ended.
         let program =
             Program::new(vec![add(0, 1), add(2, 0), add(3, 2), add(0, 3)], &[8, 4, 6, 5], None, Value(0));

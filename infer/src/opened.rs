@@ -1,27 +1,38 @@
-//! A model opened from a directory: the decoder over the bytes of its files, and what the files weigh.
+//! A model opened from a directory: the decoder over the matrices of some runtime, and what the files weigh.
 //!
-//! Knows no text and runs nothing. Invariants: every tensor the config asks for is there with its shape; a packed matrix is
-//! in memory once, in the kernels' layout, and a float one is not copied.
+//! Knows no text and runs nothing; what a matrix in memory is, the runtime says. Invariant: every tensor the config asks for
+//! is there with its shape, checked.
 
 use std::collections::BTreeMap;
+use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 use tokenizers::Tokenizer;
 
-use super::matrix::Matrix;
-use super::session::CpuDecoder;
 use crate::files::{
     Activations, HfDir, Manifest, PackedDir, Storage, StoredMatrix, TensorFiles, load_tokenizer,
 };
 use crate::model::{Config, Decoder, Param, Weights, names, params};
 use crate::{Error, Result};
 
+/// What a runtime makes of the matrices in a file.
+pub trait RuntimeMatrix: Sized + Send {
+    /// The matrix `[rows, cols]` that `stored`, whose content was checked, holds.
+    ///
+    /// # Errors
+    /// When its bytes are not what its format makes of the shape.
+    fn new(name: &str, shape: [usize; 2], stored: StoredMatrix) -> Result<Self>;
+
+    /// Chooses what the inputs of a packed matrix are rounded to; a float one keeps what it has.
+    fn set_activations(&mut self, activations: Activations);
+}
+
 /// A model ready to run.
 #[derive(Debug)]
-pub struct Model {
+pub struct Opened<M> {
     /// Tensors and forward function.
-    pub decoder: CpuDecoder,
+    pub decoder: Decoder<M, Vec<f32>>,
     /// The directory it came from.
     pub origin: PathBuf,
     /// What its files weigh.
@@ -40,7 +51,7 @@ pub struct Size {
     pub file_bytes: u64,
 }
 
-impl Model {
+impl<M: RuntimeMatrix> Opened<M> {
     /// Opens a packed directory (one with a manifest) or a float one as Hugging Face lays it out.
     ///
     /// # Errors
@@ -77,7 +88,13 @@ impl Model {
     fn open_float(path: &Path) -> Result<Self> {
         let dir = HfDir::open(path)?;
         let config = Config::from_json(&dir.config, &dir.config_path())?;
-        let mut weights = FloatWeights { config: &config, tensors: &dir.tensors, bytes: 0, elements: 0 };
+        let mut weights = FloatWeights::<M> {
+            config: &config,
+            tensors: &dir.tensors,
+            bytes: 0,
+            elements: 0,
+            matrix: PhantomData,
+        };
         let decoder = Decoder::build(config.clone(), &mut weights)?;
         let bits_per_weight = 8.0 * weights.bytes as f64 / weights.elements as f64;
         let size = Size { bits_per_weight, file_bytes: file_bytes(&dir.tensors)? };
@@ -100,14 +117,14 @@ fn matrix_shape(param: &Param) -> Result<[usize; 2]> {
     <[usize; 2]>::try_from(param.shape.as_slice()).map_err(|_| problem())
 }
 
-/// The matrices of a packed directory by the names that the model has for them: checked, repacked and let go of, each by
-/// one thread while it is in its cache.
-fn open_matrices(dir: &PackedDir, config: &Config) -> Result<BTreeMap<String, Matrix>> {
+/// The matrices of a packed directory by the names that the model has for them: checked and taken
+/// over, each by one thread while it is in its cache.
+fn open_matrices<M: RuntimeMatrix>(dir: &PackedDir, config: &Config) -> Result<BTreeMap<String, M>> {
     let matrices: Vec<Param> = params(config).into_iter().filter(|param| param.shape.len() == 2).collect();
     let open = |param: &Param| {
         let name = names::stored_name(param, config, |name| dir.contains(name));
         let shape = matrix_shape(param)?;
-        Ok((param.name.clone(), Matrix::new(name, shape, dir.matrix(name, shape)?)?))
+        Ok((param.name.clone(), M::new(name, shape, dir.matrix(name, shape)?)?))
     };
     // Errors are told in the order of the tensors, so that the same damage gives the same message.
     let opened: Vec<Result<_>> = matrices.par_iter().map(open).collect();
@@ -115,17 +132,17 @@ fn open_matrices(dir: &PackedDir, config: &Config) -> Result<BTreeMap<String, Ma
 }
 
 /// Tensors of a packed directory.
-struct PackedWeights<'a> {
+struct PackedWeights<'a, M> {
     dir: &'a PackedDir,
-    matrices: BTreeMap<String, Matrix>,
+    matrices: BTreeMap<String, M>,
 }
 
-impl Weights for PackedWeights<'_> {
-    type M = Matrix;
+impl<M> Weights for PackedWeights<'_, M> {
+    type M = M;
     type V = Vec<f32>;
     type Error = Error;
 
-    fn matrix(&mut self, param: &Param) -> Result<Matrix> {
+    fn matrix(&mut self, param: &Param) -> Result<M> {
         let matrix = self.matrices.remove(&param.name);
         matrix.ok_or_else(|| Error::tensor(&param.name, "the model asks for it twice"))
     }
@@ -136,14 +153,15 @@ impl Weights for PackedWeights<'_> {
 }
 
 /// Tensors of a float directory, counted as they are handed out.
-struct FloatWeights<'a> {
+struct FloatWeights<'a, M> {
     config: &'a Config,
     tensors: &'a TensorFiles,
     bytes: usize,
     elements: usize,
+    matrix: PhantomData<M>,
 }
 
-impl FloatWeights<'_> {
+impl<M> FloatWeights<'_, M> {
     fn count(&mut self, name: &str, param: &Param) -> Result<()> {
         self.bytes += self.tensors.bytes(name)?.len();
         self.elements += param.shape.iter().product::<usize>();
@@ -151,12 +169,12 @@ impl FloatWeights<'_> {
     }
 }
 
-impl Weights for FloatWeights<'_> {
-    type M = Matrix;
+impl<M: RuntimeMatrix> Weights for FloatWeights<'_, M> {
+    type M = M;
     type V = Vec<f32>;
     type Error = Error;
 
-    fn matrix(&mut self, param: &Param) -> Result<Matrix> {
+    fn matrix(&mut self, param: &Param) -> Result<M> {
         let name = names::stored_name(param, self.config, |name| self.tensors.contains(name));
         let (float, bytes) = self.tensors.float(name, &param.shape)?;
         self.count(name, param)?;
@@ -166,7 +184,7 @@ impl Weights for FloatWeights<'_> {
             tensor_scale: None,
             activations: Activations::Float,
         };
-        Matrix::new(name, matrix_shape(param)?, stored)
+        M::new(name, matrix_shape(param)?, stored)
     }
 
     fn vector(&mut self, param: &Param) -> Result<Vec<f32>> {

@@ -4,46 +4,60 @@
 //! gives back the value it took.
 
 use super::fuse::fuse;
-use super::inputs::Norm;
-use super::matrix::Matrix;
-use super::program::{Epilogue, MOST, Op, Product, Program, Turn, Value};
-use super::session::CpuDecoder;
-use crate::model::{AttentionShape, Exec, Linear, Rope};
+use super::program::{Epilogue, MOST, Norm, Op, Product, Program, Turn, Value, Weight};
+use crate::model::{AttentionShape, Decoder, Exec, Linear, Rope};
 use crate::{Error, Result};
+
+/// A matrix that a model keeps, seen by a plan as what its executor multiplies by.
+pub(crate) trait Matrix {
+    /// What operations refer to.
+    type View<'m>: Weight
+    where
+        Self: 'm;
+
+    /// The matrix as operations refer to it.
+    ///
+    /// # Errors
+    /// When the matrix can't be used.
+    fn view(&self) -> Result<Self::View<'_>>;
+}
 
 /// A model as two programs, and what they refer to by number.
 #[derive(Debug, Clone)]
-pub(super) struct Plan<'m> {
+pub(crate) struct Plan<'m, W> {
     /// From ids to normed hidden states.
-    pub body: Program<'m>,
+    pub body: Program<'m, W>,
     /// From hidden states to logits.
-    pub head: Program<'m>,
+    pub head: Program<'m, W>,
     /// The rotary frequencies that [`Turn`]s name.
     pub ropes: Vec<Rope>,
     /// Width of the logits.
     pub vocab: usize,
 }
 
-impl<'m> Plan<'m> {
+impl<'m, W: Weight> Plan<'m, W> {
     /// The plan of a model, with operations fused where that pays.
     ///
     /// # Errors
     /// When a matrix can't be used.
-    pub(super) fn new(decoder: &'m CpuDecoder) -> Result<Self> {
+    pub(crate) fn new<M: Matrix<View<'m> = W> + 'm>(decoder: &'m Decoder<M, Vec<f32>>) -> Result<Self> {
         Self::with(decoder, fuse)
     }
 
     /// The plan of a model, its operations as they were recorded: the specification of the fused one.
     #[cfg(test)]
-    pub(super) fn unfused(decoder: &'m CpuDecoder) -> Result<Self> {
+    pub(crate) fn unfused<M: Matrix<View<'m> = W> + 'm>(decoder: &'m Decoder<M, Vec<f32>>) -> Result<Self> {
         Self::with(decoder, |ops| ops)
     }
 
-    fn with(decoder: &'m CpuDecoder, fuse: impl Fn(Vec<Op<'m>>) -> Vec<Op<'m>>) -> Result<Self> {
+    fn with<M: Matrix<View<'m> = W> + 'm>(
+        decoder: &'m Decoder<M, Vec<f32>>,
+        fuse: impl Fn(Vec<Op<'m, W>>) -> Vec<Op<'m, W>>,
+    ) -> Result<Self> {
         let decoder = decoder.as_ref();
-        let mut body = Recorder::default();
+        let mut body = Recorder::<M>::new();
         let hidden = decoder.forward(&mut body, &[])?;
-        let mut head = Recorder::default();
+        let mut head = Recorder::<M>::new();
         let input = head.value(decoder.config.hidden_size);
         let logits = decoder.logits(&mut head, &input)?;
         Ok(Self {
@@ -56,20 +70,23 @@ impl<'m> Plan<'m> {
 }
 
 /// Writes operations down.
-#[derive(Debug, Default)]
-struct Recorder<'m> {
-    ops: Vec<Op<'m>>,
+struct Recorder<'m, M: Matrix + 'm> {
+    ops: Vec<Op<'m, M::View<'m>>>,
     widths: Vec<usize>,
     ropes: Vec<Rope>,
 }
 
-impl<'m> Recorder<'m> {
+impl<'m, M: Matrix + 'm> Recorder<'m, M> {
+    fn new() -> Self {
+        Self { ops: Vec::new(), widths: Vec::new(), ropes: Vec::new() }
+    }
+
     fn value(&mut self, width: usize) -> Value {
         self.widths.push(width);
         Value(self.widths.len() - 1)
     }
 
-    fn products(&mut self, x: Value, products: Vec<Product<'m>>) -> Vec<Value> {
+    fn products(&mut self, x: Value, products: Vec<Product<'m, M::View<'m>>>) -> Vec<Value> {
         let outs: Vec<Value> = products.iter().map(|p| self.value(p.matrix.rows())).collect();
         let (norm, epilogue) = (None, Epilogue::Store);
         self.ops.push(Op::Products { x, norm, products, outs: outs.clone(), epilogue });
@@ -77,14 +94,15 @@ impl<'m> Recorder<'m> {
     }
 }
 
-impl<'m> Exec for Recorder<'m> {
+impl<'m, M: Matrix + 'm> Exec for Recorder<'m, M> {
     type T = Value;
-    type M = &'m Matrix;
+    type M = &'m M;
     type V = &'m Vec<f32>;
     type Error = Error;
 
-    fn embed(&mut self, table: &&'m Matrix, _: &[u32]) -> Result<Value> {
-        let (table, out) = (table.view()?, self.value(table.cols()));
+    fn embed(&mut self, table: &&'m M, _: &[u32]) -> Result<Value> {
+        let table = table.view()?;
+        let out = self.value(table.cols());
         self.ops.push(Op::Embed { table, out });
         Ok(out)
     }
@@ -98,10 +116,10 @@ impl<'m> Exec for Recorder<'m> {
     fn linears<const N: usize>(
         &mut self,
         x: &Value,
-        linears: [&Linear<&'m Matrix, &'m Vec<f32>>; N],
+        linears: [&Linear<&'m M, &'m Vec<f32>>; N],
     ) -> Result<[Value; N]> {
         const { assert!(N <= MOST) };
-        let product = |linear: &Linear<&'m Matrix, &'m Vec<f32>>| {
+        let product = |linear: &Linear<&'m M, &'m Vec<f32>>| {
             Ok(Product { matrix: linear.weight.view()?, bias: linear.bias.map(Vec::as_slice) })
         };
         let products = linears.into_iter().map(product).collect::<Result<Vec<_>>>()?;
@@ -109,7 +127,7 @@ impl<'m> Exec for Recorder<'m> {
         Ok(std::array::from_fn(|at| outs[at]))
     }
 
-    fn unembed(&mut self, x: &Value, table: &&'m Matrix) -> Result<Value> {
+    fn unembed(&mut self, x: &Value, table: &&'m M) -> Result<Value> {
         let outs = self.products(*x, vec![Product { matrix: table.view()?, bias: None }]);
         Ok(outs[0])
     }

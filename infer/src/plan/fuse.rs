@@ -7,10 +7,10 @@
 //! Invariant: the fused list computes the same bits as the recorded one; only neighbours are merged, and only when
 //! nobody else reads what lies between them.
 
-use super::program::{Epilogue, Op, Product, Turn, Value};
+use super::program::{Epilogue, Op, Product, Turn, Value, Weight};
 
 /// Merges neighbours.
-pub(super) fn fuse(mut ops: Vec<Op<'_>>) -> Vec<Op<'_>> {
+pub(super) fn fuse<W: Weight>(mut ops: Vec<Op<'_, W>>) -> Vec<Op<'_, W>> {
     let mut uses = Vec::new();
     for op in &mut ops {
         op.visit(&mut |value| {
@@ -20,7 +20,7 @@ pub(super) fn fuse(mut ops: Vec<Op<'_>>) -> Vec<Op<'_>> {
     }
     // What is written by one operation and read by the next has no other use.
     let between = |value: Value| uses[value.0] == 2;
-    let mut fused: Vec<Op<'_>> = Vec::with_capacity(ops.len());
+    let mut fused: Vec<Op<'_, W>> = Vec::with_capacity(ops.len());
     for mut op in ops {
         while let Some(merged) = fused.last().and_then(|before| merge(before, &op, &between)) {
             fused.pop();
@@ -32,7 +32,11 @@ pub(super) fn fuse(mut ops: Vec<Op<'_>>) -> Vec<Op<'_>> {
 }
 
 /// Two neighbours as one, if they can be.
-fn merge<'m>(first: &Op<'m>, second: &Op<'m>, between: &impl Fn(Value) -> bool) -> Option<Op<'m>> {
+fn merge<'m, W: Weight>(
+    first: &Op<'m, W>,
+    second: &Op<'m, W>,
+    between: &impl Fn(Value) -> bool,
+) -> Option<Op<'m, W>> {
     let mut merged = match (first, second) {
         (_, Op::Products { .. } | Op::Attention { .. }) => second.clone(),
         _ => first.clone(),
@@ -73,6 +77,6 @@ fn merge<'m>(first: &Op<'m>, second: &Op<'m>, between: &impl Fn(Value) -> bool) 
 }
 
 /// Whether the panels of two matrices are outputs of the same places.
-fn alike(products: &[Product<'_>]) -> bool {
+fn alike<W: Weight>(products: &[Product<'_, W>]) -> bool {
     matches!(products, [gate, up] if gate.matrix.rows() == up.matrix.rows())
 }

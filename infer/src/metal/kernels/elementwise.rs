@@ -1,0 +1,49 @@
+//! Operations on two rows of equal length, for those that no product could do on the way.
+
+use qat_quant::kernels::metal::{Dispatch, Launch, Library};
+
+use super::{WORD, library, words};
+
+pub(super) const SWIGLU: Library = library!(; "swiglu");
+pub(super) const ADD: Library = library!(; "add");
+
+const THREADS: u32 = 256;
+
+/// `a = combine(a, b)` for `len` elements.
+///
+/// | buffer | what |
+/// |---|---|
+/// | 0 | a, f32 `[len]`, in and out |
+/// | 1 | b, f32 `[len]` |
+/// | 2 | [`Dispatch::shape`] |
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Elementwise {
+    /// `silu(a) · b`, where `silu(a) = a / (1 + e⁻ᵃ)`.
+    Swiglu,
+    /// `a + b`
+    Add,
+}
+
+impl Elementwise {
+    /// The kernel, its grid, its shape, and what it moves.
+    ///
+    /// # Panics
+    /// When there are no elements.
+    pub fn dispatch(self, len: u32) -> Dispatch {
+        assert!(len > 0, "an operation on nothing");
+        let (library, kernel) = match self {
+            Self::Swiglu => (SWIGLU.name, "swiglu"),
+            Self::Add => (ADD.name, "add"),
+        };
+        let launch = Launch {
+            library,
+            kernel,
+            constants: Vec::new(),
+            groups: [len.div_ceil(THREADS), 1, 1],
+            threads: [THREADS, 1, 1],
+            threadgroup_bytes: 0,
+        };
+        let bytes = WORD * u64::from(len);
+        Dispatch { launch, shape: words([len]), bytes_read: 2 * bytes, bytes_written: bytes }
+    }
+}
