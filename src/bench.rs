@@ -84,13 +84,7 @@ fn threads(args: &cli::Bench) -> anyhow::Result<Vec<NonZero<usize>>> {
 
 /// What can be known of a model without reading its weights.
 fn check(dir: &Path, tests: &[Test]) -> anyhow::Result<()> {
-    if qat_train::export::is_run(dir) {
-        bail!(
-            "{} is a run of qat train, not a model: export it first (qat export {0} --format qat --out DIR), or measure what it \
-             has exported ({0}/qat) or started from ({0}/student)",
-            dir.display()
-        );
-    }
+    crate::no_run(dir)?;
     let config = if PackedDir::is_at(dir) {
         Manifest::read(&dir.join(MANIFEST_FILE))?;
         qat_train::student::read_config(&dir.join(CONFIG_FILE))?

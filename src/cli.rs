@@ -23,10 +23,14 @@ pub enum Command {
     Export(Export),
     /// Score a packed or a float model: perplexity, KL to a reference, speed, memory, size.
     Eval(Eval),
+    /// Go on with a text.
+    Generate(Generate),
     /// Write a model of random weights in a given shape, to measure speed and size with.
     Init(Init),
     /// Measure tokens per second, in the terms of llama-bench, beside what the memory of this machine allows.
     Bench(Bench),
+    /// Say what this machine has to run models with, and test it.
+    Doctor,
     /// Say what a model directory is, or what a Mac's GPU would do to run it.
     Inspect(Inspect),
 }
@@ -111,7 +115,51 @@ pub struct Eval {
     /// Where to write the report as JSON.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
-    /// auto or cpu.
+    /// auto, cpu or metal.
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+}
+
+/// `qat generate`.
+#[derive(Debug, Args)]
+pub struct Generate {
+    /// A packed or a Hugging Face model directory.
+    #[arg(value_name = "MODEL")]
+    pub dir: PathBuf,
+    /// The text to go on with [default: standard input].
+    #[arg(long)]
+    pub prompt: Option<String>,
+    /// Most tokens to write.
+    #[arg(long, default_value_t = 128, value_name = "N")]
+    pub tokens: usize,
+    /// Logits are divided by this; 0 always takes the likeliest token.
+    #[arg(long, default_value_t = 0.0, value_name = "T")]
+    pub temperature: f32,
+    /// Draw from so many of the likeliest tokens; 0 for all. On Metal at most 64, or all.
+    #[arg(long, default_value_t = 40, value_name = "K")]
+    pub top_k: usize,
+    /// Of those, from the fewest whose probabilities sum to this.
+    #[arg(long, default_value_t = 1.0, value_name = "P")]
+    pub top_p: f32,
+    /// And only from those at least this times as likely as the likeliest.
+    #[arg(long, default_value_t = 0.0, value_name = "P")]
+    pub min_p: f32,
+    /// Seed of the draws.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Tokens of prompt and answer that there is room for [default: the model's context, at most 4096].
+    #[arg(long, value_name = "N")]
+    pub context: Option<usize>,
+    /// How keys and values are kept: f32, f16, int8 or int4; on Metal f16 or int8.
+    #[arg(long, default_value_t = KvType::F16, value_name = "TYPE")]
+    pub kv: KvType,
+    /// What the inputs of packed matrices are rounded to, head and all; or model: as the model says.
+    #[arg(long, default_value = "model")]
+    pub activations: Inputs,
+    /// Write the prompt too.
+    #[arg(long)]
+    pub echo: bool,
+    /// auto, cpu or metal.
     #[arg(long, default_value = "auto")]
     pub device: String,
 }

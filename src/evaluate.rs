@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::{Context as _, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use qat_infer::{
+    Choice, Runtime,
     eval::{Gate, GateResult, Options, Report, evaluate},
     files::write_file_atomic,
 };
@@ -14,25 +15,13 @@ use crate::{Ending, cli, table};
 
 /// Runs the command.
 pub fn run(args: &cli::Eval) -> anyhow::Result<Ending> {
-    match args.device.as_str() {
-        "auto" | "cpu" => {}
-        "metal" | "cuda" => {
-            bail!("--device {}: the packed runtime runs on the CPU; use --device cpu", args.device)
-        }
-        other => bail!("--device {other}: want auto or cpu"),
-    }
-    if qat_train::export::is_run(&args.dir) {
-        bail!(
-            "{} is a run of qat train, not a model: export it first (qat export {0} --format qat --out DIR), or score what it has \
-             exported ({0}/qat) or started from ({0}/student)",
-            args.dir.display()
-        );
-    }
+    let runtime = args.device.parse::<Choice>()?.runtime()?;
+    crate::no_run(&args.dir)?;
     let gates = gates(&args.require, args.against.is_some())?;
     let text = text(&args.data)?;
     let activations = args.activations.chosen();
     let options = Options { ctx: args.ctx, bos: args.bos, kv: args.kv, activations, ..Options::default() };
-    let report = score(&args.dir, &text, args.against.as_deref(), options)?;
+    let report = score(&args.dir, runtime, &text, args.against.as_deref(), options)?;
     println!("{}", table::report(&report));
     if let Some(path) = &args.json {
         write_json(path, &report)?;
@@ -72,6 +61,7 @@ pub fn check(gates: &[Gate], report: &Report) -> anyhow::Result<Vec<GateResult>>
 /// Scores the model in `dir`, with a bar on a terminal.
 pub fn score(
     dir: &Path,
+    runtime: Runtime,
     text: &EvalText,
     against: Option<&Path>,
     mut options: Options,
@@ -79,7 +69,7 @@ pub fn score(
     options.source_nats = text.nats;
     let style = ProgressStyle::with_template("{prefix} {bar:24} {pos}/{len} windows")?;
     let bar = ProgressBar::new(0).with_style(style).with_prefix(format!("scoring {}", dir.display()));
-    let report = evaluate(dir, &text.text, against, &options, &mut |done, total| {
+    let report = evaluate(dir, runtime, &text.text, against, &options, &mut |done, total| {
         bar.set_length(total as u64);
         bar.set_position(done as u64);
     });

@@ -133,7 +133,10 @@ pub fn run(args: &cli::Init) -> anyhow::Result<Ending> {
             write_float(&random, &args.out, &source)?;
             None
         }
-        Some(_) => Some(write_packed(&random, &format, args, source)?),
+        Some(_) => {
+            let inputs = args.activations.map_or(Activations::Float, Activations::from);
+            Some(write_packed(&random, &format, &args.out, inputs, source)?)
+        }
     };
     announce(&Written { path: args.out.clone(), manifest });
     Ok(Ending::Done)
@@ -149,11 +152,11 @@ fn write_float(random: &Random, out: &Path, source: &Value) -> anyhow::Result<()
 fn write_packed(
     random: &Random,
     format: &(impl Fn(&Param) -> Option<Format> + Sync),
-    args: &cli::Init,
+    out: &Path,
+    inputs: Activations,
     source: Value,
 ) -> anyhow::Result<Manifest> {
-    let inputs = args.activations.map_or(Activations::Float, Activations::from);
-    let mut writer = PackedWriter::create(&args.out, &random.config.to_json(), &[], source)?;
+    let mut writer = PackedWriter::create(out, &random.config.to_json(), &[], source)?;
     random.each(format, &mut |param, Tensor { floats, packed }| {
         let (name, shape) = (&param.name, &param.shape);
         match (packed, param.role) {
@@ -165,6 +168,31 @@ fn write_packed(
         Ok(())
     })?;
     Ok(writer.finish()?)
+}
+
+/// Writes a model of two layers that runs in milliseconds, all of it in `format`.
+pub fn tiny(format: Format, out: &Path) -> anyhow::Result<()> {
+    let shape = Shape {
+        name: "tiny",
+        vocab: 320,
+        hidden: 256,
+        intermediate: 512,
+        layers: 2,
+        heads: 4,
+        kv_heads: 2,
+        context: 128,
+        rope_theta: 1e4,
+    };
+    let random = Random { config: shape.config(), seed: 0 };
+    let of_matrices = |param: &Param| (param.shape.len() == 2).then_some(format);
+    write_packed(
+        &random,
+        &of_matrices,
+        out,
+        Activations::Float,
+        json!({"method": "random", "shape": shape.name}),
+    )?;
+    Ok(())
 }
 
 /// A named shape, or that of a `config.json` (or of the model directory that has one).

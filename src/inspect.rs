@@ -8,7 +8,6 @@ mod model;
 
 use std::io::{ErrorKind, Write as _, stdout};
 
-use anyhow::bail;
 use qat_infer::metal::Model;
 
 use crate::{Ending, cli};
@@ -20,13 +19,7 @@ const LONGEST_DEFAULT: usize = 2048;
 
 /// Runs the command.
 pub fn run(args: &cli::Inspect) -> anyhow::Result<Ending> {
-    if qat_train::export::is_run(&args.dir) {
-        bail!(
-            "{} is a run of qat train, not a model: export it first (qat export {0} --format qat --out DIR), or inspect what it \
-             has exported ({0}/qat) or started from ({0}/student)",
-            args.dir.display()
-        );
-    }
+    crate::no_run(&args.dir)?;
     if args.dispatches {
         dispatches(args)?
     } else {

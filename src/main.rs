@@ -4,8 +4,10 @@
 
 mod bench;
 mod cli;
+mod doctor;
 mod evaluate;
 mod export;
+mod generate;
 mod heap;
 mod init;
 mod inspect;
@@ -13,8 +15,10 @@ mod progress;
 mod table;
 mod train;
 
+use std::path::Path;
 use std::process::ExitCode;
 
+use anyhow::bail;
 use clap::Parser as _;
 use cli::{Cli, Command};
 
@@ -35,6 +39,8 @@ fn main() -> ExitCode {
         Command::Train(args) => train::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Eval(args) => evaluate::run(&args),
+        Command::Generate(args) => generate::run(&args),
+        Command::Doctor => doctor::run(),
         Command::Init(args) => init::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Inspect(args) => inspect::run(&args),
@@ -48,6 +54,18 @@ fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+/// Refuses the folder of a run where a model is wanted.
+fn no_run(dir: &Path) -> anyhow::Result<()> {
+    if qat_train::export::is_run(dir) {
+        bail!(
+            "{} is a run of qat train, not a model: export it first (qat export {0} --format qat --out DIR), or name what it \
+             has exported ({0}/qat) or started from ({0}/student)",
+            dir.display()
+        );
+    }
+    Ok(())
 }
 
 /// The error with its causes. Many errors tell their cause in their own message: nothing is said twice.

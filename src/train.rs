@@ -10,6 +10,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use qat_infer::{
+    Runtime,
     cpu::Model,
     eval::{Gate, Options, Report},
     files::{MANIFEST_FILE, PROVENANCE_FILE, StagedDir},
@@ -253,5 +254,11 @@ impl Comparison {
 }
 
 fn score(dir: &Path, text: &EvalText, plan: &EvalPlan, against: Option<&Path>) -> anyhow::Result<Report> {
-    evaluate::score(dir, text, against, Options { ctx: Some(plan.ctx), bos: plan.bos, ..Options::default() })
+    evaluate::score(
+        dir,
+        Runtime::Cpu,
+        text,
+        against,
+        Options { ctx: Some(plan.ctx), bos: plan.bos, ..Options::default() },
+    )
 }

@@ -8,12 +8,15 @@ pub mod cpu;
 mod error;
 pub mod eval;
 pub mod files;
+pub mod generate;
 pub mod metal;
 pub mod model;
 mod opened;
 mod plan;
+mod runtime;
 #[cfg(test)]
 mod shared;
 
 pub use error::{Error, Result};
 pub use opened::{Opened, RuntimeMatrix, Size};
+pub use runtime::{Choice, Loaded, Runtime, Sequence};

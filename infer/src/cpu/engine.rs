@@ -58,6 +58,11 @@ impl Engine {
         })
     }
 
+    /// Has products made by the instructions of `isa`.
+    pub(super) fn set_isa(&mut self, isa: Isa) {
+        self.isa = isa;
+    }
+
     /// Tokens seen so far.
     pub(super) fn position(&self) -> usize {
         self.position

@@ -10,6 +10,7 @@ use super::kv::KvType;
 use super::matrix::Matrix;
 use crate::model::{Config, Decoder};
 use crate::{Error, Result};
+use qat_quant::kernels::Isa;
 
 /// Tokens per forward pass: enough to pay for unpacking the weights, few enough that a product's inputs stay in cache.
 const PASS: usize = 256;
@@ -66,6 +67,12 @@ impl<'m> Session<'m> {
     #[cfg(test)]
     pub(super) fn unfused(decoder: &'m CpuDecoder, options: &RunOptions) -> Result<Self> {
         Self::with(Plan::unfused(decoder)?, &decoder.config, options)
+    }
+
+    /// The same with products made by the instructions of `isa`.
+    pub fn with_isa(mut self, isa: Isa) -> Self {
+        self.engine.set_isa(isa);
+        self
     }
 
     fn with(plan: Plan<'m>, config: &'m Config, options: &RunOptions) -> Result<Self> {

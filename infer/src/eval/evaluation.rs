@@ -5,12 +5,10 @@
 
 use std::path::Path;
 
-use qat_quant::kernels::Isa;
-
 use super::{Protocol, Report, Text, Windows, measure_speed, peak_rss_bytes, score};
-use crate::cpu::{KvType, Model};
+use crate::cpu::KvType;
 use crate::files::{Activations, tokenizer_sha256};
-use crate::{Error, Result};
+use crate::{Error, Loaded, Result, Runtime};
 
 /// Longest window unless one is asked for: that of the published numbers.
 const LONGEST_DEFAULT: usize = 2048;
@@ -24,13 +22,14 @@ pub struct Options {
     pub bos: bool,
     /// Entropy of the whole text in nats under the process that made it, if it is known.
     pub source_nats: Option<f64>,
-    /// How the model keeps keys and values; f32, which adds no rounding to that of the weights, if none.
+    /// How the model keeps keys and values; as exactly as the runtime can, if none: on the processor in f32, which adds no
+    /// rounding to that of the weights, on a GPU in f16.
     pub kv: Option<KvType>,
     /// What the inputs of packed matrices are rounded to; what the model was trained with, if none.
     pub activations: Option<Activations>,
 }
 
-/// Evaluates the model in `dir` on `text`, against the model in `against` if given. `progress` hears of windows done and
+/// Evaluates the model in `dir`, run by `runtime`, on `text`, against the model in `against` if given. `progress` hears of windows done and
 /// windows in all.
 ///
 /// # Errors
@@ -38,17 +37,18 @@ pub struct Options {
 /// models don't share a tokenizer, or BOS is asked for and the model has none.
 pub fn evaluate(
     dir: &Path,
+    runtime: Runtime,
     text: &str,
     against: Option<&Path>,
     options: &Options,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Report> {
-    let mut model = Model::open(dir)?;
+    let mut model = Loaded::open(dir, runtime)?;
     if let Some(activations) = options.activations {
         model.set_activations(activations);
     }
-    let kv = options.kv.unwrap_or(KvType::F32);
-    let config = &model.decoder.config;
+    let kv = options.kv.unwrap_or(model.widest_kv());
+    let config = model.config();
     let protocol = Protocol {
         ctx: options.ctx.unwrap_or(config.max_position_embeddings.min(LONGEST_DEFAULT)),
         bos: options.bos.then(|| bos(&model)).transpose()?,
@@ -58,21 +58,21 @@ pub fn evaluate(
     let text = Text::encode(&tokenizer, text)?;
     let windows = Windows::new(&text, protocol)?;
 
-    let speed = measure_speed(&model.decoder, text.ids(), kv)?;
+    let speed = measure_speed(&model, text.ids(), kv)?;
     let peak_rss_bytes = peak_rss_bytes();
 
-    let reference = against.map(Model::open).transpose()?;
+    let reference = against.map(|dir| Loaded::open(dir, runtime)).transpose()?;
     if let Some(reference) = &reference {
         let same = tokenizer_sha256(&tokenizer)? == tokenizer_sha256(&reference.tokenizer()?)?;
         if !same {
             return Err(Error::Invalid(format!(
                 "{} and {} have different tokenizers; predictions can only be compared over the same tokens",
                 dir.display(),
-                reference.origin.display()
+                reference.origin().display()
             )));
         }
     }
-    let score = score(&model.decoder, reference.as_ref().map(|r| &r.decoder), &windows, kv, progress)?;
+    let score = score(&model, reference.as_ref(), &windows, kv, progress)?;
     let versus = score.versus;
     Ok(Report {
         perplexity: score.perplexity(),
@@ -85,10 +85,10 @@ pub fn evaluate(
         decode_tps: speed.decode_tps,
         ttft_ms: speed.ttft_ms,
         peak_rss_bytes,
-        bits_per_weight: model.size.bits_per_weight,
-        file_bytes: model.size.file_bytes,
-        device: "cpu".into(),
-        isa: Isa::active()?.name().into(),
+        bits_per_weight: model.size().bits_per_weight,
+        file_bytes: model.size().file_bytes,
+        device: runtime.to_string(),
+        isa: model.isa()?,
         nll_mean: score.nll.mean,
         nll_se: score.nll.se,
         nll_clustered_se: score.nll_clustered_se,
@@ -108,11 +108,11 @@ pub fn evaluate(
     })
 }
 
-fn bos(model: &Model) -> Result<u32> {
-    model.decoder.config.bos_token_id.ok_or_else(|| {
+fn bos(model: &Loaded) -> Result<u32> {
+    model.config().bos_token_id.ok_or_else(|| {
         Error::Invalid(format!(
             "{}: BOS is asked for, but config.json has no bos_token_id",
-            model.origin.display()
+            model.origin().display()
         ))
     })
 }

@@ -6,8 +6,11 @@
 use rayon::prelude::*;
 
 use super::{Mean, Windows};
-use crate::cpu::{CpuDecoder, KvType, RunOptions, Session};
-use crate::{Error, Result};
+use crate::cpu::KvType;
+use crate::{Error, Loaded, Result, Sequence};
+
+/// Values of logits asked for at a time (64 MiB), whatever the vocabulary.
+const LOGITS: usize = 1 << 24;
 
 /// What scoring a text gave.
 #[derive(Debug, Clone, PartialEq)]
@@ -59,20 +62,19 @@ impl Score {
 }
 
 /// Scores `model`, with keys and values kept as `kv`, on the text of `windows`, against `reference` if given, which keeps
-/// them in f32; `progress` is called with windows done and
-/// windows in all, first with none done.
+/// them as exactly as it can; `progress` is called with windows done and windows in all, first with none done.
 ///
 /// # Errors
 /// When a window is longer than a model's context, an id is outside a vocabulary, the vocabularies differ, or logits
 /// are not finite.
 pub fn score(
-    model: &CpuDecoder,
-    reference: Option<&CpuDecoder>,
+    model: &Loaded,
+    reference: Option<&Loaded>,
     windows: &Windows<'_>,
     kv: KvType,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Score> {
-    let mut reader = Reader::new(model, reference, RunOptions::new(windows.tokens()).with_kv(kv))?;
+    let mut reader = Reader::new(model, reference, windows.tokens(), kv)?;
     let mut ids = Vec::with_capacity(windows.tokens());
     let mut judged = Vec::with_capacity(windows.count() * windows.scored());
     for window in 0..windows.count() {
@@ -133,24 +135,25 @@ impl Versus {
 
 /// A model and its reference reading the same text.
 struct Reader<'m> {
-    model: Session<'m>,
-    reference: Option<Session<'m>>,
+    model: Box<dyn Sequence + 'm>,
+    reference: Option<Box<dyn Sequence + 'm>>,
     vocab: usize,
 }
 
 impl<'m> Reader<'m> {
-    fn new(model: &'m CpuDecoder, reference: Option<&'m CpuDecoder>, options: RunOptions) -> Result<Self> {
-        let vocab = model.config.vocab_size;
-        if let Some(other) = reference.map(|r| r.config.vocab_size).filter(|other| *other != vocab) {
+    fn new(model: &'m Loaded, reference: Option<&'m Loaded>, context: usize, kv: KvType) -> Result<Self> {
+        let vocab = model.config().vocab_size;
+        if let Some(other) = reference.map(|r| r.config().vocab_size).filter(|other| *other != vocab) {
             return Err(Error::Invalid(format!(
                 "the reference has a vocabulary of {other}, the model one of {vocab}; \
                  predictions can only be compared over the same vocabulary"
             )));
         }
-        let exact = options.with_kv(KvType::F32);
-        let reference = reference.map(|reference| Session::new(reference, &exact)).transpose();
+        let rows = (LOGITS / vocab).max(1);
+        let reference =
+            reference.map(|reference| reference.sequence(context, reference.widest_kv(), rows)).transpose();
         let reference = reference.map_err(|e| Error::Invalid(format!("the reference: {e}")))?;
-        Ok(Self { model: Session::new(model, &options)?, reference, vocab })
+        Ok(Self { model: model.sequence(context, kv, rows)?, reference, vocab })
     }
 
     /// Appends what the models make of each of `ids` but the first.
@@ -166,7 +169,8 @@ impl<'m> Reader<'m> {
             }
             None => None,
         };
-        let rows = self.model.logit_rows();
+        let rows =
+            self.model.logit_rows().min(self.reference.as_ref().map_or(usize::MAX, |r| r.logit_rows()));
         for (part, targets) in targets.chunks(rows).enumerate() {
             let logits = self.model.logits(&hidden, part * rows, targets.len())?;
             let reference_logits = match (&mut self.reference, &reference_hidden) {
@@ -227,7 +231,7 @@ fn log_normalizer(logits: &[f32]) -> f64 {
 }
 
 /// The id with the highest logit; the first of several.
-pub(super) fn top1(logits: &[f32]) -> usize {
+pub(crate) fn top1(logits: &[f32]) -> usize {
     let mut best = 0;
     for (id, logit) in logits.iter().enumerate() {
         if *logit > logits[best] {

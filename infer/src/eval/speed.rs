@@ -5,8 +5,8 @@
 use std::time::{Duration, Instant};
 
 use super::score::top1;
-use crate::cpu::{CpuDecoder, KvType, RunOptions, Session};
-use crate::{Error, Result};
+use crate::cpu::KvType;
+use crate::{Error, Loaded, Result, Sequence};
 
 /// Longest prompt, in tokens.
 const PROMPT: usize = 512;
@@ -37,8 +37,8 @@ pub struct Speed {
 ///
 /// # Errors
 /// When `ids` is empty or holds an id outside the vocabulary, or the model's context has no room for a token more.
-pub fn measure_speed(model: &CpuDecoder, ids: &[u32], kv: KvType) -> Result<Speed> {
-    let context = model.config.max_position_embeddings;
+pub fn measure_speed(model: &Loaded, ids: &[u32], kv: KvType) -> Result<Speed> {
+    let context = model.config().max_position_embeddings;
     let decoded = DECODED.min(context / 2);
     let prompt = &ids[..ids.len().min(PROMPT).min(context - decoded)];
     if prompt.is_empty() || decoded == 0 {
@@ -47,12 +47,12 @@ pub fn measure_speed(model: &CpuDecoder, ids: &[u32], kv: KvType) -> Result<Spee
             ids.len()
         )));
     }
-    let mut session = Session::new(model, &RunOptions::new(prompt.len() + decoded).with_kv(kv))?;
+    let mut session = model.sequence(prompt.len() + decoded, kv, 1)?;
     let began = Instant::now();
-    run(&mut session, prompt, decoded)?;
-    let mut runs = vec![run(&mut session, prompt, decoded)?];
+    run(&mut *session, prompt, decoded)?;
+    let mut runs = vec![run(&mut *session, prompt, decoded)?];
     while runs.len() < RUNS && began.elapsed() < ENOUGH {
-        runs.push(run(&mut session, prompt, decoded)?);
+        runs.push(run(&mut *session, prompt, decoded)?);
     }
     let first_secs = median(runs.iter().map(|run| run.first.as_secs_f64()).collect());
     let rest_secs = median(runs.iter().map(|run| run.rest.as_secs_f64()).collect());
@@ -71,13 +71,13 @@ struct Run {
     rest: Duration,
 }
 
-fn run(session: &mut Session<'_>, prompt: &[u32], decoded: usize) -> Result<Run> {
+fn run(session: &mut dyn Sequence, prompt: &[u32], decoded: usize) -> Result<Run> {
     let began = Instant::now();
     session.reset();
     let mut next = top1(session.prefill(prompt)?) as u32;
     let first = began.elapsed();
     for _ in 0..decoded {
-        next = top1(session.step(next)?) as u32;
+        next = top1(session.prefill(&[next])?) as u32;
     }
     Ok(Run { first, rest: began.elapsed() - first })
 }

@@ -131,14 +131,19 @@ impl Chip {
 
     /// `len` bytes of a buffer from `offset` on.
     fn place(&self, buffer: BufferId, offset: u64, len: usize) -> Result<NonNull<u8>> {
-        let found = self.buffers.get(buffer.0).filter(|found| {
-            usize::try_from(offset).is_ok_and(|at| at.saturating_add(len) <= found.length())
-        });
+        let found = self
+            .buffers
+            .get(buffer.0)
+            .filter(|found| usize::try_from(offset).is_ok_and(|at| at.saturating_add(len) <= found.length()));
         let found = found.ok_or_else(|| {
-            Error::Invalid(format!("{len} bytes at {offset} of buffer {} of the GPU, which ends before", buffer.0))
+            Error::Invalid(format!(
+                "{len} bytes at {offset} of buffer {} of the GPU, which ends before",
+                buffer.0
+            ))
         })?;
-        let start = NonNull::new(found.contents())
-            .ok_or_else(|| Error::Invalid(format!("buffer {} of the GPU is not the host's to see", buffer.0)))?;
+        let start = NonNull::new(found.contents()).ok_or_else(|| {
+            Error::Invalid(format!("buffer {} of the GPU is not the host's to see", buffer.0))
+        })?;
         #[expect(unsafe_code, reason = "the memory of a buffer is told as an address")]
         // SAFETY: inside the buffer by the check above.
         Ok(unsafe { start.add(offset as usize) })
@@ -290,7 +295,8 @@ impl Device for Chip {
     fn run(&mut self, list: &Vec<Ready>) -> Result<()> {
         autoreleasepool(|_| {
             let commands = self.queue.commandBuffer();
-            let commands = CommandBuffer::new(commands.ok_or_else(|| failed("a command buffer", &"none is left"))?);
+            let commands =
+                CommandBuffer::new(commands.ok_or_else(|| failed("a command buffer", &"none is left"))?);
             let encoder = commands.compute_command_encoder(&self.fence);
             for call in list {
                 encode(&encoder, call);

@@ -263,14 +263,14 @@ pub fn activations(tokens: usize, cols: usize) -> Vec<f32> {
 
 /// Rows and epilogues, and what each is for.
 ///
-/// Rows: 1, the least; 5, 13 and 37, which end within the rows of a simdgroup, of a threadgroup and of a tile; 70, more
-/// than a tile. Three matrices of different rows, the last of which is the least, so that a threadgroup which takes
-/// itself for one of the wrong matrix leaves its output.
+/// Rows: 1, the least; 5, 13 and 37, which end within the rows of a simdgroup, of a threadgroup and of a tile; 64, whole
+/// tiles of every kernel; 70, more than a tile. Three matrices have different rows, the least last, so that a threadgroup
+/// which takes itself for one of the wrong matrix leaves its output.
 const ROWS: [(&[usize], bool, Epilogue); 7] = [
     (&[37], true, Epilogue::Store),
     (&[70, 13, 1], false, Epilogue::Store),
     (&[5, 5], false, Epilogue::Gate),
-    (&[13, 70, 5], true, Epilogue::Add),
+    (&[64, 70, 5], true, Epilogue::Add),
     (&[37, 37], true, Epilogue::Gate),
     (&[1], false, Epilogue::Add),
     (&[5, 37], true, Epilogue::Store),

@@ -2,7 +2,8 @@
 //!
 //! The list is plain data: which tests guard a kernel's file, and the bugs, each a piece of text that the file has once and
 //! what it becomes. Nothing is rebuilt for a bug; the emulator plants it in the source that it compiles (see the README). With
-//! ONLY, bugs whose file or description doesn't contain it are left out.
+//! ONLY, bugs whose file or description doesn't contain it are left out. `MUTATE_RUNNER` names a command to put in front of
+//! each run of tests (`nice`, say, or one that takes a lock).
 
 use std::{
     collections::BTreeMap,
@@ -48,6 +49,8 @@ struct Guard {
 struct Bug {
     file: String,
     what: String,
+    /// A test that is tried before the guard's others.
+    test: Option<String>,
     find: String,
     replace: String,
 }
@@ -100,12 +103,15 @@ fn mutate() -> Result<bool, Box<dyn Error>> {
                 Some(binary) => binary,
                 None => tests.entry(guard).or_insert(ready(&root, &list.guard[guard])?),
             };
-            match run(&root, binary, &list.guard[guard], Some(bug))? {
-                Outcome::NotPlanted => {}
-                found => outcome = found,
-            }
-            if matches!(outcome, Outcome::Caught | Outcome::Endless) {
-                break;
+            let first = bug.test.as_ref().map(std::slice::from_ref);
+            for filters in first.into_iter().chain([&list.guard[guard].filters[..]]) {
+                match run(&root, binary, &list.guard[guard], filters, Some(bug))? {
+                    Outcome::NotPlanted => {}
+                    found => outcome = found,
+                }
+                if matches!(outcome, Outcome::Caught | Outcome::Endless) {
+                    break;
+                }
             }
         }
         let word = match outcome {
@@ -131,7 +137,11 @@ fn check(root: &Path, bug: &Bug) -> Result<(), Box<dyn Error>> {
     let text = fs::read_to_string(root.join(&bug.file)).map_err(|e| format!("{}: {e}", bug.file))?;
     let times = text.matches(&bug.find).count();
     if times != 1 || bug.find == bug.replace {
-        return Err(format!("{}: {}: the text is there {times} times, want once: {:?}", bug.file, bug.what, bug.find).into());
+        return Err(format!(
+            "{}: {}: the text is there {times} times, want once: {:?}",
+            bug.file, bug.what, bug.find
+        )
+        .into());
     }
     Ok(())
 }
@@ -145,26 +155,43 @@ impl Guard {
 /// The tests' binary, built and seen to pass without a bug.
 fn ready(root: &Path, guard: &Guard) -> Result<PathBuf, Box<dyn Error>> {
     let mut cargo = Command::new(env::var("CARGO").unwrap_or_else(|_| "cargo".into()));
-    cargo.current_dir(root).args(["test", "--release", "--no-run", "--message-format=json", "-p", &guard.package]);
+    cargo.current_dir(root).args([
+        "test",
+        "--release",
+        "--no-run",
+        "--message-format=json",
+        "-p",
+        &guard.package,
+    ]);
     let output = cargo.args(&guard.target).stderr(Stdio::inherit()).output()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let built = text.lines().filter_map(|line| line.split("\"executable\":\"").nth(1)?.split('"').next());
     let binary = built.last().ok_or_else(|| format!("{}: the tests can't be built", guard.package))?;
     let binary = PathBuf::from(binary);
-    match run(root, &binary, guard, None)? {
+    match run(root, &binary, guard, &guard.filters, None)? {
         Outcome::Survived => Ok(binary),
         _ => Err(format!("{}: the tests fail without any bug", binary.display()).into()),
     }
 }
 
-/// Runs a guard's tests, until the first fails.
-fn run(root: &Path, binary: &Path, guard: &Guard, bug: Option<&Bug>) -> Result<Outcome, Box<dyn Error>> {
+/// Runs those of a guard's tests that `filters` name, until the first fails.
+fn run(
+    root: &Path,
+    binary: &Path,
+    guard: &Guard,
+    filters: &[String],
+    bug: Option<&Bug>,
+) -> Result<Outcome, Box<dyn Error>> {
     let log = env::temp_dir().join(format!("mutate-metal-{}", std::process::id()));
     let _ = fs::remove_file(&log);
-    let mut command = Command::new(binary);
+    let mut command = match env::var("MUTATE_RUNNER") {
+        Ok(runner) => Command::new(runner),
+        Err(_) => Command::new("env"),
+    };
+    command.arg(binary);
     // Cargo runs tests in their package's folder.
     let folder = ["quant", "infer", "train"].into_iter().find(|f| guard.package.ends_with(f)).unwrap_or(".");
-    command.current_dir(root.join(folder)).args(&guard.filters).env("QAT_REQUIRE_METAL_HOST", "1");
+    command.current_dir(root.join(folder)).args(filters).env("QAT_REQUIRE_METAL_HOST", "1");
     if let Some(bug) = bug {
         command.env("QAT_METAL_MUTATION_FIND", &bug.find).env("QAT_METAL_MUTATION_REPLACE", &bug.replace);
         command.env("QAT_METAL_MUTATION_LOG", &log);

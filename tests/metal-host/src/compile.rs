@@ -112,7 +112,9 @@ impl Build {
         match self {
             Self::Value => &["-O2", "-ffp-contract=off"],
             Self::Checked => &CHECKED,
-            Self::FastMath => &["-O2", "-ffast-math", "-ffp-contract=fast", "-DMETAL_HOST_FAST"],
+            Self::FastMath => {
+                &["-O2", "-ffast-math", "-ffp-contract=fast-honor-pragmas", "-DMETAL_HOST_FAST"]
+            }
         }
     }
 }

@@ -181,11 +181,11 @@ inline uint2 affine_place(uint p, uint bits) {
     return uint2((p / pieces) * (4 + GROUP * bits / 8), p % pieces);
 }
 
-// The first or second three of six bytes at a multiple of 2.
+// The first or second three of six bytes at a multiple of 2; no code is in the fourth byte of the word.
 inline uint eight_codes(device const ushort* at, uint which) {
     const uint low = at[which];
     const uint high = at[which + 1];
-    return which == 0 ? low | (high & 0xff) << 16 : low >> 8 | high << 8;
+    return which == 0 ? low | high << 16 : low >> 8 | high << 8;
 }
 
 // 4 + GROUP·BITS/8 bytes: scale, bias, then a little-endian bit stream, whose words of eight 3-bit codes have 24 bits.

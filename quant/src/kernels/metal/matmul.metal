@@ -53,9 +53,10 @@ inline void load_tokens(device const float* x, constant Shape& shape, uint step,
         const uint run = 2 * (thread_index % 4) + i;
         const uint in_step = run / K::Columns::RUNS;
         const uint r = run % K::Columns::RUNS;
+        // A piece past the end has columns past the end, which are zeros.
         const uint p = step * (STEP / K::Columns::PIECE) + in_step;
         float4 values = 0.0f;
-        if (is_token && p < pieces_of<K>(shape.cols)) {
+        if (is_token) {
             values = four(token, K::Columns::first(p) + K::Columns::run(r), shape.cols);
         }
         #pragma unroll

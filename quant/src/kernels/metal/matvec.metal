@@ -16,25 +16,26 @@ struct Input {
     uint cols;
     // 1 / sqrt(mean of squares + eps)
     float inverse;
-    // The largest magnitude / 127, and one over it; both 0 where it is 0 or subnormal.
+    // The largest magnitude / 127, and one over it: 0, which makes all codes 0, where that is 0 or subnormal.
     float scale;
     float reciprocal;
 };
 
 inline float4 normed(thread const Input& input, uint column) {
-    const float4 x = four(input.x, column, input.cols);
-    return NORM ? x * input.inverse * four(input.weight, column, input.cols) : x;
+    float4 x = four(input.x, column, input.cols);
+    if (NORM) {
+        x = x * input.inverse * four(input.weight, column, input.cols);
+    }
+    return x;
 }
 
 // The code of x, exactly as dividing, rounding to even and clamping gives it. The product with the reciprocal is within
-// 127 · 2^-22 < 1e-4 of the quotient, so the quotient is needed only near a tie, which is rare.
+// 127 · 2^-22 < 1e-4 of the quotient, so the quotient is needed only near a tie, which is rare. That of the peak is 127
+// within a rounding, so nothing is left to clamp.
 inline float code_of(float x, float scale, float reciprocal) {
     const float near = x * reciprocal;
-    float code = rint(near);
-    if (abs(near - code) > 0.4999f) {
-        code = rint(precise::divide(x, scale));
-    }
-    return clamp(code, -128.0f, 127.0f);
+    const float code = rint(near);
+    return abs(near - code) > 0.4999f ? rint(precise::divide(x, scale)) : code;
 }
 
 // Four activations as they are multiplied: normed, and codes where they are rounded.
@@ -78,10 +79,8 @@ inline void prepare(thread Input& input, float eps, threadgroup float* shared, u
             shared[SIMDGROUPS + simdgroup] = peak;
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);
-        const float scale = precise::divide(max(shared[SIMDGROUPS], shared[SIMDGROUPS + 1]), 127.0f);
-        const bool is_normal = scale >= 1.17549435e-38f;
-        input.scale = is_normal ? scale : 0.0f;
-        input.reciprocal = is_normal ? 1.0f / scale : 0.0f;
+        input.scale = precise::divide(max(shared[SIMDGROUPS], shared[SIMDGROUPS + 1]), 127.0f);
+        input.reciprocal = input.scale >= 1.17549435e-38f ? 1.0f / input.scale : 0.0f;
     }
 }
 

@@ -1,6 +1,6 @@
 //! Writing the C++: the source at its own lines, with what Metal has and C++ lacks replaced.
 
-use std::{fmt::Write, ops::Range};
+use std::{collections::BTreeSet, fmt::Write, ops::Range};
 
 use super::{Instance, Item, Source, SourceError, Translation, What, at, reach, threadgroup};
 
@@ -8,9 +8,11 @@ impl Source<'_> {
     /// The C++ of a kernel, for the engine; nothing if there is none of that name.
     pub fn kernel(&self, name: &str) -> Result<Option<Translation>, SourceError> {
         let Some(instance) = self.instances.iter().find(|i| i.name == name) else { return Ok(None) };
-        let mut text = self.body(Some(instance.item))?;
+        let reached = reach::reached(&self.tokens, &self.items, instance);
+        let compiled = reach::compiled(&self.tokens, &self.items, &reached);
+        let mut text = self.body(Some((instance.item, &compiled)))?;
         self.registration(instance, &mut text);
-        let needs = reach::constants(&self.tokens, &self.items, instance);
+        let needs = reach::constants(&self.items, &reached);
         Ok(Some(Translation { text, needs }))
     }
 
@@ -25,15 +27,17 @@ impl Source<'_> {
         Ok(text)
     }
 
-    /// The source without the kernels that are functions of their own, but for `kept` (all are kept for `None`).
-    fn body(&self, kept: Option<usize>) -> Result<String, SourceError> {
+    /// The source: all of it, or what one kernel (an item) and the items it is made of need.
+    fn body(&self, kept: Option<(usize, &BTreeSet<usize>)>) -> Result<String, SourceError> {
+        let is_used = |index: usize| kept.is_none_or(|(_, compiled)| compiled.contains(&index));
         let mut text = String::from("#include \"metal_host.h\"\n");
         for (index, item) in self.items.iter().enumerate() {
             match &item.what {
-                What::Kernel(kernel) if kernel.is_template || kept.is_none_or(|k| k == index) => {
+                What::Kernel(kernel) if kept.is_none_or(|(only, _)| only == index) => {
                     self.function(item, kernel.body.clone(), &mut text)?;
                 }
                 What::Kernel(_) | What::Instantiation => self.dropped(item, &mut text),
+                _ if !is_used(index) => self.dropped(item, &mut text),
                 What::Function { body } => self.function(item, body.clone(), &mut text)?,
                 What::FunctionConstant(c) => {
                     self.dropped(item, &mut text);
@@ -57,10 +61,15 @@ impl Source<'_> {
         Ok(text)
     }
 
-    /// Leaves the item out, keeping the lines.
+    /// Leaves the item out, keeping the lines: their ends, and where the preprocessor says what line it is.
     fn dropped(&self, item: &Item, text: &mut String) {
         for token in &self.tokens[item.span.clone()] {
-            text.push_str(token.before);
+            for line in token.before.split_inclusive('\n') {
+                match line.trim_start().starts_with("# ") {
+                    true => text.push_str(line),
+                    false => text.extend(line.chars().filter(|c| *c == '\n')),
+                }
+            }
             text.extend(token.text.chars().filter(|c| *c == '\n'));
         }
     }
@@ -85,7 +94,8 @@ impl Source<'_> {
     fn push(&self, span: Range<usize>, text: &mut String) {
         for index in span {
             let token = &self.tokens[index];
-            text.push_str(token.before);
+            // Metal's pragmas of floating point are clang's.
+            text.push_str(&token.before.replace("#pragma METAL fp ", "#pragma clang fp "));
             match token.attribute() {
                 None if self.refers_to_a_thread_variable(index) => text.push_str("thread_reference"),
                 None => text.push_str(token.text),

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::{
-    Instance, Item, SourceError, What, after_bracket, at, at_commas, joined,
+    Instance, Item, SourceError, What, after_bracket, at, at_commas, joined, opening,
     tokens::{Kind, Token},
 };
 
@@ -106,7 +106,12 @@ pub fn instances(tokens: &[Token], items: &[Item]) -> Result<Vec<Instance>, Sour
         let instance = match &item.what {
             What::Kernel(definition) if !definition.is_template => {
                 let name = host_name(span).unwrap_or_else(|| definition.name.clone());
-                Instance { name, expression: format!("{}{}", item.scope, definition.name), item: index }
+                Instance {
+                    name,
+                    expression: format!("{}{}", item.scope, definition.name),
+                    arguments: Vec::new(),
+                    item: index,
+                }
             }
             What::Instantiation => instantiation(span, item, items)?,
             _ => continue,
@@ -145,21 +150,7 @@ fn instantiation(span: &[Token], item: &Item, items: &[Item]) -> Result<Instance
     let defined = items.iter().position(defines).ok_or_else(|| refused("no such template of a kernel"))?;
     let name = host_name(span).ok_or_else(|| refused("without [[host_name(…)]] it can't be launched"))?;
     let expression = format!("{}{}", item.scope, joined(&span[angle - 1..end]));
-    Ok(Instance { name, expression, item: defined })
-}
-
-/// The index of the bracket that the last token closes.
-fn opening(tokens: &[Token], open: &str, close: &str) -> Option<usize> {
-    let mut depth = 0i32;
-    for (index, token) in tokens.iter().enumerate().rev() {
-        if token.is(close) {
-            depth += 1;
-        } else if token.is(open) {
-            depth -= 1;
-            if depth == 0 {
-                return Some(index);
-            }
-        }
-    }
-    None
+    let arguments =
+        span[angle..end].iter().filter(|t| t.kind == Kind::Word).map(|t| t.text.to_owned()).collect();
+    Ok(Instance { name, expression, arguments, item: defined })
 }

@@ -64,6 +64,8 @@ struct Instance {
     name: String,
     /// What its address is taken of: `f` or `f<float, 4>`.
     expression: String,
+    /// The words of the template's arguments.
+    arguments: Vec<String>,
     /// The item that defines it.
     item: usize,
 }
@@ -115,6 +117,22 @@ fn after_bracket(tokens: &[Token], open: usize) -> Result<usize, SourceError> {
         }
     }
     Err(at(&tokens[open], format!("'{opening}' is never closed")))
+}
+
+/// The index of the bracket that the last token closes.
+fn opening(tokens: &[Token], open: &str, close: &str) -> Option<usize> {
+    let mut depth = 0i32;
+    for (index, token) in tokens.iter().enumerate().rev() {
+        if token.is(close) {
+            depth += 1;
+        } else if token.is(open) {
+            depth -= 1;
+            if depth == 0 {
+                return Some(index);
+            }
+        }
+    }
+    None
 }
 
 /// `tokens` cut at the commas outside of all brackets.
