@@ -5,6 +5,8 @@
 
 struct Shape {
   uint vocab;
+  // Backward: whether to add to the gradient that is there.
+  uint add;
 };
 
 kernel void cross_entropy(device const float* logits [[buffer(0)]],
@@ -46,6 +48,7 @@ kernel void cross_entropy_backward(device const float* logits [[buffer(0)]],
   float share = precise::divide(1.0f, kept[2 * row + 1]);
   for (uint i = index; i < shape.vocab; i += threads) {
     float p = precise::exp(logits[start + i] - top) * share;
-    gradient[start + i] = upstream[0] * (i == targets[row] ? p - 1.0f : p);
+    float slope = upstream[0] * (i == targets[row] ? p - 1.0f : p);
+    gradient[start + i] = shape.add != 0 ? gradient[start + i] + slope : slope;
   }
 }

@@ -1,19 +1,21 @@
 //! Cross entropy with one right answer per row: logsumexp(x) − (logit of the answer).
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+use candle_core::{Result, Tensor};
 
-use super::{RowKernels, RowLoss, check_logits, gradient_rows, sum_rows};
+use super::{
+    Composition, LogitsGradient, RowKernels, RowLoss, Term, check_logits, gradient_rows, sum_of, sum_rows,
+};
 use crate::ops::lanes;
-use crate::ops::metal::{Backward, Library, Path, attach, library, path, word};
+use crate::ops::metal::{Library, Path, library, path, word};
 
 const NAME: &str = "cross_entropy_sum";
 const LIBRARY: Library = library!("cross_entropy", "../ops/metal/common.metal", "cross_entropy.metal");
 
-/// −Σ ln softmax(`logits`)\[row, target\] over the rows of `logits` `[n, vocab]`, in nats, as a scalar; one target a row.
+/// −Σ ln softmax(`logits`)\[row, target\] over the rows of `logits` `[n, vocab]`, in nats; one target a row. `logits` are contiguous.
 ///
 /// # Errors
 /// Another number of targets than rows, or one not below `vocab`; logits other than f32 on the CPU.
-pub fn cross_entropy_sum(logits: &Tensor, targets: &[u32]) -> Result<Tensor> {
+pub fn cross_entropy(logits: &Tensor, targets: &[u32]) -> Result<Term> {
     let (n, vocab) = check_logits(NAME, logits)?;
     if targets.len() != n {
         candle_core::bail!("{NAME}: targets: want {n}, one a row, found {}", targets.len());
@@ -21,43 +23,42 @@ pub fn cross_entropy_sum(logits: &Tensor, targets: &[u32]) -> Result<Tensor> {
     if let Some(row) = targets.iter().position(|&id| id as usize >= vocab) {
         candle_core::bail!("{NAME}: targets[{row}]: want an id below {vocab}, found {}", targets[row]);
     }
-    let logits = logits.contiguous()?;
     match path(logits.device()) {
-        Path::Cpu => logits.apply_op1(CrossEntropy { targets: targets.to_vec() }),
-        Path::Metal => on_metal(&logits, targets),
-        Path::Composed => composed(&logits, &Tensor::new(targets, logits.device())?),
+        Path::Cpu => {
+            let rows = CrossEntropy { targets: targets.to_vec() };
+            Ok(Term { sum: sum_rows(NAME, &rows, logits)?, gradient: Box::new(rows) })
+        }
+        Path::Metal => on_metal(logits, targets),
+        Path::Composed => {
+            let targets = Tensor::new(targets, logits.device())?;
+            Composition(move |logits: &Tensor| composed(logits, &targets)).term(logits)
+        }
     }
+}
+
+/// [`cross_entropy`] as a scalar in the graph of `logits`.
+///
+/// # Errors
+/// As there.
+pub fn cross_entropy_sum(logits: &Tensor, targets: &[u32]) -> Result<Tensor> {
+    let logits = logits.contiguous()?;
+    cross_entropy(&logits, targets)?.attached(&logits)
 }
 
 fn composed(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
     candle_nn::ops::log_softmax(logits, 1)?.gather(&targets.unsqueeze(1)?, 1)?.sum_all()?.neg()
 }
 
-fn on_metal(logits: &Tensor, targets: &[u32]) -> Result<Tensor> {
+fn on_metal(logits: &Tensor, targets: &[u32]) -> Result<Term> {
     let kernels = RowKernels {
+        name: NAME,
         library: LIBRARY,
         forward: "cross_entropy",
         backward: "cross_entropy_backward",
         shape: vec![word(logits.dim(1)?)?],
         kept: 2,
     };
-    let targets = Tensor::new(targets, logits.device())?;
-    let (sum, kept) = kernels.forward(NAME, logits, &targets)?;
-    attach(sum, &[logits], MetalCrossEntropy { kernels, targets, kept })
-}
-
-struct MetalCrossEntropy {
-    kernels: RowKernels,
-    targets: Tensor,
-    kept: Tensor,
-}
-
-impl Backward for MetalCrossEntropy {
-    const NAME: &'static str = NAME;
-
-    fn backward(&self, inputs: &[&Tensor], _: &Tensor, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
-        Ok(vec![Some(self.kernels.backward(NAME, inputs[0], &self.targets, &self.kept, grad)?)])
-    }
+    kernels.term(logits, Tensor::new(targets, logits.device())?)
 }
 
 struct CrossEntropy {
@@ -65,17 +66,9 @@ struct CrossEntropy {
     targets: Vec<u32>,
 }
 
-impl CustomOp1 for CrossEntropy {
-    fn name(&self) -> &'static str {
-        NAME
-    }
-
-    fn cpu_fwd(&self, logits: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        sum_rows(NAME, self, logits, layout)
-    }
-
-    fn bwd(&self, logits: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        gradient_rows(NAME, self, logits, grad).map(Some)
+impl LogitsGradient for CrossEntropy {
+    fn gradient(&self, logits: &Tensor, upstream: &Tensor, to: Option<Tensor>) -> Result<Tensor> {
+        sum_of(gradient_rows(NAME, self, logits, upstream)?, to)
     }
 }
 
@@ -131,7 +124,7 @@ mod tests {
             let inputs = [uniform(12, 6.0, &[n, vocab])?];
             let reference = |t: &[Tensor]| composed(&t[0], &ids);
             // As on the CPU; sums of 1050 run in 256 threads, 5 + 8 + 3 roundings one after the other.
-            assert_matches(|t| on_metal(&t[0], &targets), reference, &inputs, 3e-6)?;
+            assert_matches(|t| on_metal(&t[0], &targets)?.attached(&t[0]), reference, &inputs, 3e-6)?;
         }
         Ok(())
     }
@@ -143,7 +136,7 @@ mod tests {
         }
         for bad in [f32::NAN, f32::INFINITY] {
             let logits = Tensor::new(&[[0.5f32, 1.0, 2.0], [0.0, bad, 1.0]], &Device::Cpu)?;
-            assert!(on_metal(&logits, &[0, 0])?.to_scalar::<f32>()?.is_nan(), "{bad}");
+            assert!(on_metal(&logits, &[0, 0])?.sum()?.is_nan(), "{bad}");
         }
         Ok(())
     }

@@ -13,6 +13,8 @@ struct Shape {
   float temperature;
   // Weight of the teacher in the mixture of a Jensen-Shannon divergence.
   float beta;
+  // Backward: whether to add to the gradient that is there.
+  uint add;
 };
 
 // What forward keeps of a row.
@@ -138,7 +140,7 @@ template <Kind KIND>
       float log_q = log_q_over_m(quotient_of(pair), shape.beta);
       slope = (1.0f - shape.beta) * pair.q * (log_q - row.centre);
     }
-    gradient[start + i] = factor * slope;
+    gradient[start + i] = shape.add != 0 ? gradient[start + i] + factor * slope : factor * slope;
   }
 }
 

@@ -3,10 +3,12 @@
 //! Forward KL is Hinton's distillation loss (arXiv 1503.02531), reverse KL is MiniLLM's (arXiv 2306.08543), the
 //! generalized Jensen-Shannon divergence is GKD's (arXiv 2306.13649). The teacher gets no gradient.
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+use candle_core::{Result, Tensor};
 
-use super::{RowKernels, RowLoss, check_logits, gradient_rows, sum_rows};
-use crate::ops::metal::{Backward, Library, Path, attach, library, path, word};
+use super::{
+    Composition, LogitsGradient, RowKernels, RowLoss, Term, check_logits, gradient_rows, sum_of, sum_rows,
+};
+use crate::ops::metal::{Library, Path, library, path, word};
 use crate::ops::{Floats, lanes};
 
 const NAME: &str = "divergence_sum";
@@ -26,21 +28,16 @@ pub enum Divergence {
     },
 }
 
-/// τ²·Σ D(row) over the rows of `student` and `teacher`, both `[n, vocab]`, in nats, as a scalar; the distributions are
+/// τ²·Σ D(row) over the rows of `student` and `teacher`, both `[n, vocab]`, in nats; the distributions are
 /// softmax(logits/τ) with τ = `temperature`.
 ///
 /// The factor τ² keeps the size of the gradient independent of τ (arXiv 1503.02531, section 2); it multiplies every
-/// kind. `teacher` gets no gradient.
+/// kind. `teacher` gets no gradient; `student` is contiguous.
 ///
 /// # Errors
 /// Shapes that differ, a temperature that is not positive and finite, β outside (0, 1), logits other than f32 on the
 /// CPU.
-pub fn divergence_sum(
-    student: &Tensor,
-    teacher: &Tensor,
-    temperature: f32,
-    kind: Divergence,
-) -> Result<Tensor> {
+pub fn divergence(student: &Tensor, teacher: &Tensor, temperature: f32, kind: Divergence) -> Result<Term> {
     check_logits(NAME, student)?;
     if teacher.dims() != student.dims() {
         candle_core::bail!(
@@ -59,15 +56,35 @@ pub fn divergence_sum(
             "{NAME}: beta: want a number strictly between 0 and 1 (the ends are the forward and the reverse KL), found {beta}"
         );
     }
-    let (student, teacher) = (student.contiguous()?, teacher.detach().contiguous()?);
+    let teacher = teacher.detach().contiguous()?;
     match path(student.device()) {
-        Path::Cpu => student.apply_op1(DivergenceSum { teacher, temperature, kind }),
-        Path::Metal => on_metal(&student, teacher, temperature, kind),
-        Path::Composed => composed(&student, &teacher, temperature, kind),
+        Path::Cpu => {
+            let rows = DivergenceSum { teacher, temperature, kind };
+            let sum = sum_rows(NAME, &rows.rows(&Floats::of(NAME, &rows.teacher)?), student)?;
+            Ok(Term { sum, gradient: Box::new(rows) })
+        }
+        Path::Metal => on_metal(student, teacher, temperature, kind),
+        Path::Composed => {
+            Composition(move |student: &Tensor| composed(student, &teacher, temperature, kind)).term(student)
+        }
     }
 }
 
-fn on_metal(student: &Tensor, teacher: Tensor, temperature: f32, kind: Divergence) -> Result<Tensor> {
+/// [`divergence`] as a scalar in the graph of `student`.
+///
+/// # Errors
+/// As there.
+pub fn divergence_sum(
+    student: &Tensor,
+    teacher: &Tensor,
+    temperature: f32,
+    kind: Divergence,
+) -> Result<Tensor> {
+    let student = student.contiguous()?;
+    divergence(&student, teacher, temperature, kind)?.attached(&student)
+}
+
+fn on_metal(student: &Tensor, teacher: Tensor, temperature: f32, kind: Divergence) -> Result<Term> {
     let (forward, backward, beta) = match kind {
         Divergence::ForwardKl => ("forward_kl", "forward_kl_backward", 0.0),
         Divergence::ReverseKl => ("reverse_kl", "reverse_kl_backward", 0.0),
@@ -75,23 +92,7 @@ fn on_metal(student: &Tensor, teacher: Tensor, temperature: f32, kind: Divergenc
     };
     let [sharpness, temperature, beta] = [1.0 / temperature, temperature, beta].map(f32::to_bits);
     let shape = vec![word(student.dim(1)?)?, sharpness, temperature, beta];
-    let kernels = RowKernels { library: LIBRARY, forward, backward, shape, kept: 6 };
-    let (sum, kept) = kernels.forward(NAME, student, &teacher)?;
-    attach(sum, &[student], MetalDivergence { kernels, teacher, kept })
-}
-
-struct MetalDivergence {
-    kernels: RowKernels,
-    teacher: Tensor,
-    kept: Tensor,
-}
-
-impl Backward for MetalDivergence {
-    const NAME: &'static str = NAME;
-
-    fn backward(&self, inputs: &[&Tensor], _: &Tensor, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
-        Ok(vec![Some(self.kernels.backward(NAME, inputs[0], &self.teacher, &self.kept, grad)?)])
-    }
+    RowKernels { name: NAME, library: LIBRARY, forward, backward, shape, kept: 6 }.term(student, teacher)
 }
 
 fn composed(student: &Tensor, teacher: &Tensor, temperature: f32, kind: Divergence) -> Result<Tensor> {
@@ -126,19 +127,10 @@ impl DivergenceSum {
     }
 }
 
-impl CustomOp1 for DivergenceSum {
-    fn name(&self) -> &'static str {
-        NAME
-    }
-
-    fn cpu_fwd(&self, student: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+impl LogitsGradient for DivergenceSum {
+    fn gradient(&self, student: &Tensor, upstream: &Tensor, to: Option<Tensor>) -> Result<Tensor> {
         let teacher = Floats::of(NAME, &self.teacher)?;
-        sum_rows(NAME, &self.rows(&teacher), student, layout)
-    }
-
-    fn bwd(&self, student: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let teacher = Floats::of(NAME, &self.teacher)?;
-        gradient_rows(NAME, &self.rows(&teacher), student, grad).map(Some)
+        sum_of(gradient_rows(NAME, &self.rows(&teacher), student, upstream)?, to)
     }
 }
 
@@ -273,7 +265,7 @@ mod tests {
             let teacher64 = teacher.to_dtype(DType::F64)?;
             for (kind, tau) in KINDS.into_iter().zip([1.0, 2.5, 1.0, 2.5]) {
                 let reference = |t: &[Tensor]| composed(&t[0], &teacher64, tau, kind);
-                let found = |t: &[Tensor]| on_metal(&t[0], teacher.clone(), tau, kind);
+                let found = |t: &[Tensor]| on_metal(&t[0], teacher.clone(), tau, kind)?.attached(&t[0]);
                 // As on the CPU, with Metal's exp and log good to 4 units in the last place.
                 assert_matches(found, reference, std::slice::from_ref(&student), 4e-6)?;
             }
@@ -290,14 +282,14 @@ mod tests {
         let student = Var::new(&[[-1000f32, 0.0, 1000.0]], &Device::Cpu)?;
         let spoilt = Tensor::new(&[[0f32, f32::NAN, 1.0]], &Device::Cpu)?;
         for (kind, want) in KINDS.into_iter().zip([2000.0, 2000.0, 0.5 * 2.0 * 2f32.ln(), 0.325_083]) {
-            let loss = on_metal(&student, teacher.clone(), 1.0, kind)?;
+            let loss = on_metal(&student, teacher.clone(), 1.0, kind)?.attached(&student)?;
             let value = loss.to_scalar::<f32>()?;
             assert!((value - want).abs() <= 1e-6 * want, "{kind:?}: want {want}, found {value}");
             let grads = loss.backward()?;
             let Some(gradient) = grads.get(&student) else { panic!("no gradient") };
             assert!(flat(gradient)?.iter().all(|g| g.is_finite()), "{kind:?}");
-            assert!(on_metal(&spoilt, teacher.clone(), 1.0, kind)?.to_scalar::<f32>()?.is_nan(), "{kind:?}");
-            assert!(on_metal(&student, spoilt.clone(), 1.0, kind)?.to_scalar::<f32>()?.is_nan(), "{kind:?}");
+            assert!(on_metal(&spoilt, teacher.clone(), 1.0, kind)?.sum()?.is_nan(), "{kind:?}");
+            assert!(on_metal(&student, spoilt.clone(), 1.0, kind)?.sum()?.is_nan(), "{kind:?}");
         }
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! int8 activations with one scale per token, straight through.
 //!
-//! Knows no codec: on the CPU the value is `qat_quant::int8_tokens`, the same call that the runtime makes. Elsewhere
-//! the same arithmetic is composed from candle operations, so that activations never leave their device.
+//! Knows no codec: on the CPU the value is `qat_quant::int8_tokens`, the same call that the runtime makes. On Metal
+//! a kernel, elsewhere candle's operations do the same arithmetic, so that activations never leave their device.
 
 use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor};
 

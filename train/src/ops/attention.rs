@@ -2,8 +2,8 @@
 //!
 //! On the CPU one pass per key head, over blocks of queries: scores, softmax and output of a block stay in the core's
 //! cache, keys after the block are never touched, and no `[t, t]` matrix reaches memory, not even for the backward
-//! pass, which computes the scores again (as FlashAttention does, arXiv 2205.14135, but with whole rows). Knows no
-//! rotary embedding and no cache of keys.
+//! pass, which computes the scores again (as FlashAttention does, arXiv 2205.14135, but with whole rows). On a
+//! GPU two products of candle around a softmax, with scores and weights in memory. Knows no rotary embedding and no cache of keys.
 
 mod heads;
 

@@ -68,12 +68,18 @@ impl CustomOp2 for Linear {
         _: &Tensor,
         g: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let (out, columns) = w.dims2()?;
-        let g = g.contiguous()?.reshape(((), out))?;
-        let dx = g.matmul(&w.detach())?.reshape(x.shape())?;
-        let dw = g.t()?.matmul(&x.detach().reshape(((), columns))?)?;
+        let (dx, dw) = gradients(x, w, g)?;
         Ok((Some(dx), Some(dw)))
     }
+}
+
+/// The gradients of `x` `[.., in]` and `w` `[out, in]` from that of their product.
+pub(crate) fn gradients(x: &Tensor, w: &Tensor, g: &Tensor) -> Result<(Tensor, Tensor)> {
+    let (out, columns) = w.dims2()?;
+    let g = g.contiguous()?.reshape(((), out))?;
+    let dx = g.matmul(&w.detach())?.reshape(x.shape())?;
+    let dw = g.t()?.matmul(&x.detach().reshape(((), columns))?)?;
+    Ok((dx, dw))
 }
 
 fn product<S: BackendStorage>(x: &S, lx: &Layout, w: &S, lw: &Layout) -> Result<(S, Shape)> {

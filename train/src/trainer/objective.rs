@@ -6,12 +6,12 @@ use std::collections::BTreeMap;
 
 use candle_core::Tensor;
 
-use super::teacher::{Teacher, logits};
+use super::teacher::{Teacher, head, logits};
 use crate::{
     Error, Result,
     data::Batch,
     exec::RopeTable,
-    loss::{self, Divergence},
+    loss::{self, Divergence, Head, Term},
     recipe::LossPlan,
     student::{Student, Variable},
 };
@@ -70,10 +70,10 @@ impl Objective<'_> {
         step_tokens: usize,
         gradients: &mut Vec<Tensor>,
     ) -> Result<Sums> {
-        let student_logits = logits(&student.decoder(Some(lambda))?, self.rope, &batch.inputs, self.ctx)?;
-        let (loss, sums) = self.loss(student, &student_logits, batch)?;
+        let head = head(&student.decoder(Some(lambda))?, self.rope, &batch.inputs, self.ctx)?;
+        let (loss, sums) = self.loss(student, &head, batch)?;
+        drop(head);
         let mut store = (loss / step_tokens as f64)?.backward()?;
-        drop(student_logits);
         for (index, variable) in student.variables().iter().enumerate() {
             let gradient =
                 store.remove(variable.var.as_tensor()).ok_or_else(|| no_gradient(variable))?.detach();
@@ -85,33 +85,30 @@ impl Objective<'_> {
         Ok(sums)
     }
 
-    fn loss(&self, student: &Student, student_logits: &Tensor, batch: &Batch) -> Result<(Tensor, Sums)> {
-        let mut total: Option<Tensor> = None;
+    fn loss(&self, student: &Student, head: &Head, batch: &Batch) -> Result<(Tensor, Sums)> {
+        let logits = head.logits()?;
+        let mut terms = Vec::new();
         let mut sums = Sums::default();
-        let mut term = |name: &str, weight: f64, value: Tensor| -> Result<()> {
-            let nats = f64::from(value.to_scalar::<f32>()?);
+        let mut add = |name: &str, weight: f64, term: Term| -> Result<()> {
+            let nats = term.sum()?;
             sums.terms.insert(name.to_owned(), nats);
             sums.loss += weight * nats;
-            let weighted = (value * weight)?;
-            total = Some(match total.take() {
-                Some(sum) => (sum + weighted)?,
-                None => weighted,
-            });
+            terms.push((weight, term));
             Ok(())
         };
         if self.plan.cross_entropy > 0.0 {
-            let value = loss::cross_entropy_sum(student_logits, &batch.targets)?;
-            term("cross_entropy", self.plan.cross_entropy, value)?;
+            let term = loss::cross_entropy(&logits, &batch.targets)?;
+            add("cross_entropy", self.plan.cross_entropy, term)?;
         }
         if !self.plan.divergences.is_empty() {
             let teacher = self.teacher.logits(student, self.rope, &batch.inputs, self.ctx)?;
             let teacher = teacher.ok_or_else(|| Error::Config("a divergence needs a [teacher]".into()))?;
             for &(kind, weight) in &self.plan.divergences {
-                let value =
-                    loss::divergence_sum(student_logits, &teacher, self.plan.temperature as f32, kind)?;
-                term(name(kind), weight, value)?;
+                let term = loss::divergence(&logits, &teacher, self.plan.temperature as f32, kind)?;
+                add(name(kind), weight, term)?;
             }
         }
+        let total = head.loss(logits, terms)?;
         let total = total.ok_or_else(|| Error::Config("[loss]: every weight is 0".into()))?;
         Ok((total, sums))
     }
@@ -129,12 +126,10 @@ impl Objective<'_> {
         let (mut cross_entropy, mut kl, mut tokens) = (0.0, None, 0usize);
         for batch in batches {
             let ours = logits(&decoder, self.rope, &batch.inputs, self.ctx)?.detach();
-            let sum = loss::cross_entropy_sum(&ours, &batch.targets)?.to_scalar::<f32>()?;
-            cross_entropy += f64::from(sum);
+            cross_entropy += loss::cross_entropy(&ours, &batch.targets)?.sum()?;
             if let Some(theirs) = self.teacher.logits(student, self.rope, &batch.inputs, self.ctx)? {
-                let sum =
-                    loss::divergence_sum(&ours, &theirs, 1.0, Divergence::ForwardKl)?.to_scalar::<f32>()?;
-                *kl.get_or_insert(0.0) += f64::from(sum);
+                let term = loss::divergence(&ours, &theirs, 1.0, Divergence::ForwardKl)?;
+                *kl.get_or_insert(0.0) += term.sum()?;
             }
             tokens += batch.targets.len();
         }

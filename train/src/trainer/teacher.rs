@@ -6,6 +6,8 @@ use qat_infer::model::Decoder;
 use crate::{
     Result,
     exec::{Matrix, RopeTable, TrainExec},
+    loss::Head,
+    ops,
     student::{Floats, Student},
 };
 
@@ -68,4 +70,19 @@ pub fn logits(
     let mut exec = TrainExec::new(ids.len() / ctx, ctx, rope);
     let hidden = decoder.forward(&mut exec, ids)?;
     decoder.logits(&mut exec, &hidden)
+}
+
+/// What those logits are a product of.
+///
+/// # Errors
+/// The device is out of memory.
+pub fn head(decoder: &Decoder<Matrix, Tensor>, rope: &RopeTable, ids: &[u32], ctx: usize) -> Result<Head> {
+    let mut exec = TrainExec::new(ids.len() / ctx, ctx, rope);
+    let hidden = decoder.forward(&mut exec, ids)?;
+    let matrix = decoder.head.as_ref().map_or(&decoder.embed, |head| &head.weight);
+    let input = match matrix.int8_inputs {
+        Some(lambda) => ops::quantize_activations(&hidden, lambda)?,
+        None => hidden,
+    };
+    Ok(Head { input, weight: matrix.weight.clone() })
 }

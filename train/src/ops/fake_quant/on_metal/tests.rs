@@ -15,8 +15,8 @@ fn spec(format: Format, gradient: Gradient, lambda: f32) -> FakeQuant {
     FakeQuant { format, gradient, rule: ScaleRule::Absmax, lambda }
 }
 
-/// A matrix whose rows are: random, of magnitudes from 1e-9 to 1e9, one value throughout, zeros, all negative, and with two
-/// largest elements of opposite sign in every group.
+/// A matrix whose rows are: random, of magnitudes from 1e-9 to 1e9, one value throughout, zeros, all negative, with two
+/// largest elements of opposite sign in every group, and half way between the codes of int4, int8, affine and ternary grids.
 fn weights() -> Result<Tensor> {
     let mut rng = ChaCha8Rng::seed_from_u64(7);
     let mut w: Vec<f32> = (0..COLS).map(|_| rng.random_range(-1.0f32..1.0)).collect();
@@ -29,6 +29,11 @@ fn weights() -> Result<Tensor> {
         17 => -2.5,
         _ => rng.random_range(-1.0f32..1.0),
     }));
+    let half = |i: usize, of: usize| (i % of) as f32 + 0.5;
+    w.extend((0..COLS).map(|i| if i % 32 == 0 { -8.0 } else { half(i, 15) - 7.0 }));
+    w.extend((0..COLS).map(|i| if i % 32 == 0 { 127.0 } else { half(i, 31) - 16.0 }));
+    w.extend((0..COLS).map(|i| if i % 32 < 2 { 15.0 * (i % 2) as f32 } else { half(i, 15) }));
+    w.extend((0..COLS).map(|i| half(i, 2)));
     let rows = w.len() / COLS;
     Tensor::from_vec(w, (rows, COLS), &Device::Cpu)
 }
