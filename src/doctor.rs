@@ -152,8 +152,7 @@ fn compare(expected: &[f32], found: &[f32], tolerance: f32) -> Result<f32, Strin
     let mut greatest = 0f32;
     for (at, (expected, found)) in expected.iter().zip(found).enumerate() {
         let difference = (expected - found).abs();
-        // Of NaN nothing is known.
-        if !(difference <= tolerance) {
+        if difference.is_nan() || difference > tolerance {
             return Err(format!("logit {at} is {found}, want {expected} within {tolerance:.0e}"));
         }
         greatest = greatest.max(difference);

@@ -82,8 +82,8 @@ pub(super) fn int8<L: Lanes, const BITS: usize, const AFFINE: bool, const T: usi
                 fetch_ahead(chunk);
             }
             ints = l.multiply::<BITS, T>(ints, chunk, x.chunk(index));
-            for t in 0..T {
-                group_sums[t] += x.sums[t][index];
+            for (sum, sums) in group_sums.iter_mut().zip(&x.sums) {
+                *sum += sums[index];
             }
         }
         let scale = l.scales(&scales[0], panel.scale_type);
@@ -126,8 +126,8 @@ pub(super) fn float<L: Lanes, const BITS: usize, const AFFINE: bool, const T: us
                 fetch_ahead(chunk);
             }
             sum = l.multiply_floats::<BITS, T>(table, sum, chunk, x.chunk(index));
-            for t in 0..T {
-                group_sums[t] += x.sums[t][index];
+            for (sum, sums) in group_sums.iter_mut().zip(&x.sums) {
+                *sum += sums[index];
             }
         }
         let scale = l.scales(&scales[0], panel.scale_type);

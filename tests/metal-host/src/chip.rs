@@ -4,7 +4,7 @@
 //! chip's, the checking build is the value build and counts nothing, the lint is the compiler. Knows no test.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, btree_map::Entry},
     ffi::c_void,
     ptr::NonNull,
     sync::{Arc, Mutex, PoisonError},
@@ -164,7 +164,7 @@ impl Library {
         f: impl FnOnce(&ProtocolObject<dyn MTLLibrary>) -> Result<T, Error>,
     ) -> Result<T, Error> {
         let mut compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
-        if !compiled.contains_key(&fast) {
+        if let Entry::Vacant(place) = compiled.entry(fast) {
             let options = MTLCompileOptions::new();
             #[expect(deprecated, reason = "its successor asks for macOS 15")]
             options.setFastMathEnabled(fast);
@@ -175,7 +175,7 @@ impl Library {
                 what: "the source".into(),
                 log: e.localizedDescription().to_string(),
             })?;
-            compiled.insert(fast, Shared(made));
+            place.insert(Shared(made));
         }
         f(&compiled[&fast].0)
     }
