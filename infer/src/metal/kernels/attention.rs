@@ -208,10 +208,10 @@ impl Attention {
     /// Place of the width of the heads in [`WIDTHS`].
     fn width(&self) -> usize {
         let head_dim = self.shape.head_dim;
-        let place = WIDTHS.partition_point(|width| *width < head_dim);
-        let fits = head_dim > 0 && head_dim.is_multiple_of(4) && place < WIDTHS.len();
+        let narrower = WIDTHS.iter().filter(|width| **width < head_dim).count();
+        let fits = narrower < WIDTHS.len() && head_dim > 0 && head_dim.is_multiple_of(4);
         assert!(fits, "no kernels for heads of {head_dim}");
-        place
+        narrower
     }
 
     fn constants(&self, split: Option<bool>) -> Vec<(u16, Constant)> {
