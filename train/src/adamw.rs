@@ -227,7 +227,10 @@ mod tests {
 
     use super::*;
     use crate::{
-        ops::{check::uniform, metal::host},
+        ops::{
+            check::uniform,
+            metal::host::{self, Care},
+        },
         recipe::Schedule,
     };
 
@@ -277,28 +280,31 @@ mod tests {
         }
     }
 
-    #[test]
-    fn the_kernel_takes_the_same_steps_in_place_with_the_same_roundings() {
-        if !host::available() {
-            return;
-        }
+    /// Takes three steps on `device`, each by `step`, and holds values and moments to the CPU's, to the bit.
+    fn assert_steps_are_the_cpus(
+        device: &Device,
+        clip: Option<f64>,
+        step: impl Fn(&mut AdamW, &[Variable], &[Tensor]) -> Result<f64>,
+    ) {
         let n = 300;
         let random = |seed: u64, range: f32| uniform(seed, range, &[n]).expect("tensor");
-        let variables = || {
+        let on = |t: &Tensor, device: &Device| t.to_device(device).expect("moved");
+        let variables = |device: &Device| {
             let kinds = [Kind::Weight, Kind::Norm, Kind::Scale, Kind::GridBias];
             let variable = |(seed, kind): (u64, Kind)| {
-                let var = Var::from_tensor(&random(seed, 1.0)).expect("var");
+                let var = Var::from_tensor(&on(&random(seed, 1.0), device)).expect("var");
                 Variable { name: format!("{kind:?}"), kind, var }
             };
             (0..).zip(kinds).map(variable).collect::<Vec<_>>()
         };
-        let plan = OptimPlan { clip: Some(1.0), ..plan() };
-        let (ours, theirs) = (variables(), variables());
+        let plan = OptimPlan { clip, ..plan() };
+        let (ours, theirs) = (variables(device), variables(&Device::Cpu));
         let mut on_metal = AdamW::new(plan.clone(), &ours).expect("state");
         let mut on_cpu = AdamW::new(plan, &theirs).expect("state");
-        for step in 0..3 {
-            let gradients: Vec<Tensor> = (0..4).map(|i| random(10 + 4 * step + i, 0.5)).collect();
-            host::emulating(|| on_metal.step(&ours, &gradients, 0.7)).expect("steps");
+        for taken in 0..3 {
+            let gradients: Vec<Tensor> = (0..4).map(|i| random(10 + 4 * taken + i, 0.5)).collect();
+            let moved: Vec<Tensor> = gradients.iter().map(|g| on(g, device)).collect();
+            step(&mut on_metal, &ours, &moved).expect("steps");
             on_cpu.step(&theirs, &gradients, 0.7).expect("steps");
         }
         for (index, (ours, theirs)) in ours.iter().zip(&theirs).enumerate() {
@@ -306,6 +312,27 @@ mod tests {
             let moment = |t: &Tensor| t.to_vec1::<f32>().expect("values");
             assert_eq!(moment(&on_metal.first[index]), moment(&on_cpu.first[index]), "{}", ours.name);
             assert_eq!(moment(&on_metal.second[index]), moment(&on_cpu.second[index]), "{}", ours.name);
+        }
+    }
+
+    #[test]
+    fn the_metal_kernel_takes_the_same_steps_in_place_with_the_same_roundings() {
+        if host::available() {
+            assert_steps_are_the_cpus(&Device::Cpu, Some(1.0), |adam, variables, gradients| {
+                host::emulating(Care::EveryMode, || adam.step(variables, gradients, 0.7))
+            });
+        }
+    }
+
+    #[cfg(target_os = "macos")]
+    #[test]
+    fn the_metal_device_takes_the_same_steps() {
+        match "metal".parse::<crate::device::Choice>().and_then(|choice| choice.open()) {
+            // Clipping depends on a norm, whose sum has an order of its own on each device.
+            Ok(metal) => assert_steps_are_the_cpus(&metal.device, None, |adam, variables, gradients| {
+                adam.step(variables, gradients, 0.7)
+            }),
+            Err(why) => eprintln!("SKIPPED: {why}"),
         }
     }
 

@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kernels_agree_with_finite_differences() -> Result<()> {
+    fn the_metal_kernels_agree_with_finite_differences() -> Result<()> {
         if !host::available() {
             return Ok(());
         }
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kernels_make_nan_of_nan_and_infinite_logits() -> Result<()> {
+    fn the_metal_kernels_make_nan_of_nan_and_infinite_logits() -> Result<()> {
         if !host::available() {
             return Ok(());
         }

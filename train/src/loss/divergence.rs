@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kernels_agree_with_finite_differences() -> Result<()> {
+    fn the_metal_kernels_agree_with_finite_differences() -> Result<()> {
         if !host::available() {
             return Ok(());
         }
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kernels_keep_opposite_certainties_finite_and_nan_visible() -> Result<()> {
+    fn the_metal_kernels_keep_opposite_certainties_finite_and_nan_visible() -> Result<()> {
         if !host::available() {
             return Ok(());
         }

@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kernel_gives_the_runtimes_value_to_the_bit() -> Result<()> {
+    fn the_metal_kernel_gives_the_runtimes_value_to_the_bit() -> Result<()> {
         if !host::available() {
             return Ok(());
         }

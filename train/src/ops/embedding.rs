@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kernel_gives_the_cpus_gradient_to_the_bit() -> Result<()> {
+    fn the_metal_kernel_gives_the_cpus_gradient_to_the_bit() -> Result<()> {
         if !host::available() {
             return Ok(());
         }

@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kernels_agree_with_finite_differences() -> Result<()> {
+    fn the_metal_kernels_agree_with_finite_differences() -> Result<()> {
         if !host::available() {
             return Ok(());
         }
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kernels_never_read_a_score_in_the_future() -> Result<()> {
+    fn the_metal_kernels_never_read_a_score_in_the_future() -> Result<()> {
         if !host::available() {
             return Ok(());
         }

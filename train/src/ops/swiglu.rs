@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kernels_agree_with_finite_differences() -> Result<()> {
+    fn the_metal_kernels_agree_with_finite_differences() -> Result<()> {
         if !host::available() {
             return Ok(());
         }

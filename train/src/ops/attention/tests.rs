@@ -22,7 +22,7 @@ fn value_and_gradients_agree_with_finite_differences() -> Result<()> {
 }
 
 #[test]
-fn attention_around_the_softmax_kernels_agrees_with_finite_differences() -> Result<()> {
+fn attention_around_the_metal_softmax_agrees_with_finite_differences() -> Result<()> {
     if !host::available() {
         return Ok(());
     }

@@ -12,7 +12,10 @@ use crate::{
     data::Batch,
     exec::RopeTable,
     loss::Divergence,
-    ops::{Gradient, metal::host},
+    ops::{
+        Gradient,
+        metal::host::{self, Care},
+    },
     recipe::{LossPlan, Rules},
     student::{Quantization, Student},
     trainer::teacher::Teacher,
@@ -31,18 +34,22 @@ struct Bench {
 
 impl Bench {
     fn new(config: &Config) -> Self {
+        Self::on(config, &Device::Cpu)
+    }
+
+    fn on(config: &Config, device: &Device) -> Self {
         let divergences = vec![
             (Divergence::ForwardKl, 0.5),
             (Divergence::ReverseKl, 0.25),
             (Divergence::Jsd { beta: 0.3 }, 2.0),
         ];
         let ids = tiny::ids(ROWS * CTX + 1, config.vocab_size);
-        let teacher = Teacher::frozen(&tiny::floats(config.clone(), 77), CTX, &Device::Cpu).expect("teacher");
+        let teacher = Teacher::frozen(&tiny::floats(config.clone(), 77), CTX, device).expect("teacher");
         let rope = qat_infer::model::Rope::new(config);
         Self {
             plan: LossPlan { cross_entropy: 1.0, divergences, temperature: 2.0 },
             teacher,
-            rope: RopeTable::new(&rope, CTX, &Device::Cpu).expect("rope"),
+            rope: RopeTable::new(&rope, CTX, device).expect("rope"),
             batch: Batch {
                 inputs: ids[1..].to_vec(),
                 targets: ids[..ROWS * CTX].to_vec(),
@@ -84,41 +91,60 @@ fn every_variable_learns_with_every_format_and_every_gradient() {
     }
 }
 
+/// Quantizers whose steps are compared between devices.
+const QUANTIZERS: [(&str, Gradient); 5] = [
+    ("float", Gradient::Ste),
+    ("int4-g32", Gradient::ClippedSte),
+    ("int2-affine-g64", Gradient::Lsq),
+    ("ternary-tensor", Gradient::Lsq),
+    ("ternary-g64", Gradient::Ste),
+];
+
+/// Loss and gradients of a step on `device`, by name, with the gradients on the CPU.
+fn step_on(device: &Device, (format, gradient): (&str, Gradient)) -> (f64, BTreeMap<String, Tensor>) {
+    let config = tiny::config(json!({"model_type": "qwen3", "num_hidden_layers": 1}));
+    let rules = Rules::new(format, format, format, &BTreeMap::new()).expect("rules");
+    // Without rounded activations, where a difference in the last place can take another code.
+    let scales = ScaleRule::Absmax;
+    let quantization = Quantization { rules, scales, gradient, activations: Activations::Float };
+    let student = Student::new(&tiny::floats(config.clone(), 5), quantization, device).expect("student");
+    let (loss, gradients) = Bench::on(&config, device).gradients(&student).expect("a gradient each");
+    let named = student.variables().iter().zip(gradients);
+    let home = |g: Tensor| g.to_device(&Device::Cpu).expect("read");
+    (loss, named.map(|(variable, g)| (variable.name.clone(), home(g))).collect())
+}
+
+/// Holds a step taken by `path` to one on the CPU, with each quantizer.
+fn assert_agrees_with_the_cpu(path: impl Fn((&str, Gradient)) -> (f64, BTreeMap<String, Tensor>)) {
+    let largest = |t: &Tensor| t.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>();
+    for quantizer in QUANTIZERS {
+        let ((want_loss, want), (loss, found)) = (step_on(&Device::Cpu, quantizer), path(quantizer));
+        assert!((loss - want_loss).abs() < 1e-5 * want_loss.abs(), "{quantizer:?}: {loss} for {want_loss}");
+        for (name, want) in &want {
+            let difference = largest(&(&found[name] - want).expect("one shape")).expect("a number");
+            let magnitude = largest(want).expect("a number");
+            // Ten operations in a row, each within 1e-5 of the largest element on either path.
+            let near = difference <= 1e-4 * magnitude;
+            assert!(near, "{quantizer:?} {name}: off by {difference}, largest {magnitude}");
+        }
+    }
+}
+
 #[test]
 fn the_kernels_of_metal_tell_every_variable_what_the_cpu_tells_it() {
-    if !host::available() {
-        return;
+    if host::available() {
+        assert_agrees_with_the_cpu(|quantizer| {
+            host::emulating(Care::Values, || step_on(&Device::Cpu, quantizer))
+        });
     }
-    let config = tiny::config(json!({"model_type": "qwen3", "num_hidden_layers": 1}));
-    let bench = Bench::new(&config);
-    for (format, gradient) in [
-        ("float", Gradient::Ste),
-        ("int4-g32", Gradient::ClippedSte),
-        ("int2-affine-g64", Gradient::Lsq),
-        ("ternary-tensor", Gradient::Lsq),
-        ("ternary-g64", Gradient::Ste),
-    ] {
-        // Without rounded activations, where a difference in the last place can take another code.
-        let rules = Rules::new(format, format, format, &BTreeMap::new()).expect("rules");
-        let scales = ScaleRule::Absmax;
-        let quantization = Quantization { rules, scales, gradient, activations: Activations::Float };
-        let student =
-            Student::new(&tiny::floats(config.clone(), 5), quantization, &Device::Cpu).expect("student");
-        let (want_loss, want) = bench.gradients(&student).expect("a gradient each");
-        let (loss, found) = host::emulating(|| bench.gradients(&student)).expect("a gradient each");
-        assert!((loss - want_loss).abs() < 1e-5 * want_loss.abs(), "{format}: {loss} for {want_loss}");
-        for ((variable, found), want) in student.variables().iter().zip(&found).zip(&want) {
-            let difference = (found - want).expect("one shape").abs().expect("abs");
-            let largest = |t: &Tensor| t.flatten_all()?.max(0)?.to_scalar::<f32>();
-            let difference = largest(&difference).expect("a number");
-            let magnitude = largest(&want.abs().expect("abs")).expect("a number");
-            // Ten operations in a row, each within 1e-5 of the largest element on either path.
-            assert!(
-                difference <= 1e-4 * magnitude,
-                "{format} {gradient:?} {}: off by {difference}, largest {magnitude}",
-                variable.name
-            );
-        }
+}
+
+#[cfg(target_os = "macos")]
+#[test]
+fn a_step_on_the_metal_device_tells_every_variable_what_the_cpu_tells_it() {
+    match "metal".parse::<crate::device::Choice>().and_then(|choice| choice.open()) {
+        Ok(metal) => assert_agrees_with_the_cpu(|quantizer| step_on(&metal.device, quantizer)),
+        Err(why) => eprintln!("SKIPPED: {why}"),
     }
 }
 
