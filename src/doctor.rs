@@ -6,9 +6,9 @@
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
-use qat_infer::cpu::KvType;
+use qat_infer::cpu::{self, KvType};
 use qat_infer::files::Activations;
-use qat_infer::{Choice, Loaded, Runtime};
+use qat_infer::{Choice, Chosen, Opened, Runtime, Sequence, with_runtime};
 use qat_quant::{Format, ScaleType, kernels::Isa};
 
 use crate::{Ending, init, table};
@@ -19,13 +19,19 @@ const TOLERANCE: f32 = 4e-3;
 /// Tokens that are read at once and one by one.
 const READ: [usize; 2] = [21, 6];
 
+/// Tokens that a session has room for.
+const CONTEXT: usize = 64;
+
+/// Metal, or why there is none.
+type Gpu = Result<Chosen, qat_infer::Error>;
+
 /// Runs the command.
 pub fn run() -> anyhow::Result<Ending> {
     println!("{}", machine()?);
     let folder = tempfile::tempdir().context("a folder for the self-test")?;
-    let gpu = Choice::Only(Runtime::Metal).runtime().is_ok();
+    let gpu = Choice::Metal.open();
     let mut header = vec!["format", "inputs"];
-    header.extend(judged(gpu));
+    header.extend(judged(gpu.is_ok()));
     let mut results = table::with_header(&header, &[0, 1]);
     let mut wrong = Vec::new();
     for format in formats()? {
@@ -33,7 +39,7 @@ pub fn run() -> anyhow::Result<Ending> {
         init::tiny(format, &dir)?;
         for (inputs, name) in [(Activations::Float, "float"), (Activations::Int8Token, "int8")] {
             let mut row = vec![format.to_string(), name.to_owned()];
-            for (who, outcome) in check(&dir, inputs, gpu)? {
+            for (who, outcome) in check(&dir, inputs, &gpu)? {
                 row.push(
                     outcome.as_ref().map_or("FAILED".to_owned(), |difference| format!("{difference:.0e}")),
                 );
@@ -45,10 +51,8 @@ pub fn run() -> anyhow::Result<Ending> {
     println!(
         "\nSelf-test: how far logits are from those of the portable code, for small models of random weights.\n{results}"
     );
-    if !gpu {
-        println!(
-            "Metal was not tested: there is none here. Its kernels are tested on an emulator (cargo test)."
-        );
+    if let Err(why) = &gpu {
+        println!("Metal was not tested ({why}). Its kernels are tested on an emulator, by cargo test.");
     }
     if !wrong.is_empty() {
         bail!("this machine doesn't compute what it should; please report it:\n{}", wrong.join("\n"));
@@ -76,8 +80,8 @@ fn machine() -> anyhow::Result<comfy_table::Table> {
     let tiers: Vec<&str> = Isa::available().into_iter().map(Isa::name).collect();
     row("instructions", format!("{} (of {})", Isa::active()?.name(), tiers.join(", ")));
     describe_gpu(&mut row);
-    let chosen = Choice::Auto.runtime()?;
-    row("--device auto", format!("{chosen} for packed models; qat train says its own at its start"));
+    let [device, _] = with_runtime!(&Choice::Auto.open()?, runtime => runtime.describe())?;
+    row("--device auto", format!("{device} to run models; qat train says its own at its start"));
     Ok(table)
 }
 
@@ -127,18 +131,18 @@ fn formats() -> anyhow::Result<Vec<Format>> {
 type Checked = (&'static str, Result<f32, String>);
 
 /// Everyone's logits of a model against those of the portable code, which is the first of the tiers.
-fn check(dir: &Path, inputs: Activations, gpu: bool) -> anyhow::Result<Vec<Checked>> {
+fn check(dir: &Path, inputs: Activations, gpu: &Gpu) -> anyhow::Result<Vec<Checked>> {
     let (portable, tiers) = (Isa::available()[0], &Isa::available()[1..]);
-    let expected = logits(dir, Runtime::Cpu, inputs, Some(portable))?;
+    let expected = on_cpu(dir, inputs, portable)?;
     let mut checked = Vec::new();
     for isa in tiers {
-        let found = logits(dir, Runtime::Cpu, inputs, Some(*isa))?;
+        let found = on_cpu(dir, inputs, *isa)?;
         // Products of int8 are exact, so that tiers agree to the bit; sums of floats may be taken in another order.
         let tolerance = if inputs == Activations::Float { TOLERANCE } else { 0.0 };
         checked.push((isa.name(), compare(&expected, &found, tolerance)));
     }
-    if gpu {
-        let found = logits(dir, Runtime::Metal, inputs, None)?;
+    if let Ok(gpu) = gpu {
+        let found = with_runtime!(gpu, runtime => on(runtime, dir, inputs))?;
         checked.push(("metal", compare(&expected, &found, TOLERANCE)));
     }
     Ok(checked)
@@ -148,8 +152,7 @@ fn compare(expected: &[f32], found: &[f32], tolerance: f32) -> Result<f32, Strin
     let mut greatest = 0f32;
     for (at, (expected, found)) in expected.iter().zip(found).enumerate() {
         let difference = (expected - found).abs();
-        // Of NaN nothing is known.
-        if !(difference <= tolerance) {
+        if difference.is_nan() || difference > tolerance {
             return Err(format!("logit {at} is {found}, want {expected} within {tolerance:.0e}"));
         }
         greatest = greatest.max(difference);
@@ -157,19 +160,24 @@ fn compare(expected: &[f32], found: &[f32], tolerance: f32) -> Result<f32, Strin
     Ok(greatest)
 }
 
-/// Logits after a prompt, and after each of some tokens one by one.
-fn logits(dir: &Path, runtime: Runtime, inputs: Activations, isa: Option<Isa>) -> anyhow::Result<Vec<f32>> {
-    let mut model = Loaded::open(dir, runtime)?;
+/// Logits of the model in `dir` on the processor, its products made by `isa`.
+fn on_cpu(dir: &Path, inputs: Activations, isa: Isa) -> anyhow::Result<Vec<f32>> {
+    let mut model = cpu::Model::open(dir)?;
     model.set_activations(inputs);
-    let vocab = model.config().vocab_size as u32;
-    let mut sequence = match (&model, isa) {
-        (Loaded::Cpu(model), Some(isa)) => {
-            let options = qat_infer::cpu::RunOptions::new(64);
-            let session = qat_infer::cpu::Session::new(&model.decoder, &options)?.with_isa(isa);
-            Box::new(session) as Box<dyn qat_infer::Sequence>
-        }
-        _ => model.sequence(64, KvType::F16, 1)?,
-    };
+    let options = cpu::RunOptions::new(CONTEXT);
+    logits(&mut cpu::Session::new(&model.decoder, &options)?.with_isa(isa))
+}
+
+/// Logits of the model in `dir` on a runtime.
+fn on<R: Runtime>(runtime: &R, dir: &Path, inputs: Activations) -> anyhow::Result<Vec<f32>> {
+    let mut model = Opened::<R::Matrix>::open(dir)?;
+    model.set_activations(inputs);
+    logits(&mut *runtime.sequence(&model.decoder, CONTEXT, KvType::F16)?)
+}
+
+/// Logits after a prompt, and after each of some tokens one by one.
+fn logits(sequence: &mut dyn Sequence) -> anyhow::Result<Vec<f32>> {
+    let vocab = sequence.vocab() as u32;
     let ids: Vec<u32> = (0..READ[0] + READ[1]).map(|n| (n as u32 * 37 + 5) % vocab).collect();
     let (prompt, rest) = ids.split_at(READ[0]);
     let mut all = sequence.prefill(prompt)?.to_vec();

@@ -5,9 +5,10 @@ use std::path::Path;
 use anyhow::{Context as _, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use qat_infer::{
-    Choice, Runtime,
+    Choice, Chosen,
     eval::{Gate, GateResult, Options, Report, evaluate},
     files::write_file_atomic,
+    with_runtime,
 };
 use qat_train::data::{Corpus, EvalText, Source};
 
@@ -15,13 +16,13 @@ use crate::{Ending, cli, table};
 
 /// Runs the command.
 pub fn run(args: &cli::Eval) -> anyhow::Result<Ending> {
-    let runtime = args.device.parse::<Choice>()?.runtime()?;
+    let chosen = args.device.parse::<Choice>()?.open()?;
     crate::no_run(&args.dir)?;
     let gates = gates(&args.require, args.against.is_some())?;
     let text = text(&args.data)?;
     let activations = args.activations.chosen();
     let options = Options { ctx: args.ctx, bos: args.bos, kv: args.kv, activations, ..Options::default() };
-    let report = score(&args.dir, runtime, &text, args.against.as_deref(), options)?;
+    let report = score(&args.dir, &chosen, &text, args.against.as_deref(), options)?;
     println!("{}", table::report(&report));
     if let Some(path) = &args.json {
         write_json(path, &report)?;
@@ -61,7 +62,7 @@ pub fn check(gates: &[Gate], report: &Report) -> anyhow::Result<Vec<GateResult>>
 /// Scores the model in `dir`, with a bar on a terminal.
 pub fn score(
     dir: &Path,
-    runtime: Runtime,
+    chosen: &Chosen,
     text: &EvalText,
     against: Option<&Path>,
     mut options: Options,
@@ -69,9 +70,12 @@ pub fn score(
     options.source_nats = text.nats;
     let style = ProgressStyle::with_template("{prefix} {bar:24} {pos}/{len} windows")?;
     let bar = ProgressBar::new(0).with_style(style).with_prefix(format!("scoring {}", dir.display()));
-    let report = evaluate(dir, runtime, &text.text, against, &options, &mut |done, total| {
+    let mut progress = |done, total| {
         bar.set_length(total as u64);
         bar.set_position(done as u64);
+    };
+    let report = with_runtime!(chosen, runtime => {
+        evaluate(runtime, dir, &text.text, against, &options, &mut progress)
     });
     bar.finish_and_clear();
     Ok(report?)

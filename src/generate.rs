@@ -6,8 +6,8 @@ use std::io::{Read as _, Write as _, stdin, stdout};
 use std::ops::ControlFlow;
 
 use anyhow::{Context as _, anyhow, bail};
-use qat_infer::Loaded;
-use qat_infer::generate::{End, Sampling, generate};
+use qat_infer::generate::{End, Generated, Sampler, Sampling, generate};
+use qat_infer::{Choice, Opened, Runtime, with_runtime};
 
 use crate::{Ending, cli};
 
@@ -16,8 +16,12 @@ const LONGEST_DEFAULT: usize = 4096;
 
 /// Runs the command.
 pub fn run(args: &cli::Generate) -> anyhow::Result<Ending> {
-    let runtime = args.device.parse::<qat_infer::Choice>()?.runtime()?;
+    let chosen = args.device.parse::<Choice>()?.open()?;
     crate::no_run(&args.dir)?;
+    with_runtime!(&chosen, runtime => run_on(runtime, args))
+}
+
+fn run_on<R: Runtime>(runtime: &R, args: &cli::Generate) -> anyhow::Result<Ending> {
     let sampling = Sampling {
         temperature: args.temperature,
         top_k: args.top_k,
@@ -26,8 +30,8 @@ pub fn run(args: &cli::Generate) -> anyhow::Result<Ending> {
         seed: args.seed,
     };
     // Before a model is opened for nothing.
-    qat_infer::generate::Sampler::new(&sampling)?;
-    let mut model = Loaded::open(&args.dir, runtime)?;
+    Sampler::new(&sampling)?;
+    let mut model = Opened::<R::Matrix>::open(&args.dir)?;
     if let Some(activations) = args.activations.chosen() {
         model.set_activations(activations);
     }
@@ -35,21 +39,9 @@ pub fn run(args: &cli::Generate) -> anyhow::Result<Ending> {
     let prompt = prompt(args)?;
     let encoded = tokenizer.encode(prompt.as_str(), true).map_err(|e| anyhow!("the prompt: {e}"))?;
     let ids = encoded.get_ids();
-    if ids.is_empty() {
-        bail!("the prompt is empty and the tokenizer puts nothing in front of it: give some text");
-    }
-    let longest = model.config().max_position_embeddings;
-    let context = args.context.unwrap_or(longest.min(LONGEST_DEFAULT));
-    if ids.len() + args.tokens > context {
-        bail!(
-            "a prompt of {} tokens and {} to write don't fit a context of {context}; lower --tokens, or raise --context \
-             (the model's longest is {longest})",
-            ids.len(),
-            args.tokens
-        );
-    }
-    let mut sequence = model.sequence(context, args.kv, 1)?;
-    let stops = &model.config().eos_token_ids;
+    let context = context(args, ids.len(), model.decoder.config.max_position_embeddings)?;
+    let mut sequence = runtime.sequence(&model.decoder, context, args.kv)?;
+    let stops = &model.decoder.config.eos_token_ids;
     let mut stream = tokenizer.decode_stream(true);
     let mut trouble = None;
     if args.echo {
@@ -69,17 +61,37 @@ pub fn run(args: &cli::Generate) -> anyhow::Result<Ending> {
         return Err(trouble);
     }
     write("\n")?;
+    let [device, isa] = runtime.describe()?;
+    eprintln!("{}; {device} ({isa})", summary(&generated, ids.len()));
+    Ok(Ending::Done)
+}
+
+/// Room for the prompt and what is to be written.
+fn context(args: &cli::Generate, prompt: usize, longest: usize) -> anyhow::Result<usize> {
+    if prompt == 0 {
+        bail!("the prompt is empty and the tokenizer puts nothing in front of it: give some text");
+    }
+    let context = args.context.unwrap_or(longest.min(LONGEST_DEFAULT));
+    if prompt + args.tokens > context {
+        bail!(
+            "a prompt of {prompt} tokens and {} to write don't fit a context of {context}; lower --tokens, or raise \
+             --context (the model's longest is {longest})",
+            args.tokens
+        );
+    }
+    Ok(context)
+}
+
+/// How much was written, and how fast.
+fn summary(generated: &Generated, prompt: usize) -> String {
     let speed =
         generated.tokens_per_second().map_or(String::new(), |speed| format!(", then {speed:.1} tokens/s"));
     let end = if generated.end == End::Stop { ", ended by a stop token" } else { "" };
-    eprintln!(
-        "{} tokens{end}; prompt of {} read in {:.0} ms{speed}; {runtime} ({})",
+    format!(
+        "{} tokens{end}; prompt of {prompt} read in {:.0} ms{speed}",
         generated.tokens.len(),
-        ids.len(),
-        generated.first.as_secs_f64() * 1e3,
-        model.isa()?
-    );
-    Ok(Ending::Done)
+        generated.first.as_secs_f64() * 1e3
+    )
 }
 
 /// The prompt of the command line, or standard input.

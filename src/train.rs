@@ -10,7 +10,8 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use qat_infer::{
-    Runtime,
+    Chosen,
+    cpu::Cpu,
     cpu::Model,
     eval::{Gate, Options, Report},
     files::{MANIFEST_FILE, PROVENANCE_FILE, StagedDir},
@@ -256,7 +257,7 @@ impl Comparison {
 fn score(dir: &Path, text: &EvalText, plan: &EvalPlan, against: Option<&Path>) -> anyhow::Result<Report> {
     evaluate::score(
         dir,
-        Runtime::Cpu,
+        &Chosen::Cpu(Cpu),
         text,
         against,
         Options { ctx: Some(plan.ctx), bos: plan.bos, ..Options::default() },

@@ -3,6 +3,7 @@
 mod accidents;
 mod bench;
 mod gates;
+mod generate;
 mod inspect;
 mod journey;
 mod model;

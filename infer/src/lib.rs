@@ -4,6 +4,7 @@
 //! Knows no gradients and no training.
 
 pub mod bench;
+mod choice;
 pub mod cpu;
 mod error;
 pub mod eval;
@@ -13,10 +14,11 @@ pub mod metal;
 pub mod model;
 mod opened;
 mod plan;
-mod runtime;
+mod sequence;
 #[cfg(test)]
 mod shared;
 
+pub use choice::{Choice, Chosen};
 pub use error::{Error, Result};
 pub use opened::{Opened, RuntimeMatrix, Size};
-pub use runtime::{Choice, Loaded, Runtime, Sequence};
+pub use sequence::{Runtime, Sequence};

@@ -13,6 +13,7 @@ mod matrix;
 mod pool;
 mod products;
 mod rotation;
+mod runtime;
 mod session;
 #[cfg(test)]
 mod tests;
@@ -21,6 +22,7 @@ pub use attention::Attention;
 pub use kv::{KvCache, KvType};
 pub use matrix::Matrix;
 pub use pool::Pool;
+pub use runtime::Cpu;
 pub use session::{CpuDecoder, RunOptions, Session, check_context};
 
 /// A model with its matrices in the layout of the kernels.

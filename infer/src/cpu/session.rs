@@ -87,6 +87,11 @@ impl<'m> Session<'m> {
         Ok(Self { config, plan, engine, body, head })
     }
 
+    /// Tokens of the vocabulary.
+    pub fn vocab(&self) -> usize {
+        self.plan.vocab
+    }
+
     /// Tokens read so far.
     pub fn position(&self) -> usize {
         self.engine.position()

@@ -8,7 +8,7 @@ use std::path::Path;
 use super::{Protocol, Report, Text, Windows, measure_speed, peak_rss_bytes, score};
 use crate::cpu::KvType;
 use crate::files::{Activations, tokenizer_sha256};
-use crate::{Error, Loaded, Result, Runtime};
+use crate::{Error, Opened, Result, Runtime, RuntimeMatrix, Sequence};
 
 /// Longest window unless one is asked for: that of the published numbers.
 const LONGEST_DEFAULT: usize = 2048;
@@ -22,8 +22,7 @@ pub struct Options {
     pub bos: bool,
     /// Entropy of the whole text in nats under the process that made it, if it is known.
     pub source_nats: Option<f64>,
-    /// How the model keeps keys and values; as exactly as the runtime can, if none: on the processor in f32, which adds no
-    /// rounding to that of the weights, on a GPU in f16.
+    /// How the model keeps keys and values; as exactly as the runtime can, if none.
     pub kv: Option<KvType>,
     /// What the inputs of packed matrices are rounded to; what the model was trained with, if none.
     pub activations: Option<Activations>,
@@ -35,20 +34,21 @@ pub struct Options {
 /// # Errors
 /// When a model can't be opened, the text has nothing to score, the window is longer than a model's context, the two
 /// models don't share a tokenizer, or BOS is asked for and the model has none.
-pub fn evaluate(
+pub fn evaluate<R: Runtime>(
+    runtime: &R,
     dir: &Path,
-    runtime: Runtime,
     text: &str,
     against: Option<&Path>,
     options: &Options,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Report> {
-    let mut model = Loaded::open(dir, runtime)?;
+    let [device, isa] = runtime.describe()?;
+    let mut model = Opened::<R::Matrix>::open(dir)?;
     if let Some(activations) = options.activations {
         model.set_activations(activations);
     }
-    let kv = options.kv.unwrap_or(model.widest_kv());
-    let config = model.config();
+    let kv = options.kv.unwrap_or(runtime.exact_kv());
+    let config = &model.decoder.config;
     let protocol = Protocol {
         ctx: options.ctx.unwrap_or(config.max_position_embeddings.min(LONGEST_DEFAULT)),
         bos: options.bos.then(|| bos(&model)).transpose()?,
@@ -58,21 +58,30 @@ pub fn evaluate(
     let text = Text::encode(&tokenizer, text)?;
     let windows = Windows::new(&text, protocol)?;
 
-    let speed = measure_speed(&model, text.ids(), kv)?;
+    let sequence = |context| runtime.sequence(&model.decoder, context, kv);
+    let speed = measure_speed(text.ids(), config.max_position_embeddings, sequence)?;
     let peak_rss_bytes = peak_rss_bytes();
 
-    let reference = against.map(|dir| Loaded::open(dir, runtime)).transpose()?;
+    let reference = against.map(Opened::<R::Matrix>::open).transpose()?;
     if let Some(reference) = &reference {
         let same = tokenizer_sha256(&tokenizer)? == tokenizer_sha256(&reference.tokenizer()?)?;
         if !same {
             return Err(Error::Invalid(format!(
                 "{} and {} have different tokenizers; predictions can only be compared over the same tokens",
                 dir.display(),
-                reference.origin().display()
+                reference.origin.display()
             )));
         }
     }
-    let score = score(&model, reference.as_ref(), &windows, kv, progress)?;
+    let mut compared = match &reference {
+        Some(reference) => {
+            let exact = runtime.sequence(&reference.decoder, windows.tokens(), runtime.exact_kv());
+            Some(exact.map_err(|e| Error::Invalid(format!("the reference: {e}")))?)
+        }
+        None => None,
+    };
+    let compared = compared.as_mut().map(|sequence| &mut **sequence as &mut dyn Sequence);
+    let score = score(&mut *sequence(windows.tokens())?, compared, &windows, progress)?;
     let versus = score.versus;
     Ok(Report {
         perplexity: score.perplexity(),
@@ -85,10 +94,10 @@ pub fn evaluate(
         decode_tps: speed.decode_tps,
         ttft_ms: speed.ttft_ms,
         peak_rss_bytes,
-        bits_per_weight: model.size().bits_per_weight,
-        file_bytes: model.size().file_bytes,
-        device: runtime.to_string(),
-        isa: model.isa()?,
+        bits_per_weight: model.size.bits_per_weight,
+        file_bytes: model.size.file_bytes,
+        device,
+        isa,
         nll_mean: score.nll.mean,
         nll_se: score.nll.se,
         nll_clustered_se: score.nll_clustered_se,
@@ -108,11 +117,11 @@ pub fn evaluate(
     })
 }
 
-fn bos(model: &Loaded) -> Result<u32> {
-    model.config().bos_token_id.ok_or_else(|| {
+fn bos<M: RuntimeMatrix>(model: &Opened<M>) -> Result<u32> {
+    model.decoder.config.bos_token_id.ok_or_else(|| {
         Error::Invalid(format!(
             "{}: BOS is asked for, but config.json has no bos_token_id",
-            model.origin().display()
+            model.origin.display()
         ))
     })
 }

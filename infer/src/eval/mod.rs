@@ -20,7 +20,6 @@ pub use gate::{Gate, GateResult};
 pub use mean::Mean;
 pub use memory::peak_rss_bytes;
 pub use report::Report;
-pub(crate) use score::top1;
 pub use score::{Score, Versus, score};
 pub use speed::{Speed, measure_speed};
 pub use text::Text;

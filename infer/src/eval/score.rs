@@ -6,11 +6,8 @@
 use rayon::prelude::*;
 
 use super::{Mean, Windows};
-use crate::cpu::KvType;
-use crate::{Error, Loaded, Result, Sequence};
-
-/// Values of logits asked for at a time (64 MiB), whatever the vocabulary.
-const LOGITS: usize = 1 << 24;
+use crate::sequence::top1;
+use crate::{Error, Result, Sequence};
 
 /// What scoring a text gave.
 #[derive(Debug, Clone, PartialEq)]
@@ -61,20 +58,19 @@ impl Score {
     }
 }
 
-/// Scores `model`, with keys and values kept as `kv`, on the text of `windows`, against `reference` if given, which keeps
-/// them as exactly as it can; `progress` is called with windows done and windows in all, first with none done.
+/// Scores `model` on the text of `windows`, against `reference` if given; both have room for a window. `progress` is called
+/// with windows done and windows in all, first with none done.
 ///
 /// # Errors
-/// When a window is longer than a model's context, an id is outside a vocabulary, the vocabularies differ, or logits
-/// are not finite.
-pub fn score(
-    model: &Loaded,
-    reference: Option<&Loaded>,
+/// When an id is outside a vocabulary, the vocabularies differ, or logits are not finite.
+pub fn score<'s>(
+    model: &'s mut (dyn Sequence + 's),
+    reference: Option<&'s mut (dyn Sequence + 's)>,
     windows: &Windows<'_>,
-    kv: KvType,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Score> {
-    let mut reader = Reader::new(model, reference, windows.tokens(), kv)?;
+    let is_compared = reference.is_some();
+    let mut reader = Reader::new(model, reference)?;
     let mut ids = Vec::with_capacity(windows.tokens());
     let mut judged = Vec::with_capacity(windows.count() * windows.scored());
     for window in 0..windows.count() {
@@ -99,7 +95,7 @@ pub fn score(
         nll: Mean::of(nll.iter().copied()),
         nll_clustered_se: Mean::clustered_se(&nll, groups),
         bytes: windows.scored_bytes(),
-        versus: reference.is_some().then(|| Versus::of(&judged)),
+        versus: is_compared.then(|| Versus::of(&judged)),
     })
 }
 
@@ -134,26 +130,28 @@ impl Versus {
 }
 
 /// A model and its reference reading the same text.
-struct Reader<'m> {
-    model: Box<dyn Sequence + 'm>,
-    reference: Option<Box<dyn Sequence + 'm>>,
+struct Reader<'s> {
+    model: &'s mut (dyn Sequence + 's),
+    reference: Option<&'s mut (dyn Sequence + 's)>,
     vocab: usize,
+    /// Rows of logits that both make at a time.
+    rows: usize,
 }
 
-impl<'m> Reader<'m> {
-    fn new(model: &'m Loaded, reference: Option<&'m Loaded>, context: usize, kv: KvType) -> Result<Self> {
-        let vocab = model.config().vocab_size;
-        if let Some(other) = reference.map(|r| r.config().vocab_size).filter(|other| *other != vocab) {
+impl<'s> Reader<'s> {
+    fn new(
+        model: &'s mut (dyn Sequence + 's),
+        reference: Option<&'s mut (dyn Sequence + 's)>,
+    ) -> Result<Self> {
+        let vocab = model.vocab();
+        if let Some(other) = reference.as_ref().map(|r| r.vocab()).filter(|other| *other != vocab) {
             return Err(Error::Invalid(format!(
                 "the reference has a vocabulary of {other}, the model one of {vocab}; \
                  predictions can only be compared over the same vocabulary"
             )));
         }
-        let rows = (LOGITS / vocab).max(1);
-        let reference =
-            reference.map(|reference| reference.sequence(context, reference.widest_kv(), rows)).transpose();
-        let reference = reference.map_err(|e| Error::Invalid(format!("the reference: {e}")))?;
-        Ok(Self { model: model.sequence(context, kv, rows)?, reference, vocab })
+        let rows = reference.as_ref().map_or(usize::MAX, |r| r.logit_rows()).min(model.logit_rows());
+        Ok(Self { model, reference, vocab, rows })
     }
 
     /// Appends what the models make of each of `ids` but the first.
@@ -169,8 +167,7 @@ impl<'m> Reader<'m> {
             }
             None => None,
         };
-        let rows =
-            self.model.logit_rows().min(self.reference.as_ref().map_or(usize::MAX, |r| r.logit_rows()));
+        let rows = self.rows;
         for (part, targets) in targets.chunks(rows).enumerate() {
             let logits = self.model.logits(&hidden, part * rows, targets.len())?;
             let reference_logits = match (&mut self.reference, &reference_hidden) {
@@ -228,17 +225,6 @@ fn log_normalizer(logits: &[f32]) -> f64 {
     let greatest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = logits.iter().map(|logit| f64::from(logit - greatest).exp()).sum();
     f64::from(greatest) + sum.ln()
-}
-
-/// The id with the highest logit; the first of several.
-pub(crate) fn top1(logits: &[f32]) -> usize {
-    let mut best = 0;
-    for (id, logit) in logits.iter().enumerate() {
-        if *logit > logits[best] {
-            best = id;
-        }
-    }
-    best
 }
 
 #[cfg(test)]

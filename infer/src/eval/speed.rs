@@ -2,11 +2,10 @@
 //!
 //! Knows no scores. Wall-clock numbers: they belong to the machine and to what else ran on it.
 
+use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use super::score::top1;
-use crate::cpu::KvType;
-use crate::{Error, Loaded, Result, Sequence};
+use crate::{Error, Result, Sequence};
 
 /// Longest prompt, in tokens.
 const PROMPT: usize = 512;
@@ -32,13 +31,17 @@ pub struct Speed {
     pub ttft_ms: f64,
 }
 
-/// Measures a session, with keys and values kept as `kv`, that reads the beginning of `ids` (as much as the model's context leaves room for, at most 512
-/// tokens) and then writes up to 64: once to warm up, then up to three times, of which the median counts.
+/// Measures a sequence, which `open` gives for so many tokens, that reads the beginning of `ids` (as much as `context`
+/// leaves room for, at most 512 tokens) and then writes up to 64: once to warm up, then up to three times, of which the
+/// median counts.
 ///
 /// # Errors
-/// When `ids` is empty or holds an id outside the vocabulary, or the model's context has no room for a token more.
-pub fn measure_speed(model: &Loaded, ids: &[u32], kv: KvType) -> Result<Speed> {
-    let context = model.config().max_position_embeddings;
+/// When `ids` is empty or holds an id outside the vocabulary, or `context` has no room for a token more.
+pub fn measure_speed<'m>(
+    ids: &[u32],
+    context: usize,
+    open: impl FnOnce(usize) -> Result<Box<dyn Sequence + 'm>>,
+) -> Result<Speed> {
     let decoded = DECODED.min(context / 2);
     let prompt = &ids[..ids.len().min(PROMPT).min(context - decoded)];
     if prompt.is_empty() || decoded == 0 {
@@ -47,12 +50,12 @@ pub fn measure_speed(model: &Loaded, ids: &[u32], kv: KvType) -> Result<Speed> {
             ids.len()
         )));
     }
-    let mut session = model.sequence(prompt.len() + decoded, kv, 1)?;
+    let mut sequence = open(prompt.len() + decoded)?;
     let began = Instant::now();
-    run(&mut *session, prompt, decoded)?;
-    let mut runs = vec![run(&mut *session, prompt, decoded)?];
+    run(&mut *sequence, prompt, decoded)?;
+    let mut runs = vec![run(&mut *sequence, prompt, decoded)?];
     while runs.len() < RUNS && began.elapsed() < ENOUGH {
-        runs.push(run(&mut *session, prompt, decoded)?);
+        runs.push(run(&mut *sequence, prompt, decoded)?);
     }
     let first_secs = median(runs.iter().map(|run| run.first.as_secs_f64()).collect());
     let rest_secs = median(runs.iter().map(|run| run.rest.as_secs_f64()).collect());
@@ -71,15 +74,18 @@ struct Run {
     rest: Duration,
 }
 
-fn run(session: &mut dyn Sequence, prompt: &[u32], decoded: usize) -> Result<Run> {
+fn run(sequence: &mut dyn Sequence, prompt: &[u32], decoded: usize) -> Result<Run> {
     let began = Instant::now();
-    session.reset();
-    let mut next = top1(session.prefill(prompt)?) as u32;
-    let first = began.elapsed();
-    for _ in 0..decoded {
-        next = top1(session.prefill(&[next])?) as u32;
-    }
-    Ok(Run { first, rest: began.elapsed() - first })
+    sequence.reset();
+    let (mut first, mut all) = (Duration::ZERO, Duration::ZERO);
+    sequence.greedy(prompt, decoded + 1, &mut |_| {
+        all = began.elapsed();
+        if first.is_zero() {
+            first = all;
+        }
+        ControlFlow::Continue(())
+    })?;
+    Ok(Run { first, rest: all - first })
 }
 
 fn median(mut values: Vec<f64>) -> f64 {

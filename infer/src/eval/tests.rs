@@ -1,21 +1,25 @@
 //! Scores against numbers that were measured elsewhere or can be worked out by hand.
 
 use super::*;
-use crate::cpu::KvType;
+use crate::Sequence;
+use crate::cpu::{Cpu, KvType, Model, RunOptions, Session};
 use crate::shared::shared;
-use crate::{Loaded, Runtime};
 
-fn fixture(name: &str) -> Option<Loaded> {
-    shared("fixtures").map(|root| Loaded::open(&root.join(name), Runtime::Cpu).expect("a fixture opens"))
+fn fixture(name: &str) -> Option<Model> {
+    shared("fixtures").map(|root| Model::open(&root.join(name)).expect("a fixture opens"))
 }
 
-fn text_of(model: &Loaded, text: &str) -> Text {
+fn text_of(model: &Model, text: &str) -> Text {
     Text::encode(&model.tokenizer().expect("tokenizer"), text).expect("text")
 }
 
-fn score_of(model: &Loaded, reference: Option<&Loaded>, text: &Text, protocol: Protocol) -> Score {
+fn score_of(model: &Model, reference: Option<&Model>, text: &Text, protocol: Protocol) -> Score {
     let windows = Windows::new(text, protocol).expect("windows");
-    score(model, reference, &windows, KvType::F32, &mut |_, _| ()).expect("score")
+    let open =
+        |model| Session::new(model, &RunOptions::new(windows.tokens()).with_kv(KvType::F32)).expect("fits");
+    let mut compared = reference.map(|reference| open(&reference.decoder));
+    let compared = compared.as_mut().map(|session| session as &mut dyn Sequence);
+    score(&mut open(&model.decoder), compared, &windows, &mut |_, _| ()).expect("score")
 }
 
 const SENTENCES: &str = "The small model runs on the phone. Count: 1, 23, 456 and 7890! It's  spaced\n\n\tand naïve \
@@ -27,7 +31,7 @@ fn the_perplexities_of_transformers_are_reproduced() {
     let text = std::fs::read_to_string(data.join("text/tinystories_valid.txt")).expect("text");
     // f32, transformers, the same protocol (shared/data/README.md).
     for (name, want) in [("stories260K", 5.0962), ("tinystories-656k", 39.2590)] {
-        let model = Loaded::open(&data.join("weights").join(name), Runtime::Cpu).expect("model");
+        let model = Model::open(&data.join("weights").join(name)).expect("model");
         let text = text_of(&model, &text);
         let score = score_of(&model, None, &text, Protocol { ctx: 512, bos: None });
         let found = score.perplexity();
@@ -122,14 +126,13 @@ fn a_whole_evaluation_reports_progress_and_every_key() {
     let (dir, reference) = (root.join("qwen2"), root.join("qwen3"));
     let options = Options { ctx: Some(16), bos: true, source_nats: Some(150.0), ..Options::default() };
     let mut heard = Vec::new();
-    let report = evaluate(&dir, Runtime::Cpu, SENTENCES, Some(&reference), &options, &mut |done, all| {
-        heard.push((done, all))
-    })
-    .expect("a report");
+    let report =
+        evaluate(&Cpu, &dir, SENTENCES, Some(&reference), &options, &mut |done, all| heard.push((done, all)))
+            .expect("a report");
     assert_eq!(heard.len(), report.windows + 1);
     assert!(heard.iter().enumerate().all(|(at, (done, all))| *done == at && *all == report.windows));
     assert_eq!((report.bos, report.ctx), (Some(508), 16));
-    let tokens = text_of(&Loaded::open(&dir, Runtime::Cpu).expect("a fixture opens"), SENTENCES).ids().len();
+    let tokens = text_of(&Model::open(&dir).expect("a fixture opens"), SENTENCES).ids().len();
     assert_eq!(report.entropy_floor_nats, Some(150.0 / tokens as f64));
     assert_eq!(report.tokens, report.windows * 15);
     assert!(report.prefill_tps > 0.0 && report.decode_tps > 0.0 && report.ttft_ms > 0.0);
@@ -141,8 +144,7 @@ fn a_whole_evaluation_reports_progress_and_every_key() {
         report.protocol
     );
 
-    let alone =
-        evaluate(&dir, Runtime::Cpu, SENTENCES, None, &Options::default(), &mut |_, _| ()).expect("a report");
+    let alone = evaluate(&Cpu, &dir, SENTENCES, None, &Options::default(), &mut |_, _| ()).expect("a report");
     assert_eq!((alone.kl_mean, alone.bos, alone.ctx, alone.windows), (None, None, 2048, 1));
 }
 
@@ -152,14 +154,8 @@ fn an_evaluation_that_can_t_be_honest_is_refused() {
     let message = |against: Option<&str>, ctx| {
         let against = against.map(|name| root.join(name));
         let options = Options { ctx: Some(ctx), ..Options::default() };
-        let result = evaluate(
-            &root.join("llama_tied"),
-            Runtime::Cpu,
-            SENTENCES,
-            against.as_deref(),
-            &options,
-            &mut |_, _| (),
-        );
+        let result =
+            evaluate(&Cpu, &root.join("llama_tied"), SENTENCES, against.as_deref(), &options, &mut |_, _| ());
         result.expect_err("refused").to_string()
     };
     let long = message(None, 4096);

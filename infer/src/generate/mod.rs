@@ -83,10 +83,11 @@ pub fn generate(
     let mut sampler = Sampler::new(sampling)?;
     let mut ids = prompt.to_vec();
     for _ in 0..most {
-        let next = match sampling.top_k {
-            0 => sampler.choose(sampler::ranked(sequence.prefill(&ids)?)),
-            k => sampler.choose(sequence.top(&ids, k)?),
+        let likeliest = match sampling.top_k {
+            0 => sampler::ranked(sequence.prefill(&ids)?),
+            k => sequence.top(&ids, k)?,
         };
+        let next = sampler.choose(likeliest);
         if take(next).is_break() {
             break;
         }

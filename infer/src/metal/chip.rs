@@ -43,11 +43,13 @@ pub struct Chip {
     /// What buffers that were not copied lie on.
     weights: Vec<Bytes>,
     libraries: BTreeMap<&'static str, Retained<ProtocolObject<dyn MTLLibrary>>>,
-    /// By library, kernel and constants.
-    pipelines: BTreeMap<(&'static str, &'static str, Vec<(u16, u64)>), ComputePipeline>,
+    pipelines: BTreeMap<Specialized, ComputePipeline>,
     /// The work that was asked for last.
     under_way: Option<CommandBuffer>,
 }
+
+/// Library, kernel and the values of its constants.
+type Specialized = (&'static str, &'static str, Vec<(u16, u64)>);
 
 /// A call with its kernel compiled and its buffers found.
 pub struct Ready {

@@ -31,7 +31,8 @@ pub trait Device {
     /// When the device is lost.
     fn write(&mut self, buffer: BufferId, offset: u64, bytes: &[u8]) -> Result<()>;
 
-    /// Runs all calls of a list. Those between two barriers may run at the same time.
+    /// Runs all calls of a list. Those between two barriers may run at the same time; lists don't: the first call of one
+    /// has no barrier, and comes after the last of the list before it.
     ///
     /// # Errors
     /// When the device is lost or ran out of memory.

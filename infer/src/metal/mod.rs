@@ -17,6 +17,7 @@ mod matrix;
 mod memory;
 mod options;
 mod record;
+mod runtime;
 mod session;
 #[cfg(test)]
 mod tests;
@@ -33,6 +34,7 @@ pub use matrix::Matrix;
 pub use memory::{check_working_set, longest_context, working_set};
 pub use options::{Options, PASS};
 pub use record::{Pass, Script, Tail};
+pub use runtime::Metal;
 pub use session::Session;
 
 /// A model whose matrices are the blocks of its file.

@@ -51,6 +51,11 @@ impl<'m, D: Device> Session<'m, D> {
         Ok(Self { script, device, lists: BTreeMap::new(), position: 0, logits: Vec::new() })
     }
 
+    /// Tokens of the vocabulary.
+    pub fn vocab(&self) -> usize {
+        self.script.plan.vocab
+    }
+
     /// Tokens read so far.
     pub fn position(&self) -> usize {
         self.position

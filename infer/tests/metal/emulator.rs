@@ -63,7 +63,7 @@ impl Emulator {
                     let start = span.offset as usize;
                     let bytes = &self.memory[span.buffer.0][start..start + span.bytes as usize];
                     // At an address no rounder than that of the real one.
-                    if start % 16 == 0 {
+                    if start.is_multiple_of(16) {
                         Arg::In(bytes)
                     } else {
                         Arg::InAt(bytes, 1 << start.trailing_zeros())

@@ -39,7 +39,7 @@ pub fn mixed() -> RandomModel {
     let mut config = tiny();
     config["model_type"] = json!("qwen2");
     config["tie_word_embeddings"] = json!(false);
-    RandomModel::with(&config, |param| mixed_storage(param))
+    RandomModel::with(&config, mixed_storage)
 }
 
 fn mixed_storage(Param { name, role, .. }: &Param) -> Option<(Format, Activations)> {

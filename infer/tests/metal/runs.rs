@@ -4,9 +4,11 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use qat_infer::cpu::{self, KvType, RunOptions};
+use qat_infer::Runtime as _;
+use qat_infer::cpu::{self, Cpu, KvType, RunOptions};
+use qat_infer::eval::{Protocol, Text, Windows, score};
 use qat_infer::files::Activations;
-use qat_infer::metal::{self, Options};
+use qat_infer::metal::{self, Metal, Options, Pass, Tail};
 use qat_metal_host::{Mode, available};
 use qat_quant::Format;
 
@@ -159,6 +161,22 @@ fn the_fixtures_say_on_the_gpu_what_they_say_on_the_cpu() {
 }
 
 #[test]
+fn a_long_past_is_read_in_passes_and_attended_in_parts() {
+    if !available() {
+        return;
+    }
+    for (name, path) in fixtures().iter().take(1) {
+        let both = Both::open(*name, path);
+        let script = metal::Script::new(&both.metal.decoder, Options::new(400)).expect("a script");
+        let pass = Pass::Body { tokens: 1, past: 300, tail: Tail::Logits };
+        let list = script.list(pass).expect("a list");
+        assert!(list.calls().iter().any(|call| call.launch.kernel == "attention_join"));
+        // One whole pass, and a rest.
+        both.agree(KvType::F16, &[300]);
+    }
+}
+
+#[test]
 fn models_in_every_format_say_on_the_gpu_what_they_say_on_the_cpu() {
     if !available() {
         return;
@@ -210,4 +228,28 @@ fn no_kernel_of_a_model_does_what_it_must_not() {
     session.top(&prompt[..1], 4).expect("tokens");
     let hidden = session.hidden(&prompt[..3]).expect("hidden states");
     session.logits(&hidden, 0, 3).expect("logits");
+}
+
+#[test]
+fn a_text_is_scored_on_the_gpu_as_on_the_cpu() {
+    if !available() {
+        return;
+    }
+    for (_, path) in fixtures().iter().take(1) {
+        let (on_cpu, on_metal) =
+            (cpu::Model::open(path).expect("a model"), metal::Model::open(path).expect("a model"));
+        let text = "The small model runs on the phone. Count: 1, 23, 456 and 7890! It's  spaced";
+        let text = Text::encode(&on_cpu.tokenizer().expect("a tokenizer"), text).expect("a text");
+        let windows = Windows::new(&text, Protocol { ctx: 20, bos: None }).expect("windows");
+        assert!(windows.count() > 1);
+        let device = Metal { description: Default::default(), open: || Ok(Emulator::new(Mode::VALUE)) };
+        let mut cpu = Cpu.sequence(&on_cpu.decoder, 20, KvType::F16).expect("a session");
+        let mut gpu = device.sequence(&on_metal.decoder, 20, KvType::F16).expect("a session");
+        let found = score(&mut *gpu, Some(&mut *cpu), &windows, &mut |_, _| ()).expect("a score");
+        let versus = found.versus.expect("a reference");
+        // Logits that are 2e-4 of a few units apart: their squares are what the divergence is made of.
+        assert!(versus.kl.mean.abs() < 1e-6 && versus.delta_ln_ppl.mean.abs() < 1e-4, "{versus:?}");
+        assert_eq!((versus.same_top1, found.tokens), (1.0, windows.count() * 19));
+        assert!(versus.kl.mean != 0.0, "it was another runtime");
+    }
 }

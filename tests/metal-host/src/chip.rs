@@ -4,7 +4,7 @@
 //! chip's, the checking build is the value build and counts nothing, the lint is the compiler. Knows no test.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, btree_map::Entry},
     ffi::c_void,
     ptr::NonNull,
     sync::{Arc, Mutex, PoisonError},
@@ -120,8 +120,7 @@ impl Library {
         threads: [u32; 3],
         args: &mut [Arg],
     ) -> Result<Report, Error> {
-        let refused =
-            |message: String| Error::Launch { kernel: launch.kernel.to_owned(), message };
+        let refused = |message: String| Error::Launch { kernel: launch.kernel.to_owned(), message };
         autoreleasepool(|_| {
             let device = device()?;
             let pipeline = self.pipeline(&device, mode, launch)?;
@@ -165,7 +164,7 @@ impl Library {
         f: impl FnOnce(&ProtocolObject<dyn MTLLibrary>) -> Result<T, Error>,
     ) -> Result<T, Error> {
         let mut compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
-        if !compiled.contains_key(&fast) {
+        if let Entry::Vacant(place) = compiled.entry(fast) {
             let options = MTLCompileOptions::new();
             #[expect(deprecated, reason = "its successor asks for macOS 15")]
             options.setFastMathEnabled(fast);
@@ -176,7 +175,7 @@ impl Library {
                 what: "the source".into(),
                 log: e.localizedDescription().to_string(),
             })?;
-            compiled.insert(fast, Shared(made));
+            place.insert(Shared(made));
         }
         f(&compiled[&fast].0)
     }
@@ -219,7 +218,11 @@ fn placed(device: &Shared<dyn MTLDevice>, arg: &Arg) -> Option<Placed> {
     #[expect(unsafe_code, reason = "the memory of a buffer is told as an address")]
     // SAFETY: the buffer was made that long, and nobody else has it yet.
     unsafe {
-        buffer.contents().cast::<u8>().add(offset).copy_from_nonoverlapping(NonNull::from(bytes).cast(), bytes.len());
+        buffer
+            .contents()
+            .cast::<u8>()
+            .add(offset)
+            .copy_from_nonoverlapping(NonNull::from(bytes).cast(), bytes.len());
     }
     Some(Placed { buffer, offset })
 }
@@ -229,7 +232,10 @@ fn take_back(arg: &mut Arg, placed: Option<&Placed>) {
         #[expect(unsafe_code, reason = "the memory of a buffer is told as an address")]
         // SAFETY: the buffer was made that long, and the GPU is done with it.
         unsafe {
-            buffer.contents().cast::<u8>().copy_to_nonoverlapping(NonNull::from(&mut **bytes).cast(), bytes.len());
+            buffer
+                .contents()
+                .cast::<u8>()
+                .copy_to_nonoverlapping(NonNull::from(&mut **bytes).cast(), bytes.len());
         }
     }
 }

@@ -9,23 +9,46 @@
 
 #![warn(missing_docs)]
 
-mod compile;
-#[expect(unsafe_code, reason = "kernels work on raw memory, and call back from stacks of their own")]
-mod engine;
 mod error;
-mod library;
-#[expect(unsafe_code, reason = "calls functions of compiled libraries")]
-mod module;
 mod mutation;
-mod random;
-mod source;
-mod swizzles;
-#[expect(unsafe_code, reason = "asks the loader where an instruction comes from")]
-mod symbols;
+mod report;
 mod verify;
 
+// On a Mac its own GPU takes the emulator's place.
+#[cfg(target_os = "macos")]
+mod chip;
+
+#[cfg(not(target_os = "macos"))]
+mod compile;
+#[cfg(not(target_os = "macos"))]
+#[expect(unsafe_code, reason = "kernels work on raw memory, and call back from stacks of their own")]
+mod engine;
+#[cfg(not(target_os = "macos"))]
+mod library;
+#[cfg(not(target_os = "macos"))]
+#[expect(unsafe_code, reason = "calls functions of compiled libraries")]
+mod module;
+#[cfg(not(target_os = "macos"))]
+mod random;
+#[cfg(not(target_os = "macos"))]
+mod source;
+#[cfg(not(target_os = "macos"))]
+mod swizzles;
+#[cfg(not(target_os = "macos"))]
+#[expect(unsafe_code, reason = "asks the loader where an instruction comes from")]
+mod symbols;
+
+#[cfg(target_os = "macos")]
+use chip::usable;
+#[cfg(not(target_os = "macos"))]
+use compile::usable;
+
+#[cfg(target_os = "macos")]
+pub use chip::Library;
 pub use error::{Error, Kind, Violation};
-pub use library::{Library, Report, Traffic};
+#[cfg(not(target_os = "macos"))]
+pub use library::Library;
+pub use report::{Report, Traffic};
 pub use verify::{Buffer, verify};
 
 /// A function constant's value.
@@ -125,7 +148,7 @@ impl Mode {
 /// If not, says what to install and that the test was skipped; on Linux, where nothing may be skipped (`CI` or
 /// `QAT_REQUIRE_METAL_HOST` is set), it panics instead.
 pub fn available() -> bool {
-    let Err(error) = compile::usable() else { return true };
+    let Err(error) = usable() else { return true };
     let required = ["CI", "QAT_REQUIRE_METAL_HOST"]
         .iter()
         .any(|name| std::env::var_os(name).is_some_and(|v| !v.is_empty()));

@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    Arg, Build, Error, Launch, Mode, compile,
+    Arg, Build, Error, Launch, Mode, Report, Traffic, compile,
     engine::{
         self, Counts, Grid, Kernel, Settings,
         floats::Flushing,
@@ -40,32 +40,6 @@ impl std::fmt::Debug for Compiled {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
         f.debug_struct("Compiled").field("needs", &self.needs).finish_non_exhaustive()
     }
-}
-
-/// What a run did.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Report {
-    /// GPU threads that ran.
-    pub threads: u64,
-    /// Threadgroup barriers, counted once for a threadgroup.
-    pub barriers: u64,
-    /// Operations of simdgroups, counted once for a simdgroup.
-    pub simd_operations: u64,
-    /// Threadgroup memory, arguments and variables.
-    pub threadgroup_bytes: usize,
-    /// By index; nothing is counted but in the checking build.
-    pub buffers: Vec<Traffic>,
-}
-
-/// What went through a buffer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Traffic {
-    /// Bytes read, each as often as it was.
-    pub read: u64,
-    /// Bytes written, each as often as it was.
-    pub written: u64,
-    /// Bytes of an output that were never written.
-    pub unwritten: u64,
 }
 
 /// Sources that were preprocessed before, by name and text.

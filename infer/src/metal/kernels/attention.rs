@@ -201,21 +201,17 @@ impl Attention {
 
     /// Place of the type of cache in [`names!`].
     fn kind(&self) -> usize {
-        match self.kv {
-            KvType::F16 => 0,
-            KvType::Int8 => 1,
-            other => panic!("no kernels for a KV cache in {other}"),
-        }
+        assert!(matches!(self.kv, KvType::F16 | KvType::Int8), "no kernels for a KV cache in {}", self.kv);
+        usize::from(self.kv == KvType::Int8)
     }
 
     /// Place of the width of the heads in [`WIDTHS`].
     fn width(&self) -> usize {
         let head_dim = self.shape.head_dim;
-        let fitting = WIDTHS.iter().position(|width| head_dim <= *width);
-        match fitting {
-            Some(place) if head_dim > 0 && head_dim.is_multiple_of(4) => place,
-            _ => panic!("no kernels for heads of {head_dim}"),
-        }
+        let place = WIDTHS.partition_point(|width| *width < head_dim);
+        let fits = head_dim > 0 && head_dim.is_multiple_of(4) && place < WIDTHS.len();
+        assert!(fits, "no kernels for heads of {head_dim}");
+        place
     }
 
     fn constants(&self, split: Option<bool>) -> Vec<(u16, Constant)> {

@@ -1,21 +1,25 @@
 // The k most likely next tokens and their logits, the most likely first.
 //
 // One threadgroup. A lower bound of the k-th largest is the k-th largest of any set of at least k of the logits: at first
-// of the greatest that each thread finds among its own. All logits that reach the bound are then collected; should they
-// be too many for the list, those that are in it give a higher bound, until they fit. That is once for logits as models
-// make them. Knows no sampling. Invariant: what comes out depends on the logits alone: of equal ones the first comes
+// of the greatest that each eight threads find among their own. All logits that reach the bound are then collected; should
+// they be too many for the list, those that are in it give a higher bound, until they fit. That is once for logits as
+// models make them. Knows no sampling. Invariant: what comes out depends on the logits alone: of equal ones the first comes
 // first, a NaN comes after every number.
 
 // Threads, and places of the list.
 constant constexpr uint LIST = 1024;
+// Threads that together give one of the first bounds; there are LIST / SHARE of them, at least as many as k may be.
+constant constexpr uint SHARE = 8;
 
 struct Choice {
     uint len;  // of the logits
-    uint k;    // at most `len` and LIST
+    uint k;    // at most `len` and LIST / SHARE
 };
 
 // A logit and its place as one number, greater when it comes first; never 0.
 inline ulong rank_of(device const float* logits, uint i) { return ulong(key_of(logits[i])) << 32 | (0xffffffffu - i); }
+
+inline ulong greater(ulong a, ulong b) { return a > b ? a : b; }
 
 // How many of the list come before `rank`.
 inline uint count_before(ulong rank, threadgroup const ulong* list, uint len) {
@@ -38,21 +42,26 @@ inline uint count_before(ulong rank, threadgroup const ulong* list, uint len) {
     threadgroup atomic_uint count;
     ulong own = 0;
     for (uint i = thread_index; i < shape.len; i += LIST) {
-        const ulong rank = rank_of(logits, i);
-        own = rank > own ? rank : own;
+        own = greater(own, rank_of(logits, i));
     }
-    list[thread_index] = own;
-    uint len = LIST;
+    for (ushort far = 1; far < SHARE; far *= 2) {
+        const uint high = simd_shuffle_xor(uint(own >> 32), far);
+        own = greater(own, ulong(high) << 32 | simd_shuffle_xor(uint(own), far));
+    }
+    if (thread_index % SHARE == 0) {
+        list[thread_index / SHARE] = own;
+    }
+    uint len = LIST / SHARE;
+    bool is_crowded = false;
     do {
         threadgroup_barrier(mem_flags::mem_threadgroup);
         if (thread_index == 0) {
             bound = 0;
             atomic_store_explicit(&count, 0, memory_order_relaxed);
         }
-        own = list[thread_index];
-        const uint before = count_before(own, list, LIST);
         threadgroup_barrier(mem_flags::mem_threadgroup);
-        if (own != 0 && before == shape.k - 1) {
+        own = thread_index < len ? list[thread_index] : 0;
+        if (own != 0 && count_before(own, list, len) == shape.k - 1) {
             bound = own;
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);
@@ -66,8 +75,10 @@ inline uint count_before(ulong rank, threadgroup const ulong* list, uint len) {
             }
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);
-        len = atomic_load_explicit(&count, memory_order_relaxed);
-    } while (len > LIST);
+        const uint reached = atomic_load_explicit(&count, memory_order_relaxed);
+        is_crowded = reached > LIST;
+        len = min(reached, LIST);
+    } while (is_crowded);
     if (thread_index < len) {
         own = list[thread_index];
         const uint before = count_before(own, list, len);

@@ -34,7 +34,7 @@ impl Layer {
         position: usize,
         tokens: usize,
     ) -> Self {
-        let seed = (head_dim * 1000 + position * 10 + tokens + heads) as u64;
+        let seed = (head_dim * 1000 + position * 10 + tokens + heads + kv.bytes(head_dim)) as u64;
         let capacity = position + tokens + 3;
         let rows = kv_heads * capacity;
         let mut layer = Self {
@@ -47,7 +47,8 @@ impl Layer {
             },
             position,
             tokens,
-            q: uniform(seed, tokens * heads * head_dim, 3.0),
+            // Scores of about ±1: every key has a weight that shows.
+            q: uniform(seed, tokens * heads * head_dim, 1.0),
             k: uniform(seed + 1, tokens * kv_heads * head_dim, 3.0),
             v: uniform(seed + 2, tokens * kv_heads * head_dim, 2.0),
             norms: [seed + 3, seed + 4].map(|seed| uniform(seed, head_dim, 2.0)),
@@ -295,15 +296,15 @@ fn a_long_past_is_attended_in_parts() {
 fn scores_far_from_zero_neither_overflow_nor_vanish() {
     for kv in KVS {
         let mut layer = Layer::new([2, 1], 64, kv, 40, 1);
-        layer.q.iter_mut().for_each(|q| *q *= 30.0);
+        layer.q.iter_mut().for_each(|q| *q *= 100.0);
         check_decode(&layer, 1);
         check_decode(&layer, 3);
         let mut layer = Layer::new([2, 1], 64, kv, 5, 20);
-        layer.q.iter_mut().for_each(|q| *q *= 30.0);
+        layer.q.iter_mut().for_each(|q| *q *= 100.0);
         check_prefill(&mut layer);
         // All of them some −600.
         let mut layer = Layer::new([2, 1], 64, kv, 21, 1);
-        layer.q.iter_mut().for_each(|q| *q = -30.0 * q.abs());
+        layer.q.iter_mut().for_each(|q| *q = -100.0 * q.abs());
         layer.k.iter_mut().for_each(|k| *k = k.abs());
         for at in 0..layer.position {
             let key: Vec<f32> = layer.keys.row(at, 64).iter().map(|k| k.abs() as f32).collect();
@@ -326,6 +327,9 @@ fn many_tokens_attend_to_what_each_of_them_may_see() {
         }
     }
     for kv in KVS {
+        // The last row of a simdgroup, and of the threadgroup, is the first to see a tile.
+        check_prefill(&mut Layer::new([1, 1], 64, kv, 9, 8));
+        check_prefill(&mut Layer::new([1, 1], 64, kv, 1, 32));
         check_prefill(&mut Layer::new([2, 1], 256, kv, 32, 9));
         check_prefill(&mut Layer::new([1, 1], 128, kv, 200, 2));
         check_prefill(&mut Layer::new([1, 1], 80, kv, 3, 33));

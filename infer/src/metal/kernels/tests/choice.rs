@@ -72,22 +72,18 @@ fn the_greatest_logit_wins_and_the_text_goes_on() {
 
 #[test]
 fn the_few_greatest_come_in_order() {
-    for (what, logits) in cases() {
+    for (at, (what, logits)) in cases().into_iter().enumerate() {
         let ranked = ranked(&logits);
-        for k in [1, 2, 40, 64].into_iter().filter(|k| *k <= logits.len()) {
-            let op = TopK { vocab: logits.len() as u32, k: k as u32 };
-            let machine =
-                Machine::new(op.dispatch(), 1).input(0, f32s(&logits)).output(2, 4 * k).output(3, 4 * k);
-            machine.verify(|_, after| {
-                assert_eq!(after.u32s(3), ranked[..k], "{k} of {what}");
-                let bits = |x: &f32| x.to_bits();
-                let want: Vec<u32> = ranked[..k].iter().map(|id| bits(&logits[*id as usize])).collect();
-                assert_eq!(after.f32s(2).iter().map(bits).collect::<Vec<_>>(), want, "{k} of {what}");
-            });
-            if logits.len() > 2000 && k > 1 {
-                break;
-            }
-        }
+        let k = [1, 64, 2, 40][at % 4].min(logits.len());
+        let op = TopK { vocab: logits.len() as u32, k: k as u32 };
+        let machine =
+            Machine::new(op.dispatch(), 1).input(0, f32s(&logits)).output(2, 4 * k).output(3, 4 * k);
+        machine.verify(|_, after| {
+            assert_eq!(after.u32s(3), ranked[..k], "{k} of {what}");
+            let bits = |x: &f32| x.to_bits();
+            let want: Vec<u32> = ranked[..k].iter().map(|id| bits(&logits[*id as usize])).collect();
+            assert_eq!(after.f32s(2).iter().map(bits).collect::<Vec<_>>(), want, "{k} of {what}");
+        });
     }
 }
 
