@@ -163,14 +163,22 @@ fn the_metal_kernels_learn_scales_and_biases_as_the_codec_does_in_every_format()
     if !host::available() {
         return Ok(());
     }
-    let (rows, w) = (2, weights()?.narrow(0, 0, 1)?);
-    let w = Var::from_tensor(&Tensor::cat(&[&w, &uniform(22, 3.0, &[1, COLS])?], 0)?)?;
+    let w = weights()?.narrow(0, 0, 1)?;
+    let w = Tensor::cat(&[&w, &uniform(22, 3.0, &[1, COLS])?], 0)?;
+    check_learned(&w, &Format::all())?;
+    // The tensor's only scale, from a run of 256 weights and one of 44.
+    check_learned(&uniform(23, 3.0, &[3, 100])?, &[Format::TernaryTensor])
+}
+
+fn check_learned(w: &Tensor, formats: &[Format]) -> Result<()> {
+    let (rows, cols) = w.dims2()?;
+    let w = Var::from_tensor(w)?;
     let values = w.flatten_all()?.to_vec1::<f32>()?;
     let g = uniform(21, 1.0, w.dims())?;
-    for format in Format::all() {
+    for &format in formats {
         let spec = spec(format, Gradient::Lsq, 1.0);
         // Not yet rounded, and too narrow for some weights.
-        let start = Scales::choose(format, ScaleRule::Absmax, &values, rows, COLS);
+        let start = Scales::choose(format, ScaleRule::Absmax, &values, rows, cols);
         let learned_from = |v: Vec<f32>| -> Result<Option<Var>> {
             let v: Vec<f32> = v.iter().map(|v| v * 0.777).collect();
             if v.is_empty() { Ok(None) } else { Var::new(v, &Device::Cpu).map(Some) }
