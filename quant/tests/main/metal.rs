@@ -69,6 +69,21 @@ impl Stored {
         }
     }
 
+    /// The `nth` of several matrices that are multiplied together: rows of its own, and a tensor's scale of its own.
+    pub fn nth(nth: usize, storage: Storage, rows: usize, cols: usize) -> Self {
+        let mut stored = Self::new(storage, rows + nth, cols);
+        stored.bytes.drain(..stored.bytes.len() / (rows + nth) * nth);
+        stored.weights.drain(..nth * cols);
+        stored.zeros.drain(..nth * cols);
+        stored.rows = rows;
+        if stored.tensor_scale != 0.0 {
+            let factor = (1 << nth) as f32;
+            stored.tensor_scale *= factor;
+            stored.weights.iter_mut().chain(&mut stored.zeros).for_each(|v| *v *= factor);
+        }
+        stored
+    }
+
     /// Codes that `code(index)` picks among the levels.
     pub fn packed(format: Format, rows: usize, cols: usize, code: impl Fn(usize) -> i32) -> Self {
         let mut packed = Codes::new(format, rows, cols, code).packed();

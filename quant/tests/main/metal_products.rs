@@ -282,7 +282,8 @@ fn check_all(next: &mut usize, storage: Storage, tokens: &[usize]) {
         for &tokens in tokens {
             let (rows, has_bias, epilogue) = ROWS[*next % ROWS.len()];
             *next += 1;
-            let matrices: Vec<_> = rows.iter().map(|&rows| Stored::new(storage, rows, cols)).collect();
+            let nth = |(nth, &rows): (usize, &usize)| Stored::nth(nth, storage, rows, cols);
+            let matrices: Vec<_> = rows.iter().enumerate().map(nth).collect();
             let x = activations(tokens, cols);
             Case { matrices: &matrices, x, norm: None, int8: false, has_bias, epilogue }.check();
         }
