@@ -133,16 +133,16 @@ pub struct Generate {
     #[arg(long, default_value_t = 128, value_name = "N")]
     pub tokens: usize,
     /// Logits are divided by this; 0 always takes the likeliest token.
-    #[arg(long, default_value_t = 0.0, value_name = "T")]
+    #[arg(long, default_value_t = 0.0, value_name = "T", allow_negative_numbers = true)]
     pub temperature: f32,
     /// Draw from so many of the likeliest tokens; 0 for all. On Metal at most 64, or all.
     #[arg(long, default_value_t = 40, value_name = "K")]
     pub top_k: usize,
     /// Of those, from the fewest whose probabilities sum to this.
-    #[arg(long, default_value_t = 1.0, value_name = "P")]
+    #[arg(long, default_value_t = 1.0, value_name = "P", allow_negative_numbers = true)]
     pub top_p: f32,
     /// And only from those at least this times as likely as the likeliest.
-    #[arg(long, default_value_t = 0.0, value_name = "P")]
+    #[arg(long, default_value_t = 0.0, value_name = "P", allow_negative_numbers = true)]
     pub min_p: f32,
     /// Seed of the draws.
     #[arg(long, default_value_t = 0)]

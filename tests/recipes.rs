@@ -190,8 +190,10 @@ fn a_teacher_with_another_vocabulary_is_refused() {
 fn a_device_that_is_not_here_is_refused() {
     let shop = Workshop::furnished();
     shop.refused(&format!("{TRAIN} --device gpu"), &["gpu", "auto, cpu, metal or cuda"]);
-    shop.refused("eval teacher --data valid.txt --device gpu", &["--device gpu", "auto or cpu"]);
-    shop.refused("eval teacher --data valid.txt --device metal", &["--device metal", "--device cpu"]);
+    shop.refused("eval teacher --data valid.txt --device gpu", &["--device gpu", "auto, cpu or metal"]);
+    if !cfg!(target_os = "macos") {
+        shop.refused("eval teacher --data valid.txt --device metal", &["--device metal", "--device cpu"]);
+    }
 }
 
 #[test]

@@ -165,8 +165,8 @@ fn ready(root: &Path, guard: &Guard) -> Result<PathBuf, Box<dyn Error>> {
     ]);
     let output = cargo.args(&guard.target).stderr(Stdio::inherit()).output()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let built = text.lines().filter_map(|line| line.split("\"executable\":\"").nth(1)?.split('"').next());
-    let binary = built.last().ok_or_else(|| format!("{}: the tests can't be built", guard.package))?;
+    let mut built = text.lines().filter_map(|line| line.split("\"executable\":\"").nth(1)?.split('"').next());
+    let binary = built.next_back().ok_or_else(|| format!("{}: the tests can't be built", guard.package))?;
     let binary = PathBuf::from(binary);
     match run(root, &binary, guard, &guard.filters, None)? {
         Outcome::Survived => Ok(binary),
