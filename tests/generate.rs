@@ -60,7 +60,7 @@ fn what_cannot_be_written_is_refused_before_anything_is() {
     refused("--prompt abc --top-p 0", &["top_p 0"]);
     refused("--prompt abc --tokens 100000", &["100000 to write", "--tokens", "--context"]);
     refused("--prompt abc --context 1000000 --tokens 5", &["1000000", "max_position_embeddings"]);
-    refused("--prompt abc --temperature 1 --top-k 70000", &["70000", "want 1 to"]);
+    refused("--prompt abc --tokens 5 --temperature 1 --top-k 70000", &["70000", "want 1 to"]);
     shop.refused("generate nowhere --prompt abc", &["nowhere"]);
 }
 
