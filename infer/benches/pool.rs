@@ -27,10 +27,8 @@ fn work(additions: usize) -> f32 {
 fn pool(bencher: Bencher<'_, '_>, additions: usize) {
     let pool = Pool::new(threads()).expect("threads");
     bencher.bench_local(|| {
-        pool.run(TASKS, |_, run| {
-            run.for_each(|_| {
-                black_box(work(additions));
-            });
+        pool.run(TASKS, |_, _| {
+            black_box(work(additions));
         });
     });
 }

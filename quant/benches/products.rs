@@ -97,17 +97,10 @@ fn run(bencher: Bencher<'_, '_>, case: &str, rows: usize, n: usize, int8: bool) 
         bencher.counter(BytesCount::new(panels.bytes())).counter(ItemsCount::new(2 * rows * COLS * n));
     bencher.bench_local(|| {
         let mut total = 0.0;
-        // As the runtime does: a few panels for one token, one for many.
-        let at_once = if n == 1 { 8 } else { 1 };
-        for first in (0..panels.panels()).step_by(at_once) {
-            kernels::panels(
-                isa,
-                &panels,
-                first..first + at_once,
-                black_box(tokens),
-                0..n,
-                &mut |_, _, outputs| total += outputs[0],
-            );
+        for index in 0..panels.panels() {
+            kernels::panel(isa, &panels, index, black_box(tokens), 0..n, &mut |_, outputs| {
+                total += outputs[0]
+            });
         }
         total
     });

@@ -4,9 +4,6 @@
 //! threads (no tolerance is needed between prefill and decoding: the bits are the same); a token allocates nothing once
 //! the buffers are there.
 
-use std::borrow::BorrowMut;
-use std::ops::Range;
-
 use qat_quant::vectorized;
 
 use super::attention::Attention;
@@ -200,17 +197,8 @@ impl Engine {
             Tiles::new(&mut to[..tokens * rows], [tokens, rows], [tokens, PANEL])
         });
         let operand = self.operand(buffers, tokens, x, &products[0]);
-        self.pool.each_run(Joined(parts), |run| {
-            let (tasks, mut tiles) = (run.indices(), run.map(|(_, (_, _, tile))| tile));
-            let mut before = 0;
-            for product in products {
-                let panels = before..before + product.matrix.panels();
-                let own = tasks.start.max(panels.start)..tasks.end.min(panels.end);
-                if !own.is_empty() {
-                    operand.panels(product, own.start - before..own.end - before, &mut tiles, keep);
-                }
-                before = panels.end;
-            }
+        self.pool.each(Joined(parts), |_, (which, index, mut tile)| {
+            operand.panel(&products[which], index, &mut tile, keep);
         });
         outs.iter().zip(to).for_each(|(out, to)| buffers.put(*out, to));
     }
@@ -221,8 +209,8 @@ impl Engine {
         let mut to = buffers.take(out);
         let operand = self.operand(buffers, tokens, x, product);
         let tiles = Tiles::new(&mut to[..tokens * rows], [tokens, rows], [tokens, PANEL]);
-        self.pool.each_run(tiles, |run| {
-            operand.panels(product, run.indices(), &mut run.map(|(_, tile)| tile), add);
+        self.pool.each(tiles, |index, mut tile| {
+            operand.panel(product, index, &mut tile, add);
         });
         buffers.put(out, to);
     }
@@ -241,19 +229,13 @@ impl Engine {
         let operand = self.operand(buffers, tokens, x, &products[0]);
         let tiles = |of| Tiles::new(of, [tokens, rows], [tokens, PANEL]);
         let parts = (tiles(&mut gate[..tokens * rows]), tiles(&mut up[..tokens * rows]));
-        self.pool.each_run(parts, |run| {
-            if tokens == 1 {
-                operand.gate_one_token(products, run.indices(), &mut run.map(|(_, (gate, _))| gate));
-                return;
-            }
-            for (index, (mut gate, mut up)) in run {
-                operand.panels(&products[0], index..index + 1, &mut std::iter::once(&mut gate), keep);
-                operand.panels(&products[1], index..index + 1, &mut std::iter::once(&mut up), keep);
-                vectorized(
-                    #[inline(always)]
-                    || (0..tokens).for_each(|token| lanes::swiglu(gate.row(token), up.row(token))),
-                );
-            }
+        self.pool.each(parts, |index, (mut gate, mut up)| {
+            operand.panel(&products[0], index, &mut gate, keep);
+            operand.panel(&products[1], index, &mut up, keep);
+            vectorized(
+                #[inline(always)]
+                || (0..tokens).for_each(|token| lanes::swiglu(gate.row(token), up.row(token))),
+            );
         });
         buffers.put(outs[0], gate);
         buffers.put(outs[1], up);
@@ -327,96 +309,40 @@ struct Operand<'a> {
 }
 
 impl Operand<'_> {
-    /// Outputs of panels, with their bias, for all tokens: each row of a panel's tile becomes `combine(row, outputs)`.
-    fn panels<'t, T: BorrowMut<Tile<'t>>>(
+    /// Outputs of panel `index`, with their bias, for all tokens: each row of the tile becomes `combine(row, outputs)`.
+    fn panel(
         &self,
         product: &Product<'_>,
-        panels: Range<usize>,
-        tiles: &mut impl Iterator<Item = T>,
+        index: usize,
+        tile: &mut Tile<'_>,
         combine: impl Fn(&mut [f32; PANEL], &[f32; PANEL]),
     ) {
-        // Of many tokens, all take a panel before the next one is read.
-        let at_once = if self.tokens == 1 { panels.len() } else { 1 };
-        for first in panels.clone().step_by(at_once.max(1)) {
-            let mut tile = None;
-            self.outputs(product, first..panels.end.min(first + at_once), &mut |token, outputs| {
-                if token == 0 {
-                    tile = tiles.next();
-                }
-                if let Some(tile) = &mut tile {
-                    update(tile.borrow_mut().row(token), |row| combine(row, outputs));
-                }
-            });
-        }
-    }
-
-    /// `silu(first) · second` of two products of one token.
-    fn gate_one_token<'t>(
-        &self,
-        products: &[Product<'_>],
-        panels: Range<usize>,
-        tiles: &mut impl Iterator<Item = Tile<'t>>,
-    ) {
-        const AT_ONCE: usize = 8;
-        for first in panels.clone().step_by(AT_ONCE) {
-            let panels = first..panels.end.min(first + AT_ONCE);
-            let mut both = [[[0.0; PANEL]; AT_ONCE]; 2];
-            for (product, of_panels) in products.iter().zip(&mut both) {
-                let mut places = of_panels.iter_mut();
-                self.outputs(product, panels.clone(), &mut |_, outputs| {
-                    if let Some(place) = places.next() {
-                        *place = *outputs;
-                    }
-                });
-            }
-            let [gate, up] = &mut both;
-            vectorized(
-                #[inline(always)]
-                || lanes::swiglu(gate.as_flattened_mut(), up.as_flattened()),
-            );
-            for (mut tile, gated) in tiles.zip(&*gate).take(panels.len()) {
-                update(tile.row(0), |row| *row = *gated);
-            }
-        }
-    }
-
-    /// Outputs of panels, with their bias: `sink(token, outputs)` for each panel in turn, of each for all tokens.
-    fn outputs(
-        &self,
-        product: &Product<'_>,
-        panels: Range<usize>,
-        sink: &mut dyn FnMut(usize, &[f32; PANEL]),
-    ) {
-        let (matrix, tokens) = (product.matrix, 0..self.tokens);
-        let Some(bias) = product.bias else {
-            matrix.products(self.isa, panels, self.inputs, self.x, tokens, &mut |_, token, outputs| {
-                sink(token, outputs);
-            });
-            return;
+        let bias = product.bias.map(|bias| {
+            let mut lanes = [0.0; PANEL];
+            let bias = &bias[index * PANEL..bias.len().min((index + 1) * PANEL)];
+            lanes[..bias.len()].copy_from_slice(bias);
+            lanes
+        });
+        let combine = |row: &mut [f32; PANEL], outputs: &[f32; PANEL]| match bias {
+            None => combine(row, outputs),
+            Some(bias) => combine(row, &std::array::from_fn(|lane| outputs[lane] + bias[lane])),
         };
-        matrix.products(self.isa, panels, self.inputs, self.x, tokens, &mut |panel, token, outputs| {
-            let mut sums = *outputs;
-            sums.iter_mut().zip(&bias[panel * PANEL..]).for_each(|(sum, bias)| *sum += bias);
-            sink(token, &sums);
+        product.matrix.panel(self.isa, index, self.inputs, self.x, 0..self.tokens, &mut |token, outputs| {
+            let row = tile.row(token);
+            // Of known length, so that a row is a few registers rather than a call of memcpy.
+            if let Ok(row) = row.try_into() {
+                combine(row, outputs);
+            } else {
+                let mut lanes = [0.0; PANEL];
+                lanes[..row.len()].copy_from_slice(row);
+                combine(&mut lanes, outputs);
+                row.copy_from_slice(&lanes[..row.len()]);
+            }
         });
     }
 }
 
-/// Changes a row of a tile, whose lanes past the end of the matrix are of no meaning.
-#[inline(always)]
-fn update(row: &mut [f32], change: impl FnOnce(&mut [f32; PANEL])) {
-    // Of known length, so that a row is a few registers rather than a call of memcpy.
-    if let Ok(row) = row.try_into() {
-        change(row);
-    } else {
-        let mut lanes = [0.0; PANEL];
-        lanes[..row.len()].copy_from_slice(row);
-        change(&mut lanes);
-        row.copy_from_slice(&lanes[..row.len()]);
-    }
-}
-
-/// A [`combine`](Operand::panels) that keeps the outputs.
+/// A [`combine`](Operand::panel) that keeps the outputs.
 fn keep(row: &mut [f32; PANEL], outputs: &[f32; PANEL]) {
     *row = *outputs;
 }

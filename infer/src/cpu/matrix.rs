@@ -13,7 +13,7 @@ use super::inputs::Inputs;
 use crate::files::{Activations, Storage, StoredMatrix};
 use crate::plan::{self, Matrix as _, Weight};
 use crate::{Result, RuntimeMatrix};
-use qat_quant::kernels::{Isa, PANEL, Panels, float_panel, panels};
+use qat_quant::kernels::{Isa, PANEL, Panels, float_panel, panel};
 
 /// `[rows, cols]` = `[out, in]`. Clones share the weights.
 #[derive(Debug, Clone)]
@@ -82,11 +82,13 @@ impl Matrix {
         inputs.fit(n, self.cols);
         let pool = super::Pool::new(1)?;
         inputs.prepare(&pool, x, self.cols, None, view.needs());
-        view.products(isa, 0..view.panels(), &inputs, x, 0..n, &mut |panel, token, values| {
-            let row = &mut out[token * self.rows..(token + 1) * self.rows];
-            let part = &mut row[panel * PANEL..((panel + 1) * PANEL).min(self.rows)];
-            part.copy_from_slice(&values[..part.len()]);
-        });
+        for index in 0..view.panels() {
+            view.panel(isa, index, &inputs, x, 0..n, &mut |token, values| {
+                let row = &mut out[token * self.rows..(token + 1) * self.rows];
+                let part = &mut row[index * PANEL..((index + 1) * PANEL).min(self.rows)];
+                part.copy_from_slice(&values[..part.len()]);
+            });
+        }
         Ok(())
     }
 
@@ -220,29 +222,26 @@ impl View<'_> {
         }
     }
 
-    /// Outputs of panels for some tokens, from inputs that were prepared from `x` for what it [needs](Self::needs);
-    /// `sink(panel, token, outputs)` gets them, in the order of [`kernels::panels`](panels).
-    pub(super) fn products(
+    /// Outputs of panel `index` for some tokens, from inputs that were prepared from `x` for what it
+    /// [needs](Self::needs); `sink` gets each token's.
+    pub(super) fn panel(
         &self,
         isa: Isa,
-        range: Range<usize>,
+        index: usize,
         inputs: &Inputs,
         x: &[f32],
         tokens: Range<usize>,
-        sink: &mut dyn FnMut(usize, usize, &[f32; PANEL]),
+        sink: &mut dyn FnMut(usize, &[f32; PANEL]),
     ) {
-        let mut floats = |w, x| {
-            for index in range.clone() {
-                float_panel(w, index, x, tokens.clone(), &mut |token, outputs| sink(index, token, outputs));
-            }
-        };
         match (self.weights, self.activations) {
             (Elements::Packed(w), Activations::Int8Token) => {
-                panels(isa, w, range, inputs.int8(), tokens, sink);
+                panel(isa, w, index, inputs.int8(), tokens, sink)
             }
-            (Elements::Packed(w), Activations::Float) => panels(isa, w, range, inputs.float(x), tokens, sink),
-            (Elements::Float(w), Activations::Int8Token) => floats(w, inputs.rounded()),
-            (Elements::Float(w), Activations::Float) => floats(w, inputs.values(x)),
+            (Elements::Packed(w), Activations::Float) => panel(isa, w, index, inputs.float(x), tokens, sink),
+            (Elements::Float(w), Activations::Int8Token) => {
+                float_panel(w, index, inputs.rounded(), tokens, sink);
+            }
+            (Elements::Float(w), Activations::Float) => float_panel(w, index, inputs.values(x), tokens, sink),
         }
     }
 }

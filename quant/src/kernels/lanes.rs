@@ -23,7 +23,7 @@ macro_rules! proven {
         #[expect(unsafe_code, reason = "intrinsics are unsafe to call from code compiled without their features")]
         #[allow(clippy::macro_metavars_in_unsafe, reason = "that is what the macro is for")]
         // SAFETY: the value shows that the processor has the instructions. Loads and stores go through references to
-        // arrays of the size that they touch, and are of the kinds that need no alignment.
+        // arrays of the size that they touch, and are of the kinds that need no alignment; a prefetch touches nothing.
         unsafe {
             $intrinsics
         }
@@ -60,6 +60,12 @@ pub(super) trait Lanes: Copy {
 
     /// Runs `f` compiled with the tier's instructions; `f` must be `#[inline(always)]` throughout.
     fn vectorize<R>(self, f: impl FnOnce() -> R) -> R;
+
+    /// Asks for the cache line at `address`, which is not read and may lie anywhere, to be on its way from memory.
+    #[inline(always)]
+    fn prefetch(self, address: *const Line) {
+        let _ = address;
+    }
 
     /// Codes of the columns `4·I..4·I + 4` of a chunk.
     fn codes<const BITS: usize, const I: usize>(self, chunk: &Chunk<BITS>) -> Self::Codes;

@@ -10,64 +10,40 @@
 //!
 //! Nothing depends on how many tokens share a block. Knows no threads and no outputs' places.
 
+use super::PANEL;
 use super::lanes::{Chunk, Lanes};
 use super::panels::Panel;
-use super::tokens::CHUNK;
-use super::{PANEL, prefetch};
+use super::tokens::{CHUNK, FloatTokens, Int8Tokens};
 
 /// Lines between what is multiplied and what is fetched, for one token: 16 KiB, the next panels. Without it the loads
 /// of a fast product run ahead of the processor's own prefetching and wait for memory a few at a time: on Zen 4 one
 /// thread read int8-g32 at 12 GB/s instead of 25, int4-g32 at 22 instead of 30.
 const AHEAD: usize = 256;
 
-/// The rows of `T` tokens as the products walk through them: whole chunks, then what is left, filled up with zeros.
-pub(super) struct Rows<'a, V, S, const T: usize> {
-    whole: [&'a [[V; CHUNK]]; T],
-    last: [[V; CHUNK]; T],
-    /// Of each chunk.
-    sums: [&'a [S]; T],
-}
-
-impl<'a, V: Copy + Default, S, const T: usize> Rows<'a, V, S, T> {
-    /// The tokens from `first` on of `values` `[n, cols]` and their `sums` `[n, ceil(cols / CHUNK)]`.
-    #[inline(always)]
-    pub(super) fn new(values: &'a [V], sums: &'a [S], cols: usize, first: usize) -> Self {
-        let per_token = cols.div_ceil(CHUNK);
-        let rows: [&[V]; T] = by_token(
-            #[inline(always)]
-            |t| &values[(first + t) * cols..][..cols],
-        );
-        let mut last = [[V::default(); CHUNK]; T];
-        copy_rests(&rows, &mut last);
-        let whole = rows.map(
-            #[inline(always)]
-            |row| row.as_chunks().0,
-        );
-        let sums = by_token(
-            #[inline(always)]
-            |t| &sums[(first + t) * per_token..][..per_token],
-        );
-        Self { whole, last, sums }
-    }
-
-    /// Chunk `index` of each token.
-    #[inline(always)]
-    fn chunk(&self, index: usize) -> [&[V; CHUNK]; T] {
-        by_token(
-            #[inline(always)]
-            |t| self.whole[t].get(index).unwrap_or(&self.last[t]),
-        )
-    }
-}
-
-/// Outputs of a panel for the tokens of `x`, which have the `scales`.
+/// Outputs of a panel for the tokens `first..first + T`.
 #[inline(always)]
 pub(super) fn int8<L: Lanes, const BITS: usize, const AFFINE: bool, const T: usize>(
     l: L,
     panel: Panel<'_>,
-    x: &Rows<'_, i8, i32, T>,
-    token_scales: &[f32],
+    x: &Int8Tokens<'_>,
+    first: usize,
 ) -> [[f32; PANEL]; T] {
+    let cols = x.codes.len() / x.scales.len();
+    let per_token = cols.div_ceil(CHUNK);
+    let rows: [&[i8]; T] = by_token(
+        #[inline(always)]
+        |t| &x.codes[(first + t) * cols..][..cols],
+    );
+    let sums: [&[i32]; T] = by_token(
+        #[inline(always)]
+        |t| &x.sums[(first + t) * per_token..][..per_token],
+    );
+    let whole = rows.map(
+        #[inline(always)]
+        |row| row.as_chunks::<CHUNK>().0,
+    );
+    let mut last = [[0; CHUNK]; T];
+    copy_rests(&rows, &mut last);
     let zero = if AFFINE { 0 } else { panel.zero } - L::offset::<BITS>();
     let chunks = panel.lines.as_chunks::<BITS>().0;
     let scale_rows = if AFFINE { 2 } else { 1 };
@@ -79,11 +55,15 @@ pub(super) fn int8<L: Lanes, const BITS: usize, const AFFINE: bool, const T: usi
         let mut ints = [l.int(0); T];
         for (index, chunk) in (begin..).zip(chunks) {
             if T == 1 {
-                fetch_ahead(chunk);
+                prefetch(l, chunk);
             }
-            ints = l.multiply::<BITS, T>(ints, chunk, x.chunk(index));
-            for (sum, sums) in group_sums.iter_mut().zip(&x.sums) {
-                *sum += sums[index];
+            let x: [&[i8; CHUNK]; T] = by_token(
+                #[inline(always)]
+                |t| whole[t].get(index).unwrap_or(&last[t]),
+            );
+            ints = l.multiply::<BITS, T>(ints, chunk, x);
+            for t in 0..T {
+                group_sums[t] += sums[t][index];
             }
         }
         let scale = l.scales(&scales[0], panel.scale_type);
@@ -100,17 +80,34 @@ pub(super) fn int8<L: Lanes, const BITS: usize, const AFFINE: bool, const T: usi
     }
     by_token(
         #[inline(always)]
-        |t| l.store(l.mul(acc[t], l.float(token_scales[t]))),
+        |t| l.store(l.mul(acc[t], l.float(x.scales[first + t]))),
     )
 }
 
-/// Outputs of a panel for the tokens of `x`.
+/// Outputs of a panel for the tokens `first..first + T` of `cols` columns.
 #[inline(always)]
 pub(super) fn float<L: Lanes, const BITS: usize, const AFFINE: bool, const T: usize>(
     l: L,
     panel: Panel<'_>,
-    x: &Rows<'_, f32, f32, T>,
+    x: &FloatTokens<'_>,
+    cols: usize,
+    first: usize,
 ) -> [[f32; PANEL]; T] {
+    let per_token = cols.div_ceil(CHUNK);
+    let rows: [&[f32]; T] = by_token(
+        #[inline(always)]
+        |t| &x.values[(first + t) * cols..][..cols],
+    );
+    let sums: [&[f32]; T] = by_token(
+        #[inline(always)]
+        |t| &x.sums[(first + t) * per_token..][..per_token],
+    );
+    let whole = rows.map(
+        #[inline(always)]
+        |row| row.as_chunks::<CHUNK>().0,
+    );
+    let mut last = [[0.0; CHUNK]; T];
+    copy_rests(&rows, &mut last);
     let zero = if AFFINE { 0 } else { panel.zero };
     let table = l.table::<BITS>(zero);
     let chunks = panel.lines.as_chunks::<BITS>().0;
@@ -123,11 +120,15 @@ pub(super) fn float<L: Lanes, const BITS: usize, const AFFINE: bool, const T: us
         let mut sum = [l.float(0.0); T];
         for (index, chunk) in (begin..).zip(chunks) {
             if T == 1 {
-                fetch_ahead(chunk);
+                prefetch(l, chunk);
             }
-            sum = l.multiply_floats::<BITS, T>(table, sum, chunk, x.chunk(index));
-            for (sum, sums) in group_sums.iter_mut().zip(&x.sums) {
-                *sum += sums[index];
+            let x: [&[f32; CHUNK]; T] = by_token(
+                #[inline(always)]
+                |t| whole[t].get(index).unwrap_or(&last[t]),
+            );
+            sum = l.multiply_floats::<BITS, T>(table, sum, chunk, x);
+            for t in 0..T {
+                group_sums[t] += sums[t][index];
             }
         }
         let scale = l.scales(&scales[0], panel.scale_type);
@@ -152,10 +153,10 @@ pub(super) fn float<L: Lanes, const BITS: usize, const AFFINE: bool, const T: us
 
 /// Sends for the chunk that lies [`AHEAD`] of this one, perhaps past the end.
 #[inline(always)]
-fn fetch_ahead<const BITS: usize>(chunk: &Chunk<BITS>) {
+fn prefetch<L: Lanes, const BITS: usize>(l: L, chunk: &Chunk<BITS>) {
     let ahead = chunk.as_ptr().wrapping_add(AHEAD);
     for line in 0..BITS {
-        prefetch(ahead.wrapping_add(line).cast());
+        l.prefetch(ahead.wrapping_add(line));
     }
 }
 

@@ -127,7 +127,7 @@ fn product(isa: Isa, panels: &Panels, x: Tokens<'_>, n: usize) -> Vec<f32> {
     let mut out = vec![f32::NAN; n * rows];
     for index in 0..panels.panels() {
         let mut next = 0;
-        kernels::panels(isa, panels, index..index + 1, x, 0..n, &mut |_, token, outputs| {
+        kernels::panel(isa, panels, index, x, 0..n, &mut |token, outputs| {
             assert_eq!(token, next, "tokens come in order");
             next += 1;
             let first = index * PANEL;

@@ -69,12 +69,12 @@ struct Shared {
     panic: Mutex<Option<Box<dyn Any + Send>>>,
 }
 
-/// A job as the workers see it: `call(data, thread, run)` for runs of tasks below `tasks`.
+/// A job as the workers see it: `call(data, thread, task)` for each task below `tasks`.
 #[derive(Debug, Clone, Copy)]
 struct Job {
     data: *const (),
     // SAFETY: called with the `data` beside it, while that lives.
-    call: unsafe fn(*const (), usize, Range<usize>),
+    call: unsafe fn(*const (), usize, usize),
     tasks: usize,
 }
 
@@ -122,11 +122,11 @@ impl Pool {
         self.workers.len() + 1
     }
 
-    /// Calls `task(thread, run)` for runs of neighbours that together are all indices below `tasks`; `thread` is below
-    /// [`threads`](Self::threads), and no two calls have the same one at the same time.
-    pub fn run<F: Fn(usize, Range<usize>) + Sync>(&self, tasks: usize, task: F) {
+    /// Calls `task(thread, index)` for every index below `tasks`; `thread` is below [`threads`](Self::threads), and no
+    /// two tasks have the same one at the same time.
+    pub fn run<F: Fn(usize, usize) + Sync>(&self, tasks: usize, task: F) {
         if tasks <= 1 || self.workers.is_empty() {
-            task(0, 0..tasks);
+            (0..tasks).for_each(|index| task(0, index));
             return;
         }
         let job = Job { data: (&raw const task).cast(), call: call::<F>, tasks };
@@ -145,12 +145,11 @@ impl Pool {
 
     /// Calls `task(index, part)` for every part.
     pub fn each<P: Parts>(&self, parts: P, task: impl Fn(usize, P::Part) + Sync) {
-        self.each_run(parts, |run| run.for_each(|(index, part)| task(index, part)));
-    }
-
-    /// Calls `task(run)` for runs of parts that are neighbours, each with its index.
-    pub fn each_run<P: Parts>(&self, parts: P, task: impl Fn(Run<'_, P>) + Sync) {
-        self.run(parts.count(), |_, left| task(Run { parts: &parts, left }));
+        #[expect(unsafe_code, reason = "parts are handed out here and nowhere else")]
+        self.run(parts.count(), |_, index| {
+            // SAFETY: `run` gives every index below the count once, and `parts` is used by this call only.
+            task(index, unsafe { parts.part(index) });
+        });
     }
 
     /// [`each`](Self::each) with something of each thread's own to work in.
@@ -170,38 +169,12 @@ impl Pool {
             self.threads()
         );
         let scratch = Chunks::new(scratch, 1);
-        #[expect(unsafe_code, reason = "scratch is handed out here and nowhere else")]
-        self.run(parts.count(), |thread, left| {
-            // SAFETY: a thread makes one call at a time, so its scratch has one user at a time.
-            let scratch = unsafe { scratch.part(thread) };
-            Run { parts: &parts, left }.for_each(|(index, part)| task(&mut scratch[0], index, part));
+        #[expect(unsafe_code, reason = "parts and scratch are handed out here and nowhere else")]
+        self.run(parts.count(), |thread, index| {
+            // SAFETY: as in `each`; and a thread runs one task at a time, so its scratch has one user at a time.
+            let (scratch, part) = unsafe { (scratch.part(thread), parts.part(index)) };
+            task(&mut scratch[0], index, part);
         });
-    }
-}
-
-/// Parts that are neighbours, one after the other, each with its index. [`Pool::run`] gives every index below the count
-/// once; a run takes over those it was given.
-#[derive(Debug)]
-pub struct Run<'a, P> {
-    parts: &'a P,
-    left: Range<usize>,
-}
-
-impl<P> Run<'_, P> {
-    /// The indices of the parts that are left.
-    pub fn indices(&self) -> Range<usize> {
-        self.left.clone()
-    }
-}
-
-impl<P: Parts> Iterator for Run<'_, P> {
-    type Item = (usize, P::Part);
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let index = self.left.next()?;
-        #[expect(unsafe_code, reason = "parts are handed out here and nowhere else")]
-        // SAFETY: the index is below the count, and no other run has it; this one has just let go of it.
-        Some((index, unsafe { self.parts.part(index) }))
     }
 }
 
@@ -268,11 +241,13 @@ impl Shared {
                 if first >= run.end {
                     break;
                 }
-                // SAFETY: `data` is the closure that `call` was made for; it lives until the job is closed and nobody is
-                // inside.
-                #[expect(unsafe_code, reason = "the closure's type was erased to hand it over")]
-                unsafe {
-                    (job.call)(job.data, thread, first..(first + portion).min(run.end));
+                for index in first..(first + portion).min(run.end) {
+                    // SAFETY: `data` is the closure that `call` was made for; it lives until the job is closed and
+                    // nobody is inside.
+                    #[expect(unsafe_code, reason = "the closure's type was erased to hand it over")]
+                    unsafe {
+                        (job.call)(job.data, thread, index);
+                    }
                 }
             }
         }
@@ -335,10 +310,10 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 /// # Safety
 /// `data` points to an `F` that lives.
 #[expect(unsafe_code, reason = "the way back from an erased closure")]
-unsafe fn call<F: Fn(usize, Range<usize>) + Sync>(data: *const (), thread: usize, run: Range<usize>) {
+unsafe fn call<F: Fn(usize, usize) + Sync>(data: *const (), thread: usize, index: usize) {
     // SAFETY: what the caller promises.
     let task = unsafe { &*data.cast::<F>() };
-    task(thread, run);
+    task(thread, index);
 }
 
 /// The task of a pool that never had one.
@@ -346,4 +321,4 @@ unsafe fn call<F: Fn(usize, Range<usize>) + Sync>(data: *const (), thread: usize
 /// # Safety
 /// None is needed; the signature is that of [`call`].
 #[expect(unsafe_code, reason = "the signature of `call`")]
-unsafe fn no_task(_: *const (), _: usize, _: Range<usize>) {}
+unsafe fn no_task(_: *const (), _: usize, _: usize) {}

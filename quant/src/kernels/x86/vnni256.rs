@@ -7,7 +7,7 @@
 use std::arch::x86_64::*;
 
 use super::super::PANEL;
-use super::super::lanes::{Chunk, Lanes};
+use super::super::lanes::{Chunk, Lanes, Line};
 use super::super::tokens::CHUNK;
 use super::{Avx2, proven};
 use crate::ScaleType;
@@ -98,6 +98,11 @@ impl<E: Encoding> Lanes for Vnni256<E> {
     #[inline(always)]
     fn vectorize<R>(self, f: impl FnOnce() -> R) -> R {
         self.encoding.vectorize(f)
+    }
+
+    #[inline(always)]
+    fn prefetch(self, address: *const Line) {
+        self.avx2.prefetch(address);
     }
 
     #[inline(always)]
