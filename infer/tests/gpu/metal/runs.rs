@@ -12,8 +12,8 @@ use qat_infer::metal::{self, Metal, Options, Pass, Tail};
 use qat_metal_host::{Mode, available};
 use qat_quant::Format;
 
-use crate::emulator::Emulator;
-use crate::models::{fixtures, format, mixed, tiny};
+use super::emulator::Emulator;
+use super::models::{fixtures, format, mixed, tiny};
 use crate::random_model::RandomModel;
 
 /// Tokens decoded after each prompt.

@@ -7,8 +7,8 @@ use qat_infer::files::Activations;
 use qat_infer::metal::{self, Options, Session, working_set};
 use qat_metal_host::{Mode, available};
 
-use crate::emulator::Emulator;
-use crate::models::{format, tiny};
+use super::emulator::Emulator;
+use super::models::{format, tiny};
 use crate::random_model::RandomModel;
 
 const VOCAB: usize = 301;

@@ -1,9 +1,7 @@
 //! The runtime for Apple's GPUs as far as any machine can check it: the lists that it makes, and what they compute.
+//!
+//! All in a module of that name, so that `cargo test -- metal` finds the tests.
 
-mod emulator;
-mod lists;
-mod models;
+mod metal;
 #[path = "../random_model/mod.rs"]
 mod random_model;
-mod runs;
-mod sessions;

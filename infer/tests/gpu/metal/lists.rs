@@ -9,7 +9,7 @@ use qat_infer::metal::{
     longest_context, working_set,
 };
 
-use crate::models::{fixtures, format, mixed, tiny};
+use super::models::{fixtures, format, mixed, tiny};
 use crate::random_model::{RandomModel, llama};
 
 const KINDS: [KvType; 2] = [KvType::F16, KvType::Int8];
