@@ -52,14 +52,7 @@ pub trait Sequence {
         if k == 0 || k > vocab {
             return Err(Error::Invalid(format!("the {k} likeliest tokens: want 1 to {vocab}")));
         }
-        let mut all: Vec<(u32, f32)> = (0..).zip(self.prefill(ids)?.iter().copied()).collect();
-        let likelier = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
-        if k < vocab {
-            all.select_nth_unstable_by(k - 1, likelier);
-            all.truncate(k);
-        }
-        all.sort_by(likelier);
-        Ok(all)
+        Ok(likeliest(self.prefill(ids)?, k))
     }
 
     /// Reads `ids` and writes up to `most` tokens, each the likeliest (of equal ones the first); `each` hears of it, and
@@ -111,6 +104,18 @@ pub trait Runtime {
         context: usize,
         kv: KvType,
     ) -> Result<Box<dyn Sequence + 'm>>;
+}
+
+/// The `k` ids with the highest logits, and these, the highest first, ties by id; `k` is 1 to as many as there are.
+pub(crate) fn likeliest(logits: &[f32], k: usize) -> Vec<(u32, f32)> {
+    let mut all: Vec<(u32, f32)> = (0..).zip(logits.iter().copied()).collect();
+    let likelier = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
+    if k < all.len() {
+        all.select_nth_unstable_by(k - 1, likelier);
+        all.truncate(k);
+    }
+    all.sort_by(likelier);
+    all
 }
 
 /// The id with the highest logit; the first of several.

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 pub use sampler::{Sampler, Sampling};
 
+use crate::sequence::likeliest;
 use crate::{Result, Sequence};
 
 /// How a generation ended.
@@ -81,13 +82,14 @@ pub fn generate(
         return Ok(generated);
     }
     let mut sampler = Sampler::new(sampling)?;
+    let vocab = sequence.vocab();
     let mut ids = prompt.to_vec();
     for _ in 0..most {
-        let likeliest = match sampling.top_k {
-            0 => sampler::ranked(sequence.prefill(&ids)?),
+        let candidates = match sampling.top_k {
+            0 => likeliest(sequence.prefill(&ids)?, vocab),
             k => sequence.top(&ids, k)?,
         };
-        let next = sampler.choose(likeliest);
+        let next = sampler.choose(candidates);
         if take(next).is_break() {
             break;
         }

@@ -95,16 +95,14 @@ impl Sampler {
     }
 }
 
-/// All ids with their logits, the likeliest first, ties by id.
-pub(super) fn ranked(logits: &[f32]) -> Vec<(u32, f32)> {
-    let mut all: Vec<(u32, f32)> = (0..).zip(logits.iter().copied()).collect();
-    all.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-    all
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sequence::likeliest;
+
+    fn ranked(logits: &[f32]) -> Vec<(u32, f32)> {
+        likeliest(logits, logits.len())
+    }
 
     fn sampling() -> Sampling {
         Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, seed: 1 }
