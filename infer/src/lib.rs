@@ -8,6 +8,7 @@ mod choice;
 pub mod cpu;
 mod error;
 pub mod eval;
+pub mod export;
 pub mod files;
 pub mod generate;
 pub mod metal;

@@ -1,7 +1,6 @@
 //! Writes a float model as Hugging Face lays it out: for teachers that were trained here, and for other tools.
 //!
-//! Knows no architecture. Invariant: the directory appears whole, read back, or not at all. The tensors are in one
-//! file, however large; every reader of shards also reads that.
+//! Knows no architecture. Invariant: the directory appears whole, read back, or not at all.
 
 use std::path::{Path, PathBuf};
 
@@ -10,9 +9,8 @@ use serde_json::{Value, json};
 
 use super::hf::HfDir;
 use super::packed_writer::write_surroundings;
+use super::shard_writer::ShardWriter;
 use super::staged::StagedDir;
-use super::tensor_writer::TensorWriter;
-use super::tensors::MODEL_FILE;
 use crate::error::Result;
 
 /// Name of the file that tells where a float model came from, and that qat wrote it.
@@ -21,7 +19,7 @@ pub const PROVENANCE_FILE: &str = "qat.json";
 /// A float model in the making. Dropping it without [`HfWriter::finish`] leaves nothing behind.
 #[derive(Debug)]
 pub struct HfWriter {
-    tensors: TensorWriter,
+    tensors: ShardWriter,
     float: FloatType,
     staged: StagedDir,
 }
@@ -44,7 +42,7 @@ impl HfWriter {
         let files = write_surroundings(&staged, &with_dtype(config, float), companions)?;
         let provenance = json!({"qat": 1, "source": source, "sha256": files});
         staged.write(PROVENANCE_FILE, format!("{provenance:#}\n").as_bytes())?;
-        let tensors = TensorWriter::create(&staged.path().join(MODEL_FILE))?;
+        let tensors = ShardWriter::create(staged.path());
         Ok(Self { tensors, float, staged })
     }
 
@@ -53,8 +51,7 @@ impl HfWriter {
     /// # Errors
     /// When the name was used, a value is not finite or beyond the range of the float type, or the disk is full.
     pub fn add(&mut self, name: &str, shape: &[usize], values: &[f32]) -> Result<()> {
-        self.tensors.add_values(name, self.float, shape, values)?;
-        Ok(())
+        self.tensors.add_values(name, self.float, shape, values)
     }
 
     /// Reads everything back and puts the directory in the target's place.
@@ -69,7 +66,7 @@ impl HfWriter {
 }
 
 /// `config` with the float type under the key that it uses: `dtype` since transformers 5, `torch_dtype` before.
-fn with_dtype(config: &Value, float: FloatType) -> Value {
+pub(crate) fn with_dtype(config: &Value, float: FloatType) -> Value {
     let name = match float {
         FloatType::F32 => "float32",
         FloatType::F16 => "float16",

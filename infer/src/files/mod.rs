@@ -12,12 +12,16 @@ mod manifest;
 mod mapped;
 mod packed;
 mod packed_writer;
+mod shard_writer;
 mod staged;
 mod tensor_writer;
 mod tensors;
 #[cfg(test)]
 mod tests;
 mod tokenizer;
+
+pub(crate) use hf_writer::with_dtype;
+pub(crate) use packed_writer::write_surroundings;
 
 pub use digest::sha256_hex;
 pub use header::TensorInfo;
@@ -27,6 +31,7 @@ pub use manifest::{Activations, MANIFEST_FILE, Manifest, Storage, TensorEntry};
 pub use mapped::{Bytes, Mapped};
 pub use packed::{PackedDir, StoredMatrix};
 pub use packed_writer::PackedWriter;
+pub use shard_writer::ShardWriter;
 pub use staged::{StagedDir, write_file_atomic};
 pub use tensor_writer::TensorWriter;
 pub use tensors::{INDEX_FILE, MODEL_FILE, TensorFiles};

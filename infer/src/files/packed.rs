@@ -92,7 +92,12 @@ impl PackedDir {
     /// When no tensor has that name, its shape is another, its checksum differs, or it has a code or scale that no
     /// encoder writes.
     pub fn matrix(&self, name: &str, [rows, cols]: [usize; 2]) -> Result<StoredMatrix> {
-        let entry = self.entry(name, &[rows, cols])?;
+        self.stored(name, &[rows, cols])
+    }
+
+    /// The tensor `name` of any shape as it is stored, checked, without a copy.
+    pub(crate) fn stored(&self, name: &str, shape: &[usize]) -> Result<StoredMatrix> {
+        let entry = self.entry(name, shape)?;
         self.check(name, entry)?;
         Ok(StoredMatrix {
             storage: entry.storage,

@@ -40,7 +40,7 @@ impl PackedWriter {
     pub fn create(target: &Path, config: &Value, companions: &[PathBuf], source: Value) -> Result<Self> {
         let staged = StagedDir::create(target, MANIFEST_FILE)?;
         let files = write_surroundings(&staged, config, companions)?;
-        let tensors = TensorWriter::create(&staged.path().join(MODEL_FILE))?;
+        let tensors = TensorWriter::create(&staged.path().join(MODEL_FILE), "pt")?;
         Ok(Self { tensors, entries: BTreeMap::new(), files, source, staged })
     }
 
@@ -114,7 +114,7 @@ impl PackedWriter {
 }
 
 /// Writes `config.json`, copies the companions, and gives the SHA-256 of each by file name.
-pub(super) fn write_surroundings(
+pub(crate) fn write_surroundings(
     staged: &StagedDir,
     config: &Value,
     companions: &[PathBuf],

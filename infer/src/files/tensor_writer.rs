@@ -32,6 +32,7 @@ pub struct TensorWriter {
     spool_path: PathBuf,
     spool: BufWriter<File>,
     spooled: u64,
+    library: &'static str,
     tensors: BTreeMap<String, Spooled>,
 }
 
@@ -44,11 +45,11 @@ struct Spooled {
 }
 
 impl TensorWriter {
-    /// Begins the file `path`.
+    /// Begins the file `path`, whose metadata will say that it has the layout of `library`: `pt` or `mlx`.
     ///
     /// # Errors
     /// When the directory can't be written.
-    pub fn create(path: &Path) -> Result<Self> {
+    pub fn create(path: &Path, library: &'static str) -> Result<Self> {
         let mut spool_path = path.as_os_str().to_owned();
         spool_path.push(".spool");
         let spool_path = PathBuf::from(spool_path);
@@ -60,7 +61,7 @@ impl TensorWriter {
             .open(&spool_path)
             .map_err(|e| write_error(&spool_path, e))?;
         let spool = BufWriter::with_capacity(1 << 20, spool);
-        Ok(Self { path: path.to_owned(), spool_path, spool, spooled: 0, tensors: BTreeMap::new() })
+        Ok(Self { path: path.to_owned(), spool_path, spool, spooled: 0, library, tensors: BTreeMap::new() })
     }
 
     /// Adds the tensor `name`: `bytes` are its elements, little-endian and row-major.
@@ -109,10 +110,17 @@ impl TensorWriter {
     ///
     /// # Errors
     /// When the disk is full, or gives back something else.
-    pub fn finish(mut self) -> Result<u64> {
+    pub fn finish(self) -> Result<u64> {
+        let path = self.path.clone();
+        self.finish_as(&path)
+    }
+
+    /// The same under another name.
+    pub(super) fn finish_as(mut self, path: &Path) -> Result<u64> {
+        self.path = path.to_owned();
         let mut order: Vec<(&String, &Spooled)> = self.tensors.iter().collect();
         order.sort_by_key(|(_, t)| std::cmp::Reverse(t.info.dtype.bitsize()));
-        let header = header(&order);
+        let header = header(self.library, &order);
         if header.len() > MAX_HEADER {
             let problem =
                 format!("{} tensors need a header longer than {MAX_HEADER} bytes", self.tensors.len());
@@ -159,10 +167,10 @@ impl TensorWriter {
 }
 
 /// The header's JSON, padded with blanks so that the tensors begin at a multiple of 8.
-fn header(order: &[(&String, &Spooled)]) -> Vec<u8> {
+fn header(library: &str, order: &[(&String, &Spooled)]) -> Vec<u8> {
     let mut entries = Map::new();
     // transformers refuses a file that does not say which library's layout it has.
-    entries.insert(METADATA_KEY.to_owned(), json!({"format": "pt"}));
+    entries.insert(METADATA_KEY.to_owned(), json!({"format": library}));
     let mut start = 0;
     for (name, tensor) in order {
         let end = start + tensor.len;

@@ -10,6 +10,8 @@
 use std::ops::Range;
 
 use super::PANEL;
+use half::{bf16, f16};
+
 use crate::simd::{reduce, vectorized};
 use crate::{Error, ScaleType};
 
@@ -39,6 +41,15 @@ impl FloatType {
         match self {
             Self::F32 => 4,
             Self::F16 | Self::BF16 => 2,
+        }
+    }
+
+    /// `value` as it reads once it was stored: rounded to nearest even.
+    pub fn round(self, value: f32) -> f32 {
+        match self {
+            Self::F32 => value,
+            Self::F16 => f16::from_f32(value).to_f32(),
+            Self::BF16 => bf16::from_f32(value).to_f32(),
         }
     }
 }

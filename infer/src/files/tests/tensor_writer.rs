@@ -8,7 +8,7 @@ use super::*;
 fn what_is_written_is_what_the_safetensors_library_reads() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join(MODEL_FILE);
-    let mut writer = TensorWriter::create(&path).unwrap();
+    let mut writer = TensorWriter::create(&path, "pt").unwrap();
     writer.add("codes", Dtype::U8, &[1, 3], &[1, 2, 3]).unwrap();
     let half = writer.add_values("half", FloatType::BF16, &[2], &[1.5, 1.0 / 3.0]).unwrap();
     writer.add_values("norm", FloatType::F32, &[1, 1], &[0.1]).unwrap();
@@ -33,7 +33,7 @@ fn the_order_of_adding_does_not_reach_the_file() {
     let dir = TempDir::new().unwrap();
     let write = |file: &str, names: [&str; 3]| {
         let path = dir.path().join(file);
-        let mut writer = TensorWriter::create(&path).unwrap();
+        let mut writer = TensorWriter::create(&path, "pt").unwrap();
         for name in names {
             writer.add(name, Dtype::U8, &[name.len()], name.as_bytes()).unwrap();
         }
@@ -46,7 +46,7 @@ fn the_order_of_adding_does_not_reach_the_file() {
 #[test]
 fn a_tensor_that_does_not_fit_is_refused() {
     let dir = TempDir::new().unwrap();
-    let mut writer = TensorWriter::create(&dir.path().join(MODEL_FILE)).unwrap();
+    let mut writer = TensorWriter::create(&dir.path().join(MODEL_FILE), "pt").unwrap();
     assert_eq!(
         message(&dir, writer.add("a", Dtype::F32, &[2], &[0; 7])),
         "a: F32 of shape [2] does not fit the 7 bytes given"
@@ -62,7 +62,7 @@ fn a_tensor_that_does_not_fit_is_refused() {
 #[test]
 fn a_value_that_is_not_finite_is_not_written() {
     let dir = TempDir::new().unwrap();
-    let mut writer = TensorWriter::create(&dir.path().join(MODEL_FILE)).unwrap();
+    let mut writer = TensorWriter::create(&dir.path().join(MODEL_FILE), "pt").unwrap();
     for (float, value, want) in [
         (FloatType::F32, f32::NAN, "a: element 1 is NaN; every weight must be finite"),
         (FloatType::F16, 1e5, "a: holds 100000, beyond the range of F16; store it as F32"),
@@ -78,7 +78,7 @@ fn a_disk_that_fills_up_is_told() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join(MODEL_FILE);
     std::os::unix::fs::symlink("/dev/full", &path).unwrap();
-    let mut writer = TensorWriter::create(&path).unwrap();
+    let mut writer = TensorWriter::create(&path, "pt").unwrap();
     writer.add("a", Dtype::U8, &[1], &[1]).unwrap();
     assert_eq!(
         message(&dir, writer.finish()),

@@ -1,0 +1,163 @@
+//! A packed model in the files of another runtime, with the codes it was trained with.
+//!
+//! Knows no training. Invariants: nothing is rounded again here, a grid that the target can't hold is refused by name; what is
+//! written is read back from the disk by a reader of its own, decoded, and is the trained value to the bit before it counts as
+//! written; a directory appears whole or not at all.
+
+mod hf;
+mod source;
+
+use std::fmt;
+use std::path::Path;
+
+pub use source::{Source, SourceTensor};
+
+use qat_quant::Format;
+use qat_quant::kernels::FloatType;
+
+use crate::files::{StagedDir, Storage};
+use crate::model::Param;
+use crate::{Error, Result};
+
+/// A runtime whose files can be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target {
+    /// Hugging Face float weights: the values of the grid.
+    Hf,
+}
+
+/// What may be chosen about an export.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// How floats (norms, biases, matrices that aren't packed) are stored; the target's own choice by default.
+    pub dtype: Option<FloatType>,
+    /// GGUF: 256-wide ternary blocks in 54 bytes (TQ1_0) instead of 66 (TQ2_0).
+    pub tq1: bool,
+    /// Longest context that the files announce; the model's own by default.
+    pub context: Option<usize>,
+}
+
+/// How one kind of file is written and read.
+trait Exporter {
+    /// Whether the target has this kind of model at all; else what it lacks and which targets have it.
+    fn check(&self, source: &Source, options: &Options) -> Result<()>;
+
+    /// Whether the target can hold, on its own grid and to the bit, what `param` is stored as.
+    fn holds(&self, param: &Param, storage: Storage) -> bool;
+
+    /// Writes all files of the target but the model card.
+    fn write(&self, source: &Source, options: &Options, into: &StagedDir) -> Result<()>;
+
+    /// Opens what was written in `dir` with a reader of its own.
+    fn read_back<'a>(&self, source: &'a Source, dir: &Path) -> Result<Box<dyn ReadBack + 'a>>;
+}
+
+/// A written model, read.
+trait ReadBack: Sync {
+    /// The values of a tensor in the order of `param`'s shape, decoded from the file.
+    fn values(&self, param: &Param) -> Result<Vec<f32>>;
+
+    /// How floats that are not packed were stored, in case they were rounded: the values agree after the same rounding.
+    fn float(&self, param: &Param) -> FloatType;
+}
+
+impl Target {
+    /// Every target, in the order in which messages list them.
+    pub const ALL: [Self; 1] = [Self::Hf];
+
+    fn exporter(self) -> &'static dyn Exporter {
+        match self {
+            Self::Hf => &hf::Hf,
+        }
+    }
+
+    /// The formats in which the target can hold `param` without rounding it again.
+    pub fn formats(self, param: &Param) -> Vec<Format> {
+        let fits = |format: &Format| param.shape.last().is_some_and(|&cols| format.fits(cols));
+        let exporter = self.exporter();
+        Format::all()
+            .into_iter()
+            .filter(fits)
+            .filter(|f| exporter.holds(param, Storage::Packed(*f)))
+            .collect()
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Hf => "hf",
+        })
+    }
+}
+
+impl std::str::FromStr for Target {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Self> {
+        let all = Self::ALL;
+        let names = all.map(|target| target.to_string()).join(", ");
+        let found = all.into_iter().find(|target| target.to_string() == s);
+        found.ok_or_else(|| Error::Invalid(format!("export format {s:?}: want qat, {names}")))
+    }
+}
+
+/// Writes `source` as `target` into the directory `into`, which the caller commits, and reads it back.
+///
+/// # Errors
+/// The target can't hold the model or one of its tensors as it is; the disk is full; it reads back differently.
+pub fn export(source: &Source, target: Target, options: &Options, into: &StagedDir) -> Result<()> {
+    let exporter = target.exporter();
+    exporter.check(source, options)?;
+    refuse_misfits(source, target)?;
+    exporter.write(source, options, into)?;
+    verify(source, &*exporter.read_back(source, into.path())?)
+}
+
+/// The parameters that `target` can't hold as they are stored.
+pub fn misfits(source: &Source, target: Target) -> Vec<Param> {
+    let exporter = target.exporter();
+    source.params().into_iter().filter(|param| !exporter.holds(param, source.storage(param))).collect()
+}
+
+fn refuse_misfits(source: &Source, target: Target) -> Result<()> {
+    let misfits = misfits(source, target);
+    let Some(first) = misfits.first() else { return Ok(()) };
+    let formats: Vec<String> = target.formats(first).iter().map(Format::to_string).collect();
+    let others = match misfits.len() {
+        1 => String::new(),
+        n => format!(" (and {} more tensors)", n - 1),
+    };
+    let problem = format!(
+        "{target} can't hold {} as it was trained{others}; formats that fit its rows: {}. Train with one of them, or round again with \
+         --requantize, which measures what is lost",
+        source.storage(first),
+        formats.join(", ")
+    );
+    Err(Error::tensor(&first.name, problem))
+}
+
+/// Every tensor that was written is the source's to the bit.
+fn verify(source: &Source, written: &dyn ReadBack) -> Result<()> {
+    for param in source.params() {
+        let tensor = source.tensor(&param)?;
+        let float = match source.storage(&param) {
+            Storage::Packed(_) => FloatType::F32,
+            Storage::Float(_) => written.float(&param),
+        };
+        let (want, found) = (tensor.values()?, written.values(&param)?);
+        let same = |(a, b): (&f32, &f32)| float.round(*a) == *b;
+        if want.len() != found.len() || !want.iter().zip(&found).all(same) {
+            let at = want.iter().zip(&found).position(|pair| !same(pair));
+            let problem = format!(
+                "reads back differently from what was trained{}; is the disk sound?",
+                at.map_or(String::new(), |at| format!(
+                    " (element {at}: want {}, found {})",
+                    want[at], found[at]
+                ))
+            );
+            return Err(Error::tensor(&param.name, problem));
+        }
+    }
+    Ok(())
+}
