@@ -5,7 +5,10 @@
 //! written; a directory appears whole or not at all.
 
 mod hf;
+mod mlx;
 mod source;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::path::Path;
@@ -24,6 +27,8 @@ use crate::{Error, Result};
 pub enum Target {
     /// Hugging Face float weights: the values of the grid.
     Hf,
+    /// MLX: codes, scales and biases for mlx-lm and mlx-swift.
+    Mlx,
 }
 
 /// What may be chosen about an export.
@@ -63,11 +68,12 @@ trait ReadBack: Sync {
 
 impl Target {
     /// Every target, in the order in which messages list them.
-    pub const ALL: [Self; 1] = [Self::Hf];
+    pub const ALL: [Self; 2] = [Self::Hf, Self::Mlx];
 
     fn exporter(self) -> &'static dyn Exporter {
         match self {
             Self::Hf => &hf::Hf,
+            Self::Mlx => &mlx::Mlx,
         }
     }
 
@@ -87,6 +93,7 @@ impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Hf => "hf",
+            Self::Mlx => "mlx",
         })
     }
 }
