@@ -26,6 +26,21 @@ use crate::{Error, Result};
 pub(super) struct Mlx;
 
 impl Exporter for Mlx {
+    fn runtime(&self) -> &'static str {
+        "MLX: mlx-lm, and mlx-swift's MLXLLM on Macs, iPhones and iPads"
+    }
+
+    fn library(&self) -> &'static str {
+        "mlx"
+    }
+
+    fn usage(&self, name: &str) -> String {
+        format!(
+            "```sh\npip install mlx-lm\nmlx_lm.generate --model {name} --prompt \"Once upon a time\"\n```\n\nIn Swift, MLXLLM loads the \
+             directory as it is.\n"
+        )
+    }
+
     fn check(&self, source: &Source, options: &Options) -> Result<()> {
         float_type(source, options).map(|_| ())
     }
@@ -251,7 +266,7 @@ impl ReadBack for Written {
         self.0.tensors.f32(&param.name, &param.shape)
     }
 
-    fn float(&self, param: &Param) -> FloatType {
-        self.0.tensors.float(&param.name, &param.shape).map_or(FloatType::F32, |(float, _)| float)
+    fn float(&self, param: &Param) -> Result<FloatType> {
+        Ok(self.0.tensors.float(&param.name, &param.shape)?.0)
     }
 }

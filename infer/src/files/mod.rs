@@ -3,6 +3,7 @@
 //! Knows no architecture and runs nothing. Invariants: input is hostile until checked, and every message names the
 //! file, the thing in it and the fix; output appears whole or not at all.
 
+mod base;
 mod digest;
 mod float;
 mod header;
@@ -26,6 +27,7 @@ pub(crate) use mlx::{QUANTIZATION, QUANTIZATION_CONFIG};
 pub(crate) use packed_writer::write_surroundings;
 pub(crate) use shard_writer::SHARD;
 
+pub use base::Base;
 pub use digest::sha256_hex;
 pub use header::TensorInfo;
 pub use hf::{CONFIG_FILE, HfDir, TOKENIZER_FILE, companions};
@@ -38,5 +40,5 @@ pub use packed_writer::PackedWriter;
 pub use shard_writer::ShardWriter;
 pub use staged::{StagedDir, write_file_atomic};
 pub use tensor_writer::TensorWriter;
-pub use tensors::{INDEX_FILE, MODEL_FILE, TensorFiles};
+pub use tensors::{INDEX_FILE, MODEL_FILE, TensorFiles, read_json};
 pub use tokenizer::{load_tokenizer, tokenizer_sha256};

@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::*;
-use crate::files::{Activations, HfDir, PROVENANCE_FILE, PackedWriter, companions};
-use crate::model::{Config, Role, names, params};
+use crate::files::{Activations, HfDir, PackedWriter, companions};
+use crate::model::{Role, names, params};
 
 /// A packed model and where its exports go.
 struct Place {
@@ -89,11 +89,10 @@ impl Place {
     /// The export as `target`, in place, or the message of its refusal.
     fn export(&self, target: Target, options: &Options) -> Result<PathBuf, String> {
         let out = self.dir.path().join(target.to_string());
-        let staged = StagedDir::create(&out, PROVENANCE_FILE).unwrap();
-        export(&self.source, target, options, &staged).map_err(|e| e.to_string())?;
-        // The driver's caller leaves the marker.
-        staged.write(PROVENANCE_FILE, b"{\"qat\": 1}").unwrap();
-        staged.commit().unwrap();
+        let job = Export { target, options, requantize: false, report: None };
+        let staged = Export::stage(&out).unwrap();
+        let written = job.run(&self.source.dir.path, staged).map_err(|e| e.to_string())?;
+        assert_eq!(written.path, out);
         Ok(out)
     }
 }
