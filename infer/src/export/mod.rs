@@ -6,8 +6,11 @@
 
 mod card;
 mod hf;
+mod mlx;
 mod requantize;
 mod source;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -31,6 +34,8 @@ use card::{CARD_FILE, Card};
 pub enum Target {
     /// Hugging Face float weights: the values of the grid.
     Hf,
+    /// MLX: codes, scales and biases for mlx-lm and mlx-swift.
+    Mlx,
 }
 
 /// What may be chosen about an export.
@@ -103,7 +108,7 @@ trait ReadBack: Sync {
 
 impl Target {
     /// Every target, in the order in which messages list them.
-    pub const ALL: [Self; 1] = [Self::Hf];
+    pub const ALL: [Self; 2] = [Self::Hf, Self::Mlx];
 
     /// Whether it can hold, to the bit, what `param` is stored as.
     pub fn holds(self, param: &Param, storage: Storage) -> bool {
@@ -141,6 +146,7 @@ impl Target {
     fn exporter(self) -> &'static dyn Exporter {
         match self {
             Self::Hf => &hf::Hf,
+            Self::Mlx => &mlx::Mlx,
         }
     }
 
@@ -160,6 +166,7 @@ impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Hf => "hf",
+            Self::Mlx => "mlx",
         })
     }
 }

@@ -11,6 +11,7 @@ mod hf;
 mod hf_writer;
 mod manifest;
 mod mapped;
+mod mlx;
 mod packed;
 mod packed_writer;
 mod shard_writer;
@@ -22,7 +23,9 @@ mod tests;
 mod tokenizer;
 
 pub(crate) use hf_writer::with_dtype;
+pub(crate) use mlx::{QUANTIZATION, QUANTIZATION_CONFIG};
 pub(crate) use packed_writer::write_surroundings;
+pub(crate) use shard_writer::SHARD;
 
 pub use base::Base;
 pub use digest::sha256_hex;
@@ -31,6 +34,7 @@ pub use hf::{CONFIG_FILE, HfDir, TOKENIZER_FILE, companions};
 pub use hf_writer::{HfWriter, PROVENANCE_FILE};
 pub use manifest::{Activations, MANIFEST_FILE, Manifest, Storage, TensorEntry};
 pub use mapped::{Bytes, Mapped};
+pub use mlx::{MlxDir, MlxGrid, MlxMatrix};
 pub use packed::{PackedDir, StoredMatrix};
 pub use packed_writer::PackedWriter;
 pub use shard_writer::ShardWriter;
