@@ -63,10 +63,10 @@ pub struct Train {
 /// `qat export`.
 #[derive(Debug, Args)]
 pub struct Export {
-    /// A run of qat train, or a Hugging Face model directory.
-    #[arg(value_name = "RUN_OR_HF_DIR")]
+    /// A run of qat train, a packed model, or a Hugging Face model directory.
+    #[arg(value_name = "MODEL")]
     pub from: PathBuf,
-    /// qat (packed) or hf (float values of the grid).
+    /// qat (packed), or the files of another runtime: hf (float values of the grid).
     #[arg(long)]
     pub format: String,
     /// Round a float model's layers to this format, such as int4-g32.
@@ -81,6 +81,21 @@ pub struct Export {
     /// Widen the MLPs by neurons that compute nothing until a format fits.
     #[arg(long, value_name = "MULTIPLE", requires = "weights")]
     pub pad_intermediate: Option<usize>,
+    /// Round matrices again whose grid the target lacks, and say what that cost; without it the export refuses.
+    #[arg(long)]
+    pub requantize: bool,
+    /// How floats that stay float are stored: f32, f16 or bf16 [default: as the target has them].
+    #[arg(long, value_name = "TYPE")]
+    pub dtype: Option<String>,
+    /// GGUF: ternary-g256 as TQ1_0 (1.69 bits per weight) instead of TQ2_0 (2.06, faster).
+    #[arg(long)]
+    pub tq1: bool,
+    /// Longest context that the files announce [default: the model's own].
+    #[arg(long, value_name = "N")]
+    pub context: Option<usize>,
+    /// What qat eval --json wrote about the packed model, for the model card [default: the run's report.json].
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
     /// The directory to write.
     #[arg(long)]
     pub out: PathBuf,

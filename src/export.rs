@@ -1,33 +1,62 @@
-//! `qat export`: a run or a float model becomes a directory that ships.
+//! `qat export`: a run, a float model or a packed one becomes a directory that ships.
+
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use qat_infer::files::Activations;
-use qat_quant::kernels::FloatType;
+use qat_infer::{
+    eval::Report,
+    export::{Export, Options, Target, Written},
+    files::{Activations, HfDir, Manifest, PackedDir, read_json},
+};
 use qat_train::{
-    export::{Shipment, Written, is_run},
-    recipe::{ExportFormat, Rules},
+    export::{Shipment, is_run},
+    recipe::Rules,
     student::Quantization,
 };
 
 use crate::{Ending, cli, table};
 
+/// Spelling of the packed format.
+const PACKED: &str = "qat";
+
 /// Runs the command.
 pub fn run(args: &cli::Export) -> anyhow::Result<Ending> {
-    let format: ExportFormat = args.format.parse().context("--format")?;
-    let shipment = if is_run(&args.from) { of_run(args)? } else { of_model(args)? };
-    announce(&shipment.write(format, FloatType::F32, &args.out)?);
+    if args.format == PACKED {
+        return pack(args);
+    }
+    let target: Target = args.format.parse().context("--format")?;
+    let dtype = args.dtype.as_deref().map(str::parse).transpose().context("--dtype")?;
+    let options = Options { dtype, tq1: args.tq1, context: args.context };
+    let report = report(args)?;
+    let job = Export { target, options: &options, requantize: args.requantize, report: report.as_ref() };
+    let staged = Export::stage(&args.out)?;
+    let written = if PackedDir::is_at(&args.from) {
+        refuse_rounding(args, "is packed already")?;
+        job.run(&args.from, staged)?
+    } else {
+        let packed = staged.scratch(PACKED);
+        shipment(args)?.write(&packed)?;
+        job.run(&packed, staged)?
+    };
+    announce_files(target, &written);
     Ok(Ending::Done)
 }
 
-fn of_run(args: &cli::Export) -> anyhow::Result<Shipment> {
-    if args.weights.is_some() {
-        bail!(
-            "{} is a run: its formats and scales were trained, and --weights, --embeddings, --scales and --pad-intermediate would \
-             replace them; round its float start instead ({}/student), or train with another quant.weights",
-            args.from.display(),
-            args.from.display()
-        );
+fn pack(args: &cli::Export) -> anyhow::Result<Ending> {
+    let unused = [("--requantize", args.requantize), ("--tq1", args.tq1), ("--dtype", args.dtype.is_some())];
+    if let Some((flag, _)) = unused.into_iter().find(|(_, given)| *given) {
+        bail!("{flag}: the packed format holds every grid as it is; leave it out with --format qat");
     }
+    announce(&args.out, &shipment(args)?.write(&args.out)?);
+    Ok(Ending::Done)
+}
+
+fn shipment(args: &cli::Export) -> anyhow::Result<Shipment> {
+    if is_run(&args.from) { of_run(args) } else { of_model(args) }
+}
+
+fn of_run(args: &cli::Export) -> anyhow::Result<Shipment> {
+    refuse_rounding(args, "is a run: its formats and scales were trained")?;
     let (shipment, damaged) = Shipment::of_run(&args.from)?;
     for problem in damaged {
         eprintln!("passed over a damaged checkpoint: {problem}");
@@ -35,10 +64,26 @@ fn of_run(args: &cli::Export) -> anyhow::Result<Shipment> {
     Ok(shipment)
 }
 
+fn refuse_rounding(args: &cli::Export, why: &str) -> anyhow::Result<()> {
+    if args.weights.is_none() {
+        return Ok(());
+    }
+    let from = args.from.display();
+    let instead = match is_run(&args.from) {
+        true => {
+            format!("round its float start instead ({from}/student), or train with another quant.weights")
+        }
+        false => "name the float model it was made of instead".to_owned(),
+    };
+    bail!(
+        "{from} {why}, and --weights, --embeddings, --scales and --pad-intermediate would replace them; {instead}"
+    )
+}
+
 fn of_model(args: &cli::Export) -> anyhow::Result<Shipment> {
     let Some(weights) = &args.weights else {
         // The directory's own error comes first: it may be no model at all.
-        qat_infer::files::HfDir::open(&args.from)?;
+        HfDir::open(&args.from)?;
         bail!("{} is a float model: say how to round it, such as --weights int4-g32", args.from.display());
     };
     let embeddings = args.embeddings.as_deref().unwrap_or("int8-g32");
@@ -52,14 +97,34 @@ fn of_model(args: &cli::Export) -> anyhow::Result<Shipment> {
     Ok(Shipment::of_model(&args.from, quantization, args.pad_intermediate)?)
 }
 
-/// Says what was written.
-pub fn announce(written: &Written) {
-    let size = written.manifest.as_ref().map_or(String::new(), |m| {
-        format!(
-            " ({}, {:.2} bits per weight with embeddings, scales and norms)",
-            table::bytes(m.file_bytes),
-            m.bits_per_weight
-        )
-    });
-    println!("wrote {}{size}; read back and equal to the bit", written.path.display());
+/// What the model was measured to be: as the user names it, or as the run has it.
+fn report(args: &cli::Export) -> anyhow::Result<Option<Report>> {
+    let read = |path: &Path| read_json::<Report>(path).context("--report");
+    if let Some(path) = &args.report {
+        return Ok(Some(read(path)?));
+    }
+    let of_run: PathBuf = args.from.join("report.json");
+    Ok(if is_run(&args.from) && of_run.is_file() { Some(read(&of_run)?) } else { None })
+}
+
+/// Says what was packed.
+pub fn announce(out: &Path, manifest: &Manifest) {
+    println!(
+        "wrote {} ({}, {:.2} bits per weight with embeddings, scales and norms); read back and equal to the bit",
+        out.display(),
+        table::bytes(manifest.file_bytes),
+        manifest.bits_per_weight
+    );
+}
+
+/// Says what was written for a runtime.
+pub fn announce_files(target: Target, written: &Written) {
+    if let Some(requantized) = &written.requantized {
+        println!("rounded again: {requantized}");
+    }
+    println!(
+        "wrote {} ({target}, {}); read back and equal to the bit",
+        written.path.display(),
+        table::bytes(written.bytes)
+    );
 }

@@ -12,10 +12,7 @@ use qat_infer::{
     model::{Config, Family, Param, Role, RopeScaling, params},
 };
 use qat_quant::{Format, Packed, ScaleRule, Scales, kernels::FloatType, pack};
-use qat_train::{
-    export::Written,
-    student::{random_values, read_config},
-};
+use qat_train::student::{random_values, read_config};
 use rayon::prelude::*;
 use serde_json::{Value, json};
 
@@ -128,17 +125,16 @@ pub fn run(args: &cli::Init) -> anyhow::Result<Ending> {
     }
     let source = json!({"method": "random", "shape": args.shape, "seed": args.seed});
     let random = Random { config, seed: args.seed };
-    let manifest = match layers {
+    match layers {
         None => {
             write_float(&random, &args.out, &source)?;
-            None
+            println!("wrote {}; read back and equal to the bit", args.out.display());
         }
         Some(_) => {
             let inputs = args.activations.map_or(Activations::Float, Activations::from);
-            Some(write_packed(&random, &format, &args.out, inputs, source)?)
+            announce(&args.out, &write_packed(&random, &format, &args.out, inputs, source)?);
         }
-    };
-    announce(&Written { path: args.out.clone(), manifest });
+    }
     Ok(Ending::Done)
 }
 

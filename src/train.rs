@@ -14,6 +14,7 @@ use qat_infer::{
     cpu::Cpu,
     cpu::Model,
     eval::{Gate, Options, Report},
+    export::Export,
     files::{MANIFEST_FILE, PROVENANCE_FILE, StagedDir},
 };
 use qat_train::{
@@ -21,7 +22,7 @@ use qat_train::{
     data::EvalText,
     device,
     export::Shipment,
-    recipe::{self, EvalPlan, ExportFormat, ExportPlan, Named, Plan},
+    recipe::{self, EvalPlan, Named, Plan},
     student::Quantization,
     trainer::{Job, Outcome, Start, train},
 };
@@ -37,17 +38,6 @@ struct Run {
     name: String,
     out: PathBuf,
     plan: Plan,
-}
-
-impl Run {
-    /// Where its export goes.
-    fn export_dir(&self, plan: &ExportPlan) -> PathBuf {
-        let default = match plan.format {
-            ExportFormat::Qat => "qat",
-            ExportFormat::Hf => "hf",
-        };
-        plan.out.clone().unwrap_or_else(|| self.out.join(default))
-    }
 }
 
 /// Runs the command.
@@ -110,20 +100,18 @@ fn check_endings(runs: &[Run]) -> anyhow::Result<()> {
     let (mut targets, mut references) = (Vec::new(), Vec::new());
     for run in runs {
         if let Some(plan) = &run.plan.export {
-            let target = run.export_dir(plan);
-            let marker = match plan.format {
-                ExportFormat::Qat => MANIFEST_FILE,
-                ExportFormat::Hf => PROVENANCE_FILE,
-            };
-            StagedDir::check(&target, marker).context("[export]")?;
-            if targets.contains(&target) {
-                bail!(
-                    "export.out = {}: {} would replace the export of another variant",
-                    target.display(),
-                    run.name
-                );
+            let places = plan.places(&run.out).into_iter().map(|(_, out)| (out, PROVENANCE_FILE));
+            for (place, marker) in places.chain([(plan.packed(&run.out), MANIFEST_FILE)]) {
+                StagedDir::check(&place, marker).context("[export]")?;
+                if targets.contains(&place) {
+                    bail!(
+                        "export.out = {}: {} would replace the export of another variant",
+                        place.display(),
+                        run.name
+                    );
+                }
+                targets.push(place);
             }
-            targets.push(target);
         }
         if let Some(plan) = &run.plan.eval {
             evaluate::gates(&plan.require, plan.against.is_some()).context("eval.require")?;
@@ -184,12 +172,14 @@ fn cache_dir() -> PathBuf {
 fn finish(run: &Run, comparison: &mut Comparison) -> anyhow::Result<()> {
     let Some(plan) = &run.plan.export else { return Ok(()) };
     let (shipment, _) = Shipment::of_run(&run.out)?;
-    let out = run.export_dir(plan);
-    export::announce(&shipment.write(plan.format, plan.dtype, &out)?);
-    match &run.plan.eval {
-        Some(eval) => comparison.add(run, eval, &out),
-        None => Ok(()),
+    let packed = plan.packed(&run.out);
+    export::announce(&packed, &shipment.write(&packed)?);
+    let report = run.plan.eval.as_ref().map(|eval| comparison.add(run, eval, &packed)).transpose()?;
+    for (target, out) in plan.places(&run.out) {
+        let job = Export { target, options: &plan.options, requantize: false, report: report.as_ref() };
+        export::announce_files(target, &job.run(&packed, Export::stage(&out)?)?);
     }
+    Ok(())
 }
 
 /// What the runs of a recipe scored, with what each gate said.
@@ -202,7 +192,7 @@ struct Comparison {
 }
 
 impl Comparison {
-    fn add(&mut self, run: &Run, plan: &EvalPlan, packed: &Path) -> anyhow::Result<()> {
+    fn add(&mut self, run: &Run, plan: &EvalPlan, packed: &Path) -> anyhow::Result<Report> {
         let gates: Vec<Gate> = evaluate::gates(&plan.require, plan.against.is_some())?;
         let text = evaluate::text(&plan.data)?;
         if let Some(reference) = &plan.against
@@ -218,7 +208,7 @@ impl Comparison {
             let out = run.out.join(format!("rounded-{rule}"));
             let quantization = Quantization::untrained(run.plan.rules.clone(), *rule, run.plan.activations);
             let start = Shipment::of_start(&run.out, quantization)?;
-            start.write(ExportFormat::Qat, qat_quant::kernels::FloatType::F32, &out)?;
+            start.write(&out)?;
             let report = score(&out, &text, plan, plan.against.as_deref())?;
             self.push(format!("{}: rounded, {rule}", run.name), report.clone(), Vec::new());
             untrained.push(report);
@@ -228,8 +218,8 @@ impl Comparison {
         for result in evaluate::check(&gates, &report)? {
             self.failed |= !result.passed;
         }
-        self.push(format!("{}: trained", run.name), report, untrained);
-        Ok(())
+        self.push(format!("{}: trained", run.name), report.clone(), untrained);
+        Ok(report)
     }
 
     fn push(&mut self, name: String, report: Report, untrained: Vec<Report>) {

@@ -180,6 +180,26 @@ impl<'a> PackedRef<'a> {
         out
     }
 
+    /// Writes the codes of row `row`, integers of [`Format::levels`], into `codes`, `cols` long: what another container
+    /// of the same grid stores.
+    ///
+    /// # Panics
+    /// When there is no such row or `codes` has another length.
+    pub fn codes_row(&self, row: usize, codes: &mut [i16]) {
+        assert_eq!(codes.len(), self.cols, "codes of a row");
+        let bytes = self.row_blocks(row);
+        with_block!(self.format, self.cols, self.tensor_scale, layout => {
+            let mut block_codes = vec![0.0; layout.len()];
+            for (block, codes) in bytes.chunks_exact(layout.bytes()).zip(codes.chunks_exact_mut(layout.len())) {
+                layout.codes(block, &mut block_codes);
+                for (code, &read) in codes.iter_mut().zip(&block_codes) {
+                    // Integral, and at most 255.
+                    *code = read as i16;
+                }
+            }
+        });
+    }
+
     /// The stored scales and biases.
     pub fn scales(&self) -> Scales {
         if let Some(scale) = self.tensor_scale() {

@@ -7,7 +7,10 @@ use std::path::{Path, PathBuf};
 
 use candle_core::Device;
 use qat_infer::{
-    files::{CONFIG_FILE, HfDir, HfWriter, Manifest, PackedWriter, companions, load_tokenizer},
+    files::{
+        Base, CONFIG_FILE, HfDir, Manifest, PROVENANCE_FILE, PackedWriter, companions, load_tokenizer,
+        read_json,
+    },
     model::{Config, params},
 };
 use qat_quant::kernels::FloatType;
@@ -16,7 +19,7 @@ use serde_json::{Value, json};
 use crate::{
     Error, Result,
     checkpoint::Checkpoints,
-    recipe::{ExportFormat, Plan},
+    recipe::Plan,
     student::{Floats, Quantization, Shipped, Student, prune, read_config},
     trainer::student_dir,
 };
@@ -28,15 +31,6 @@ pub struct Shipment {
     companions: Vec<PathBuf>,
     /// Where it came from, for the manifest.
     source: Value,
-}
-
-/// What was written.
-#[derive(Debug)]
-pub struct Written {
-    /// The directory.
-    pub path: PathBuf,
-    /// The manifest of a packed directory.
-    pub manifest: Option<Manifest>,
 }
 
 /// Whether `dir` holds a run of `qat train`.
@@ -64,7 +58,10 @@ impl Shipment {
         checkpoint.restore_variables(student.variables())?;
         let recipe =
             serde_json::to_value(&checkpoint.state.recipe).map_err(|e| Error::Config(e.to_string()))?;
-        let source = json!({"method": "trained", "step": checkpoint.state.step, "recipe": recipe});
+        let base = read_json::<Value>(&origin.join(PROVENANCE_FILE))
+            .map_or(Value::Null, |told| told["source"]["base"].clone());
+        let source =
+            json!({"method": "trained", "step": checkpoint.state.step, "base": base, "recipe": recipe});
         Ok((Self { student, companions: companions(&origin)?, source }, damaged))
     }
 
@@ -81,7 +78,10 @@ impl Shipment {
         if let Some(multiple) = pad_intermediate {
             floats = prune::pad_intermediate(&floats, multiple)?;
         }
-        Self::of_floats(&floats, quantization, companions(&files.path)?)
+        let base = Base::of(&files);
+        let source = json!({"method": "rounded", "scales": quantization.scales.to_string(), "base": base});
+        let student = Student::new(&floats, quantization, &Device::Cpu)?;
+        Ok(Self { student, companions: companions(&files.path)?, source })
     }
 
     /// The weights that the run in `dir` started from, rounded without training: what its training is measured against.
@@ -92,23 +92,11 @@ impl Shipment {
         Self::of_model(&student_dir(dir), quantization, None)
     }
 
-    fn of_floats(floats: &Floats, quantization: Quantization, companions: Vec<PathBuf>) -> Result<Self> {
-        let source = json!({"method": "rounded", "scales": quantization.scales.to_string()});
-        Ok(Self { student: Student::new(floats, quantization, &Device::Cpu)?, companions, source })
-    }
-
-    /// Writes the directory `out`, reads it back, and only then puts it in place.
+    /// Writes the packed directory `out`, reads it back, and only then puts it in place.
     ///
     /// # Errors
     /// `out` is not ours to replace or can't be written, the disk is full, or it reads back differently.
-    pub fn write(&self, format: ExportFormat, dtype: FloatType, out: &Path) -> Result<Written> {
-        match format {
-            ExportFormat::Qat => self.write_packed(out),
-            ExportFormat::Hf => self.write_float(dtype, out),
-        }
-    }
-
-    fn write_packed(&self, out: &Path) -> Result<Written> {
+    pub fn write(&self, out: &Path) -> Result<Manifest> {
         let config = self.student.config.to_json();
         let mut writer = PackedWriter::create(out, &config, &self.companions, self.source.clone())?;
         for param in params(&self.student.config) {
@@ -119,27 +107,7 @@ impl Shipment {
                 Shipped::Float(values) => writer.float(&param.name, FloatType::F32, &param.shape, &values)?,
             }
         }
-        Ok(Written { path: out.to_owned(), manifest: Some(writer.finish()?) })
-    }
-
-    fn write_float(&self, dtype: FloatType, out: &Path) -> Result<Written> {
-        let config = self.student.config.to_json();
-        let mut writer = HfWriter::create(out, &config, &self.companions, dtype, &self.source)?;
-        for param in params(&self.student.config) {
-            let values = match self.student.ship(&param)? {
-                Shipped::Packed(_) if dtype != FloatType::F32 => {
-                    return Err(Error::Config(format!(
-                        "{}: values of a quantized matrix are exact only in f32; leave export.dtype out",
-                        param.name
-                    )));
-                }
-                Shipped::Packed(packed) => packed.as_ref().decode(),
-                Shipped::Float(values) => values,
-            };
-            writer.add(&param.name, &param.shape, &values)?;
-        }
-        writer.finish()?;
-        Ok(Written { path: out.to_owned(), manifest: None })
+        Ok(writer.finish()?)
     }
 }
 

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use super::{Protocol, Report, Text, Windows, measure_speed, peak_rss_bytes, score};
 use crate::cpu::KvType;
-use crate::files::{Activations, tokenizer_sha256};
+use crate::files::{Activations, Manifest, tokenizer_sha256};
 use crate::{Error, Opened, Result, Runtime, RuntimeMatrix, Sequence};
 
 /// Longest window unless one is asked for: that of the published numbers.
@@ -96,6 +96,7 @@ pub fn evaluate<R: Runtime>(
         peak_rss_bytes,
         bits_per_weight: model.size.bits_per_weight,
         file_bytes: model.size.file_bytes,
+        model_sha256: model.manifest.as_ref().map(Manifest::identity),
         device,
         isa,
         nll_mean: score.nll.mean,

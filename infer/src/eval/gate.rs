@@ -183,7 +183,7 @@ mod tests {
         for (key, _) in NUMBERS {
             json.insert(key.into(), serde_json::json!(7));
         }
-        for key in ["device", "isa", "protocol"] {
+        for key in ["device", "isa", "protocol", "model_sha256"] {
             json.insert(key.into(), "text".into());
         }
         serde_json::from_value(json.into()).expect("these are all the keys of a report")
@@ -201,7 +201,7 @@ mod tests {
     fn every_number_of_a_report_can_be_gated_and_is_itself() {
         let mut json = serde_json::to_value(report()).expect("JSON");
         let keys: Vec<String> = json.as_object().expect("an object").keys().cloned().collect();
-        assert_eq!(keys.len(), NUMBERS.len() + 3, "{keys:?}");
+        assert_eq!(keys.len(), NUMBERS.len() + 4, "{keys:?}");
         for (at, (key, _)) in NUMBERS.iter().enumerate() {
             json[*key] = serde_json::json!(at + 100);
         }

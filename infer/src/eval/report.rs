@@ -31,6 +31,8 @@ pub struct Report {
     pub bits_per_weight: f64,
     /// Bytes of the files that hold the tensors.
     pub file_bytes: u64,
+    /// Identity of the packed model: SHA-256 over the names and checksums of its tensors; none for a float one.
+    pub model_sha256: Option<String>,
     /// What executed the model.
     pub device: String,
     /// Its instruction set.

@@ -99,6 +99,25 @@ pub fn score<'s>(
     })
 }
 
+/// How far the predictions of `model` over the one text `ids` are from those of `reference`.
+///
+/// # Errors
+/// When there are fewer than two ids, one is outside the vocabulary, or logits are not finite.
+pub fn compare<'s>(
+    model: &'s mut (dyn Sequence + 's),
+    reference: &'s mut (dyn Sequence + 's),
+    ids: &[u32],
+) -> Result<Versus> {
+    let mut judged = Vec::with_capacity(ids.len());
+    if ids.len() > 1 {
+        Reader::new(model, Some(reference))?.judge(ids, &mut judged)?;
+    }
+    if judged.is_empty() || !judged.iter().all(Judged::is_finite) {
+        return Err(Error::Invalid("the predictions are not finite; are the weights damaged?".into()));
+    }
+    Ok(Versus::of(&judged))
+}
+
 /// One scored token.
 struct Judged {
     nll: f64,

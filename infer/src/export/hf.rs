@@ -12,12 +12,30 @@ use crate::{Error, Result};
 pub(super) struct Hf;
 
 impl Exporter for Hf {
-    fn check(&self, _source: &Source, options: &Options) -> Result<()> {
-        match options.dtype {
-            None | Some(FloatType::F32) => Ok(()),
-            Some(_) => Err(Error::Invalid(
-                "--dtype: values of a trained grid are exact only in f32; leave it out for hf".into(),
+    fn runtime(&self) -> &'static str {
+        "Hugging Face transformers and what reads its layout, as plain floats"
+    }
+
+    fn library(&self) -> &'static str {
+        "transformers"
+    }
+
+    fn usage(&self, name: &str) -> String {
+        format!(
+            "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\nmodel = AutoModelForCausalLM.from_pretrained(\"{name}\")\n\
+             tokenizer = AutoTokenizer.from_pretrained(\"{name}\")\n```\n\nThe weights are the values of the trained grid in f32: as large as \
+             the float model, for tools that know no packed format.\n"
+        )
+    }
+
+    fn check(&self, source: &Source, options: &Options) -> Result<()> {
+        let packed = |param: &Param| matches!(source.storage(param), Storage::Packed(_));
+        match (options.dtype, source.params().iter().find(|param| packed(param))) {
+            (Some(FloatType::F16 | FloatType::BF16), Some(param)) => Err(Error::tensor(
+                &param.name,
+                "values of a quantized matrix are exact only in f32; leave the dtype out",
             )),
+            _ => Ok(()),
         }
     }
 
@@ -25,20 +43,12 @@ impl Exporter for Hf {
         true
     }
 
-    fn write(&self, source: &Source, _options: &Options, into: &StagedDir) -> Result<()> {
-        write_surroundings(
-            into,
-            &with_dtype(&source.config.to_json(), FloatType::F32),
-            &source.companions()?,
-        )?;
+    fn write(&self, source: &Source, options: &Options, into: &StagedDir) -> Result<()> {
+        let float = options.dtype.unwrap_or(FloatType::F32);
+        write_surroundings(into, &with_dtype(&source.config.to_json(), float), &source.companions()?)?;
         let mut writer = ShardWriter::create(into.path());
         for param in source.params() {
-            writer.add_values(
-                &param.name,
-                FloatType::F32,
-                &param.shape,
-                &source.tensor(&param)?.values()?,
-            )?;
+            writer.add_values(&param.name, float, &param.shape, &source.tensor(&param)?.values()?)?;
         }
         writer.finish()?;
         Ok(())
@@ -56,7 +66,7 @@ impl ReadBack for Written {
         self.0.f32(&param.name, &param.shape)
     }
 
-    fn float(&self, _param: &Param) -> FloatType {
-        FloatType::F32
+    fn float(&self, param: &Param) -> Result<FloatType> {
+        Ok(self.0.float(&param.name, &param.shape)?.0)
     }
 }

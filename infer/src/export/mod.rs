@@ -4,20 +4,27 @@
 //! written is read back from the disk by a reader of its own, decoded, and is the trained value to the bit before it counts as
 //! written; a directory appears whole or not at all.
 
+mod card;
 mod hf;
+mod requantize;
 mod source;
 
+use std::collections::BTreeMap;
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+pub use requantize::{Change, Requantized};
 pub use source::{Source, SourceTensor};
 
 use qat_quant::Format;
 use qat_quant::kernels::FloatType;
+use serde_json::json;
 
-use crate::files::{StagedDir, Storage};
-use crate::model::Param;
+use crate::eval::Report;
+use crate::files::{PROVENANCE_FILE, StagedDir, Storage, sha256_hex};
+use crate::model::{Config, Param};
 use crate::{Error, Result};
+use card::{CARD_FILE, Card};
 
 /// A runtime whose files can be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,8 +44,41 @@ pub struct Options {
     pub context: Option<usize>,
 }
 
+/// An export to be made.
+#[derive(Debug, Clone, Copy)]
+pub struct Export<'a> {
+    /// Whose files are written.
+    pub target: Target,
+    /// What was chosen about them.
+    pub options: &'a Options,
+    /// Matrices that the target can't hold are rounded again.
+    pub requantize: bool,
+    /// What the packed model was measured to be; a report of another model is refused.
+    pub report: Option<&'a Report>,
+}
+
+/// What was written.
+#[derive(Debug)]
+pub struct Written {
+    /// The directory.
+    pub path: PathBuf,
+    /// Bytes of all its files.
+    pub bytes: u64,
+    /// What was rounded again.
+    pub requantized: Option<Requantized>,
+}
+
 /// How one kind of file is written and read.
 trait Exporter {
+    /// The runtimes that read it, in words.
+    fn runtime(&self) -> &'static str;
+
+    /// `library_name` on model hubs.
+    fn library(&self) -> &'static str;
+
+    /// How the directory `name` is used, in Markdown.
+    fn usage(&self, name: &str) -> String;
+
     /// Whether the target has this kind of model at all; else what it lacks and which targets have it.
     fn check(&self, source: &Source, options: &Options) -> Result<()>;
 
@@ -58,12 +98,25 @@ trait ReadBack: Sync {
     fn values(&self, param: &Param) -> Result<Vec<f32>>;
 
     /// How floats that are not packed were stored, in case they were rounded: the values agree after the same rounding.
-    fn float(&self, param: &Param) -> FloatType;
+    fn float(&self, param: &Param) -> Result<FloatType>;
 }
 
 impl Target {
     /// Every target, in the order in which messages list them.
     pub const ALL: [Self; 1] = [Self::Hf];
+
+    /// Whether it can hold, to the bit, what `param` is stored as.
+    pub fn holds(self, param: &Param, storage: Storage) -> bool {
+        self.exporter().holds(param, storage)
+    }
+
+    fn library(self) -> &'static str {
+        self.exporter().library()
+    }
+
+    fn usage(self, name: &str) -> String {
+        self.exporter().usage(name)
+    }
 
     fn exporter(self) -> &'static dyn Exporter {
         match self {
@@ -102,16 +155,83 @@ impl std::str::FromStr for Target {
     }
 }
 
-/// Writes `source` as `target` into the directory `into`, which the caller commits, and reads it back.
-///
-/// # Errors
-/// The target can't hold the model or one of its tensors as it is; the disk is full; it reads back differently.
-pub fn export(source: &Source, target: Target, options: &Options, into: &StagedDir) -> Result<()> {
-    let exporter = target.exporter();
-    exporter.check(source, options)?;
-    refuse_misfits(source, target)?;
-    exporter.write(source, options, into)?;
-    verify(source, &*exporter.read_back(source, into.path())?)
+impl Export<'_> {
+    /// The place where the directory `out` is made. Taken before anything else, so that a long job finds out first.
+    ///
+    /// # Errors
+    /// `out` is not ours to replace, or can't be written.
+    pub fn stage(out: &Path) -> Result<StagedDir> {
+        StagedDir::create(out, PROVENANCE_FILE)
+    }
+
+    /// Writes the packed model in `packed` into `staged`, reads it back, and puts it in place.
+    ///
+    /// # Errors
+    /// The target can't hold the model or one of its tensors as it is; the report is of another model; the disk is full; it
+    /// reads back differently.
+    pub fn run(&self, packed: &Path, staged: StagedDir) -> Result<Written> {
+        let mut source = Source::open(packed)?;
+        self.check_report(&source)?;
+        let exporter = self.target.exporter();
+        exporter.check(&source, self.options)?;
+        let mut requantized = None;
+        if self.requantize && !misfits(&source, self.target).is_empty() {
+            let again = staged.scratch("requantized");
+            let changes = requantize::requantize(&source, self.target, &again)?;
+            requantized = Some(Requantized { changes, versus: requantize::measure(packed, &again)? });
+            source = Source::open(&again)?;
+        }
+        refuse_misfits(&source, self.target)?;
+        exporter.write(&source, self.options, &staged)?;
+        verify(&source, &*exporter.read_back(&source, staged.path())?)?;
+        let bytes = self.describe(&source, requantized.as_ref(), &staged)?;
+        let path = staged.target().to_owned();
+        drop(source);
+        staged.commit()?;
+        Ok(Written { path, bytes, requantized })
+    }
+
+    /// The longest context that the files announce.
+    fn context(&self, config: &Config) -> usize {
+        self.options.context.unwrap_or(config.max_position_embeddings)
+    }
+
+    fn check_report(&self, source: &Source) -> Result<()> {
+        let Some(report) = self.report else { return Ok(()) };
+        if report.model_sha256.as_ref() == Some(&source.dir.manifest.identity()) {
+            return Ok(());
+        }
+        Err(Error::Invalid(
+            "the report is of another model: score this one with qat eval --json FILE, and name that file"
+                .into(),
+        ))
+    }
+
+    /// Writes the model card and `qat.json`, and gives the bytes of all files.
+    fn describe(
+        &self,
+        source: &Source,
+        requantized: Option<&Requantized>,
+        staged: &StagedDir,
+    ) -> Result<u64> {
+        let name = staged.target().file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let mut files = staged.files()?;
+        let card = Card { job: self, source, name: &name, requantized, files: &files }.text();
+        staged.write(CARD_FILE, card.as_bytes())?;
+        files.insert(CARD_FILE.to_owned(), (card.len() as u64, sha256_hex(&[card.as_bytes()])));
+        let sums: BTreeMap<&String, &String> =
+            files.iter().map(|(name, (_, sha256))| (name, sha256)).collect();
+        let provenance = json!({
+            "qat": 1,
+            "format": self.target.to_string(),
+            "model_sha256": source.dir.manifest.identity(),
+            "requantized": requantized.map(ToString::to_string),
+            "source": source.dir.manifest.source,
+            "sha256": sums,
+        });
+        staged.write(PROVENANCE_FILE, format!("{provenance:#}\n").as_bytes())?;
+        Ok(files.values().map(|(bytes, _)| bytes).sum())
+    }
 }
 
 /// The parameters that `target` can't hold as they are stored.
@@ -143,7 +263,7 @@ fn verify(source: &Source, written: &dyn ReadBack) -> Result<()> {
         let tensor = source.tensor(&param)?;
         let float = match source.storage(&param) {
             Storage::Packed(_) => FloatType::F32,
-            Storage::Float(_) => written.float(&param),
+            Storage::Float(_) => written.float(&param)?,
         };
         let (want, found) = (tensor.values()?, written.values(&param)?);
         let same = |(a, b): (&f32, &f32)| float.round(*a) == *b;

@@ -31,6 +31,7 @@ use qat_quant::kernels::FloatType;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::digest::sha256_hex;
 use super::float::{dtype, float_type};
 use super::tensors::read_json;
 use crate::error::{Error, Result};
@@ -199,6 +200,12 @@ impl Manifest {
         let json = serde_json::to_string_pretty(&raw)
             .map_err(|e| Error::Invalid(format!("the manifest can't be written as JSON: {e}")))?;
         Ok(json + "\n")
+    }
+
+    /// What tells this model from every other: the SHA-256 of the names and checksums of its tensors.
+    pub fn identity(&self) -> String {
+        let list: String = self.tensors.iter().map(|(name, e)| format!("{name} {}\n", e.sha256)).collect();
+        sha256_hex(&[list.as_bytes()])
     }
 
     /// Stored bits for each number of `tensors`, scales included; 0 when there are none.

@@ -3,6 +3,7 @@
 //! Knows no architecture and runs nothing. Invariants: input is hostile until checked, and every message names the
 //! file, the thing in it and the fix; output appears whole or not at all.
 
+mod base;
 mod digest;
 mod float;
 mod header;
@@ -23,6 +24,7 @@ mod tokenizer;
 pub(crate) use hf_writer::with_dtype;
 pub(crate) use packed_writer::write_surroundings;
 
+pub use base::Base;
 pub use digest::sha256_hex;
 pub use header::TensorInfo;
 pub use hf::{CONFIG_FILE, HfDir, TOKENIZER_FILE, companions};
@@ -34,5 +36,5 @@ pub use packed_writer::PackedWriter;
 pub use shard_writer::ShardWriter;
 pub use staged::{StagedDir, write_file_atomic};
 pub use tensor_writer::TensorWriter;
-pub use tensors::{INDEX_FILE, MODEL_FILE, TensorFiles};
+pub use tensors::{INDEX_FILE, MODEL_FILE, TensorFiles, read_json};
 pub use tokenizer::{load_tokenizer, tokenizer_sha256};

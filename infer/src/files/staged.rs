@@ -7,6 +7,7 @@
 //!
 //! What a killed process leaves aside is `.NAME.partial`; the next writer of the same target removes it.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};
@@ -14,9 +15,13 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use super::digest::sha256_hex;
+use super::mapped::Mapped;
 use super::tensors::read_json;
 use crate::error::{Error, Result};
 
+/// Name of the folder of what is removed before the directory is put in place.
+const SCRATCH: &str = ".scratch";
 const IS_A_FILE: &str = "is a file; choose another directory";
 
 /// A directory in the making. Dropping it without [`StagedDir::commit`] removes what was written.
@@ -100,12 +105,39 @@ impl StagedDir {
         Ok(bytes)
     }
 
+    /// A place for what is only needed on the way, removed by [`StagedDir::commit`].
+    pub fn scratch(&self, name: &str) -> PathBuf {
+        self.partial.join(SCRATCH).join(name)
+    }
+
+    /// Length and SHA-256 of every file in the directory, by name.
+    ///
+    /// # Errors
+    /// When one can't be read.
+    pub fn files(&self) -> Result<BTreeMap<String, (u64, String)>> {
+        let listed = |e| Error::io("cannot list", &self.partial, e);
+        let mut files = BTreeMap::new();
+        for entry in fs::read_dir(&self.partial).map_err(listed)? {
+            let path = entry.map_err(listed)?.path();
+            let Some(name) = path.file_name().and_then(|n| n.to_str()) else { continue };
+            if path.is_file() && !name.starts_with('.') {
+                let bytes = Mapped::open(&path)?;
+                files.insert(name.to_owned(), (bytes.len() as u64, sha256_hex(&[&bytes])));
+            }
+        }
+        Ok(files)
+    }
+
     /// Syncs everything to the disk and puts the directory in the target's place.
     ///
     /// # Errors
     /// When the disk is full, or the target can't be replaced (it is looked at again, since another may have made it
     /// meanwhile); the target then is as it was.
     pub fn commit(mut self) -> Result<()> {
+        let scratch = self.partial.join(SCRATCH);
+        if scratch.exists() {
+            remove_dir(&scratch)?;
+        }
         sync_tree(&self.partial)?;
         check_replaceable(&self.target, &self.marker)?;
         let replaces = self.target.exists();

@@ -222,7 +222,7 @@ impl TensorFiles {
 ///
 /// # Errors
 /// When the file can't be read or is not the JSON that is wanted.
-pub(super) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
+pub fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
     let bytes = std::fs::read(path).map_err(|e| Error::io("cannot read", path, e))?;
     serde_json::from_slice(&bytes).map_err(|e| Error::file(path, format!("not the JSON that is wanted: {e}")))
 }

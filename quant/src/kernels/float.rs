@@ -54,6 +54,19 @@ impl FloatType {
     }
 }
 
+impl std::str::FromStr for FloatType {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Self, Error> {
+        match s {
+            "f32" => Ok(Self::F32),
+            "f16" => Ok(Self::F16),
+            "bf16" => Ok(Self::BF16),
+            _ => Err(Error::Format(format!("{s:?} is no float type; want f32, f16 or bf16"))),
+        }
+    }
+}
+
 /// A row-major `[rows, cols]` float matrix whose bytes lie elsewhere.
 #[derive(Debug, Clone, Copy)]
 pub struct FloatRef<'a> {

@@ -18,6 +18,21 @@ fn check(what: &str, format: Format, w: &[f32], rows: usize, cols: usize, scales
     view.validate(what).unwrap();
     assert_eq!(bits(&view.decode()), bits(&fake), "{what}: {format} decode != fake");
     assert_eq!(&view.scales(), scales, "{what}: {format} scales read back");
+    let mut codes = vec![i16::MIN; cols];
+    for (row, values) in fake.chunks_exact(cols).enumerate() {
+        view.codes_row(row, &mut codes);
+        for (column, (&code, &value)) in codes.iter().zip(values).enumerate() {
+            let group = format.group_len().map_or(0, |len| (row * cols + column) / len);
+            let bias = scales.bias.get(group).copied().unwrap_or(0.0);
+            let of_code = scales.scale[group] * f32::from(code) + bias;
+            assert_eq!(
+                of_code.to_bits(),
+                value.to_bits(),
+                "{what}: {format} code {code} of [{row}, {column}]"
+            );
+            assert!((format.levels().0..=format.levels().1).contains(&i32::from(code)));
+        }
+    }
     let again = pack(what, format, &fake, rows, cols, scales).unwrap();
     assert_eq!(bits(&again.as_ref().decode()), bits(&fake), "{what}: {format} is no fixed point");
     packed

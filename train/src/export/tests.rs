@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use candle_core::{Device, Tensor};
 use qat_infer::{
     cpu::Model,
+    export::{Export, Options, Target},
     files::{Activations, HfDir, PackedDir, Storage},
     model::{Config, Decoder, Exec as _, Layer, Linear},
 };
@@ -60,7 +61,7 @@ impl Case {
         let folder = tempfile::tempdir().expect("temporary folder");
         let packed = folder.path().join("packed");
         let shipment = Shipment { student, companions: tokenizer_files(), source: json!({}) };
-        shipment.write(ExportFormat::Qat, FloatType::F32, &packed).expect("written");
+        shipment.write(&packed).expect("written");
         Self { student: shipment.student, packed, ids: tiny::ids(24, config.vocab_size), _folder: folder }
     }
 
@@ -255,9 +256,13 @@ fn logits_with_int8_inputs_are_those_of_the_packed_model_unless_a_value_lies_bet
 fn a_float_directory_holds_the_values_of_the_grid_and_nothing_coarser() {
     let config = tiny::config(json!({"model_type": "qwen3", "tie_word_embeddings": false, "head_dim": 32}));
     let case = Case::new(&config, quantization("int3-affine-g64", "int8-g32", &[]));
-    let shipment = Shipment { student: case.student, companions: tokenizer_files(), source: json!({}) };
     let target = case.packed.with_file_name("hf");
-    shipment.write(ExportFormat::Hf, FloatType::F32, &target).expect("written");
+    let export = |out: &Path, dtype| {
+        let options = Options { dtype, ..Options::default() };
+        let job = Export { target: Target::Hf, options: &options, requantize: false, report: None };
+        job.run(&case.packed, Export::stage(out).expect("a place"))
+    };
+    export(&target, None).expect("written");
     let (packed, float) =
         (PackedDir::open(&case.packed).expect("opens"), HfDir::open(&target).expect("opens"));
     for param in params(&config).iter().filter(|p| p.shape.len() == 2) {
@@ -272,7 +277,7 @@ fn a_float_directory_holds_the_values_of_the_grid_and_nothing_coarser() {
     let (of_float, of_packed) = (logits(&target), logits(&case.packed));
     let bound = bound(root_mean_square(&of_packed, &vec![0.0; of_packed.len()]));
     assert!(f64::from(largest_difference(&of_float, &of_packed)) <= bound, "the runtime sees other weights");
-    let refused = shipment.write(ExportFormat::Hf, FloatType::BF16, &case.packed.with_file_name("bf16"));
+    let refused = export(&case.packed.with_file_name("bf16"), Some(FloatType::BF16));
     let m = refused.expect_err("3-bit values have no bf16").to_string();
     assert!(m.starts_with("model.embed_tokens.weight: ") && m.contains("exact only in f32"), "{m}");
 }
@@ -288,12 +293,11 @@ fn a_model_that_is_rounded_without_training_is_rounded_by_the_chosen_rule() {
         let rules = quantization("int3-affine-g64", "int8-g32", &[]).rules;
         let untrained = Quantization::untrained(rules, rule, Activations::Float);
         let shipment = Shipment::of_model(&root.join("qwen2"), untrained, None).expect("a model");
-        let written =
-            shipment.write(ExportFormat::Qat, FloatType::F32, &folder.path().join(rule.to_string()));
-        let written = written.expect("written");
-        let source = written.manifest.expect("a manifest").source;
-        assert_eq!(source, json!({"method": "rounded", "scales": rule.to_string()}));
-        let packed = runtime_logits(&Model::open(&written.path).expect("opens").decoder, &ids);
+        let out = folder.path().join(rule.to_string());
+        let source = shipment.write(&out).expect("written").source;
+        let base = json!({"name": "qwen2"});
+        assert_eq!(source, json!({"method": "rounded", "scales": rule.to_string(), "base": base}));
+        let packed = runtime_logits(&Model::open(&out).expect("opens").decoder, &ids);
         distances.push(root_mean_square(&float, &packed));
     }
     assert!(0.0 < distances[1] && distances[1] < distances[0], "absmax and mse: {distances:?}");

@@ -11,9 +11,7 @@ use std::path::Path;
 
 use serde::Deserialize as _;
 
-pub use plan::{
-    EvalPlan, ExportFormat, ExportPlan, LossPlan, OptimPlan, Origin, Plan, Schedule, TeacherPlan,
-};
+pub use plan::{EvalPlan, ExportPlan, LossPlan, OptimPlan, Origin, Plan, Schedule, TeacherPlan};
 pub use raw::Recipe;
 pub use rules::{Choice, Rules};
 

@@ -1,8 +1,11 @@
 //! What will run: the recipe with every choice made and every value in range. Nothing below asks again.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use qat_infer::files::Activations;
+use qat_infer::{
+    export::{self, Target},
+    files::Activations,
+};
 use qat_quant::{ScaleRule, kernels::FloatType};
 
 use super::{Recipe, Rules, raw};
@@ -83,36 +86,40 @@ pub struct OptimPlan {
     pub final_lr: f64,
 }
 
-/// What is written after training.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ExportFormat {
-    /// The packed directory of this tool.
-    Qat,
-    /// Hugging Face float weights: the values of the packed grid.
-    Hf,
-}
-
-impl std::str::FromStr for ExportFormat {
-    type Err = Error;
-
-    fn from_str(s: &str) -> Result<Self> {
-        match s {
-            "qat" => Ok(Self::Qat),
-            "hf" => Ok(Self::Hf),
-            _ => Err(Error::Config(format!("export format {s:?}: want qat (packed) or hf (float)"))),
-        }
-    }
-}
-
-/// Export after training.
+/// Export after training: always the packed directory, which is what is scored, and from it the files of other runtimes.
 #[derive(Debug, Clone)]
 pub struct ExportPlan {
-    /// Kind of directory.
-    pub format: ExportFormat,
-    /// Float type of `hf`.
-    pub dtype: FloatType,
-    /// Where; without it a folder of the run.
-    pub out: Option<PathBuf>,
+    /// Whose files are written beside the packed ones.
+    pub targets: Vec<Target>,
+    /// What was chosen about them.
+    pub options: export::Options,
+    /// Where; without it folders of the run.
+    out: Option<PathBuf>,
+    /// Whether there is one format, whose directory `out` then is.
+    is_one: bool,
+}
+
+/// Name of the packed format, and of its folder.
+const PACKED: &str = "qat";
+
+impl ExportPlan {
+    /// The packed directory of the run in `run`.
+    pub fn packed(&self, run: &Path) -> PathBuf {
+        match &self.out {
+            Some(out) if self.is_one && self.targets.is_empty() => out.clone(),
+            Some(out) if !self.is_one => out.join(PACKED),
+            _ => run.join(PACKED),
+        }
+    }
+
+    /// The directories of the targets for the run in `run`.
+    pub fn places(&self, run: &Path) -> Vec<(Target, PathBuf)> {
+        let place = |target: &Target| match &self.out {
+            Some(out) if self.is_one => out.clone(),
+            out => out.as_deref().unwrap_or(run).join(target.to_string()),
+        };
+        self.targets.iter().map(|target| (*target, place(target))).collect()
+    }
 }
 
 /// Evaluation after export.
@@ -245,7 +252,7 @@ fn check_ranges(r: &Recipe) -> Result<()> {
 }
 
 fn not_empty(key: &str, list: &[String]) -> Result<()> {
-    if list.is_empty() { fail(key, list, "at least one file") } else { Ok(()) }
+    if list.is_empty() { fail(key, list, "at least one entry") } else { Ok(()) }
 }
 
 fn origin(student: &raw::Student) -> Result<Origin> {
@@ -344,14 +351,23 @@ fn optim(o: &raw::Optim) -> Result<OptimPlan> {
 }
 
 fn export(e: &raw::Export) -> Result<ExportPlan> {
-    let format = e.format.parse().map_err(|e| Error::Config(format!("export.format: {e}")))?;
-    let dtype = match e.dtype.as_str() {
-        "f32" => FloatType::F32,
-        "f16" => FloatType::F16,
-        "bf16" => FloatType::BF16,
-        other => return fail("export.dtype", other, "f32, f16 or bf16"),
-    };
-    Ok(ExportPlan { format, dtype, out: e.out.as_ref().map(PathBuf::from) })
+    let formats = e.format.all();
+    not_empty("export.format", formats)?;
+    let mut targets = Vec::new();
+    for format in formats.iter().filter(|format| *format != PACKED) {
+        let target = format.parse().map_err(|e| Error::Config(format!("export.format: {e}")))?;
+        if targets.contains(&target) {
+            return Err(Error::Config(format!("export.format: {format:?} is listed twice")));
+        }
+        targets.push(target);
+    }
+    let dtype = e.dtype.as_deref().map(float_type).transpose()?;
+    let options = export::Options { dtype, ..Default::default() };
+    Ok(ExportPlan { targets, options, out: e.out.as_ref().map(PathBuf::from), is_one: formats.len() == 1 })
+}
+
+fn float_type(name: &str) -> Result<FloatType> {
+    name.parse().map_err(|e| Error::Config(format!("export.dtype: {e}")))
 }
 
 fn eval(e: &raw::Eval, r: &Recipe) -> Result<EvalPlan> {

@@ -254,14 +254,34 @@ pub struct Train {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Export {
-    /// `qat` (packed) or `hf` (float values of the packed grid).
-    pub format: String,
-    /// `hf`: `f32`, or `f16` or `bf16` for a student that is not quantized.
-    #[serde(default = "f32")]
-    pub dtype: String,
-    /// Directory; without it `OUT/FORMAT`.
+    /// `qat` (packed), or the files of a runtime: `hf`, …; or a list of such.
+    pub format: OneOrMore,
+    /// How floats that stay float are stored, `f32`, `f16` or `bf16`; without it as the format has them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dtype: Option<String>,
+    /// Directory; without it `OUT/FORMAT`. With several formats, the directory of their directories.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub out: Option<String>,
+}
+
+/// A string, or a list of them.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum OneOrMore {
+    /// One.
+    One(String),
+    /// Several.
+    More(Vec<String>),
+}
+
+impl OneOrMore {
+    /// The strings.
+    pub fn all(&self) -> &[String] {
+        match self {
+            Self::One(one) => std::slice::from_ref(one),
+            Self::More(several) => several,
+        }
+    }
 }
 
 /// `[eval]`: what the exported model is scored on.
@@ -298,9 +318,6 @@ fn lsq() -> String {
 }
 fn float() -> String {
     "float".into()
-}
-fn f32() -> String {
-    "f32".into()
 }
 fn text() -> String {
     "text".into()

@@ -10,7 +10,7 @@ use std::{
 
 use candle_core::Device;
 use qat_infer::{
-    files::{HfDir, HfWriter, TOKENIZER_FILE, companions, load_tokenizer, tokenizer_sha256},
+    files::{Base, HfDir, HfWriter, TOKENIZER_FILE, companions, load_tokenizer, tokenizer_sha256},
     model::{Config, params},
 };
 use qat_quant::kernels::FloatType;
@@ -94,7 +94,7 @@ impl Prepared {
         // Damaged ones, and with --restart all; nothing of the earlier run goes before all that the new one needs is there.
         checkpoints.discard_beyond(found.as_ref())?;
         if found.is_none() {
-            write_start(job.out, &floats, &source.companions)?;
+            write_start(job.out, &floats, &source)?;
         }
         report(Event::Begin {
             from: step,
@@ -158,7 +158,9 @@ struct Beginning {
     floats: Floats,
     tokenizer: PathBuf,
     companions: Vec<PathBuf>,
+    /// The pretrained model's directory, and what its files say of it.
     path: Option<PathBuf>,
+    base: Option<Base>,
 }
 
 impl Beginning {
@@ -172,6 +174,7 @@ impl Beginning {
                     tokenizer: dir.tokenizer(),
                     companions: companions(&dir.path)?,
                     path: Some(path.clone()),
+                    base: Some(Base::of(&dir)),
                 })
             }
             Origin::Scratch { config, tokenizer } => {
@@ -186,6 +189,7 @@ impl Beginning {
                     tokenizer: tokenizer.clone(),
                     companions: companions(folder)?,
                     path: None,
+                    base: None,
                 })
             }
         }
@@ -314,11 +318,11 @@ pub fn student_dir(out: &Path) -> PathBuf {
     out.join("student")
 }
 
-fn write_start(out: &Path, floats: &Floats, companions: &[PathBuf]) -> Result<()> {
+fn write_start(out: &Path, floats: &Floats, beginning: &Beginning) -> Result<()> {
     let target = student_dir(out);
-    let source = serde_json::json!({"method": "start of a run"});
+    let source = serde_json::json!({"method": "start of a run", "base": beginning.base});
     let mut writer =
-        HfWriter::create(&target, &floats.config.to_json(), companions, FloatType::F32, &source)?;
+        HfWriter::create(&target, &floats.config.to_json(), &beginning.companions, FloatType::F32, &source)?;
     for param in params(&floats.config) {
         writer.add(&param.name, &param.shape, floats.values(&param.name)?)?;
     }

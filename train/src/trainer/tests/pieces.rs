@@ -5,7 +5,6 @@ use qat_infer::{cpu::Model, files::PackedDir};
 use super::*;
 use crate::{
     export::Shipment,
-    recipe::ExportFormat,
     tiny::{ids, runtime_logits},
 };
 
@@ -21,7 +20,8 @@ fn packed(run: &Run) -> PathBuf {
     let (shipment, damaged) = Shipment::of_run(&run.out).expect("a finished run");
     assert!(damaged.is_empty());
     let target = run.out.join("packed");
-    shipment.write(ExportFormat::Qat, FloatType::F32, &target).expect("written").path
+    shipment.write(&target).expect("written");
+    target
 }
 
 #[test]
