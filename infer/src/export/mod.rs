@@ -5,6 +5,7 @@
 //! written; a directory appears whole or not at all.
 
 mod card;
+mod gguf;
 mod hf;
 mod requantize;
 mod source;
@@ -29,6 +30,8 @@ use card::{CARD_FILE, Card};
 /// A runtime whose files can be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Target {
+    /// GGUF for llama.cpp.
+    Gguf,
     /// Hugging Face float weights: the values of the grid.
     Hf,
 }
@@ -103,7 +106,7 @@ trait ReadBack: Sync {
 
 impl Target {
     /// Every target, in the order in which messages list them.
-    pub const ALL: [Self; 1] = [Self::Hf];
+    pub const ALL: [Self; 2] = [Self::Gguf, Self::Hf];
 
     /// Whether it can hold, to the bit, what `param` is stored as.
     pub fn holds(self, param: &Param, storage: Storage) -> bool {
@@ -120,6 +123,7 @@ impl Target {
 
     fn exporter(self) -> &'static dyn Exporter {
         match self {
+            Self::Gguf => &gguf::LlamaCpp,
             Self::Hf => &hf::Hf,
         }
     }
@@ -139,6 +143,7 @@ impl Target {
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Gguf => "gguf",
             Self::Hf => "hf",
         })
     }
