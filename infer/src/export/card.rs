@@ -36,7 +36,7 @@ impl Card<'_> {
         let Self { name, job, .. } = self;
         let of = base.map_or(String::new(), |base| format!(", made of {base}"));
         let _ = write!(text, "# {name}\n\n{} {}{of}.\n\n", article(self.source), job.target.title());
-        let _ = write!(text, "## Use\n\n{}\n", job.target.usage(name));
+        let _ = write!(text, "## Use\n\n{}\n", job.target.usage(name).trim_end());
         let _ = write!(text, "\n## Origin\n\n{}", self.origin(origin));
         let _ = write!(text, "\n## Numbers\n\n{}", self.formats());
         let _ = write!(text, "\n## Quality\n\n{}", self.quality());
