@@ -205,12 +205,13 @@ fn article(source: &Source) -> &'static str {
 }
 
 /// The base's name: as the exporter wrote it down, or where the recipe took it from.
-fn base_name(origin: &Value) -> Option<String> {
+pub(super) fn base_name(origin: &Value) -> Option<String> {
     let told = origin["base"]["name"].as_str();
     told.or_else(|| origin["recipe"]["student"]["from"].as_str()).map(cell)
 }
 
-fn licence(origin: &Value) -> Option<String> {
+/// The licence of the base, if it was written down.
+pub(super) fn licence(origin: &Value) -> Option<String> {
     origin["base"]["license"].as_str().map(cell)
 }
 

@@ -5,6 +5,7 @@
 //! written; a directory appears whole or not at all.
 
 mod card;
+mod gguf;
 mod hf;
 mod mlx;
 mod requantize;
@@ -32,6 +33,8 @@ use card::{CARD_FILE, Card};
 /// A runtime whose files can be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Target {
+    /// GGUF for llama.cpp.
+    Gguf,
     /// Hugging Face float weights: the values of the grid.
     Hf,
     /// MLX: codes, scales and biases for mlx-lm and mlx-swift.
@@ -108,7 +111,7 @@ trait ReadBack: Sync {
 
 impl Target {
     /// Every target, in the order in which messages list them.
-    pub const ALL: [Self; 2] = [Self::Hf, Self::Mlx];
+    pub const ALL: [Self; 3] = [Self::Mlx, Self::Gguf, Self::Hf];
 
     /// Whether it can hold, to the bit, what `param` is stored as.
     pub fn holds(self, param: &Param, storage: Storage) -> bool {
@@ -145,6 +148,7 @@ impl Target {
 
     fn exporter(self) -> &'static dyn Exporter {
         match self {
+            Self::Gguf => &gguf::LlamaCpp,
             Self::Hf => &hf::Hf,
             Self::Mlx => &mlx::Mlx,
         }
@@ -165,6 +169,7 @@ impl Target {
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Gguf => "gguf",
             Self::Hf => "hf",
             Self::Mlx => "mlx",
         })
