@@ -6,6 +6,7 @@
 
 mod card;
 mod hf;
+mod onnx;
 mod requantize;
 mod source;
 
@@ -31,6 +32,8 @@ use card::{CARD_FILE, Card};
 pub enum Target {
     /// Hugging Face float weights: the values of the grid.
     Hf,
+    /// ONNX Runtime GenAI: a graph, its data and their configuration.
+    Onnx,
 }
 
 /// What may be chosen about an export.
@@ -103,7 +106,7 @@ trait ReadBack: Sync {
 
 impl Target {
     /// Every target, in the order in which messages list them.
-    pub const ALL: [Self; 1] = [Self::Hf];
+    pub const ALL: [Self; 2] = [Self::Hf, Self::Onnx];
 
     /// Whether it can hold, to the bit, what `param` is stored as.
     pub fn holds(self, param: &Param, storage: Storage) -> bool {
@@ -121,6 +124,7 @@ impl Target {
     fn exporter(self) -> &'static dyn Exporter {
         match self {
             Self::Hf => &hf::Hf,
+            Self::Onnx => &onnx::Onnx,
         }
     }
 
@@ -140,6 +144,7 @@ impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Hf => "hf",
+            Self::Onnx => "onnx",
         })
     }
 }

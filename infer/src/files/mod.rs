@@ -21,8 +21,10 @@ mod tensors;
 mod tests;
 mod tokenizer;
 
+pub(crate) use float::{load, store};
 pub(crate) use hf_writer::with_dtype;
 pub(crate) use packed_writer::write_surroundings;
+pub(crate) use staged::write_error;
 
 pub use base::Base;
 pub use digest::sha256_hex;
