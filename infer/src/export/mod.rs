@@ -8,6 +8,7 @@ mod card;
 mod gguf;
 mod hf;
 mod mlx;
+mod onnx;
 mod requantize;
 mod source;
 #[cfg(test)]
@@ -39,6 +40,8 @@ pub enum Target {
     Hf,
     /// MLX: codes, scales and biases for mlx-lm and mlx-swift.
     Mlx,
+    /// ONNX Runtime GenAI: a graph, its data and their configuration.
+    Onnx,
 }
 
 /// What may be chosen about an export.
@@ -111,7 +114,7 @@ trait ReadBack: Sync {
 
 impl Target {
     /// Every target, in the order in which messages list them.
-    pub const ALL: [Self; 3] = [Self::Mlx, Self::Gguf, Self::Hf];
+    pub const ALL: [Self; 4] = [Self::Mlx, Self::Gguf, Self::Onnx, Self::Hf];
 
     /// Whether it can hold, to the bit, what `param` is stored as.
     pub fn holds(self, param: &Param, storage: Storage) -> bool {
@@ -151,6 +154,7 @@ impl Target {
             Self::Gguf => &gguf::LlamaCpp,
             Self::Hf => &hf::Hf,
             Self::Mlx => &mlx::Mlx,
+            Self::Onnx => &onnx::Onnx,
         }
     }
 
@@ -172,6 +176,7 @@ impl fmt::Display for Target {
             Self::Gguf => "gguf",
             Self::Hf => "hf",
             Self::Mlx => "mlx",
+            Self::Onnx => "onnx",
         })
     }
 }
