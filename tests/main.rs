@@ -2,6 +2,7 @@
 
 mod accidents;
 mod bench;
+mod exports;
 mod gates;
 mod generate;
 mod inspect;
