@@ -2,6 +2,8 @@
 //!
 //! Knows no format. Invariant: a process has a folder of its own, in memory where the system offers that.
 
+pub mod seeds;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -32,6 +34,15 @@ pub fn file(name: &str, bytes: &[u8]) -> PathBuf {
 /// The folder that [`file()`] writes to.
 pub fn dir() -> &'static Path {
     folder()
+}
+
+/// What stands between the parts of an input of several files.
+const SEPARATOR: &[u8] = b"\0--\0";
+
+/// The two files of an input; what lacks the separator is the first.
+pub fn split(bytes: &[u8]) -> [&[u8]; 2] {
+    let at = bytes.windows(SEPARATOR.len()).position(|window| window == SEPARATOR);
+    at.map_or([bytes, &[]], |at| [&bytes[..at], &bytes[at + SEPARATOR.len()..]])
 }
 
 /// Ends a target that can't work, which is no finding.
