@@ -76,7 +76,7 @@ impl Operand<'_> {
             Some(bias) => combine(row, &std::array::from_fn(|lane| outputs[lane] + bias[lane])),
         };
         product.matrix.panel(self.isa, index, self.inputs, self.x, 0..self.tokens, &mut |token, outputs| {
-            update(tile.row(token), outputs, &combine);
+            update(tile.row(token), outputs, combine);
         });
     }
 }
