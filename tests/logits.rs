@@ -9,11 +9,8 @@ fn written(shop: &Workshop, name: &str) -> (Vec<u32>, Vec<f32>) {
     let bytes = shop.read(name);
     let tensors = SafeTensors::deserialize(&bytes).expect("a safetensors file");
     let (ids, logits) = (tensors.tensor("ids").expect("ids"), tensors.tensor("logits").expect("logits"));
-    let ids: Vec<u32> = ids
-        .data()
-        .chunks_exact(8)
-        .map(|b| i64::from_le_bytes(b.try_into().expect("eight")) as u32)
-        .collect();
+    let ids: Vec<u32> =
+        ids.data().chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().expect("eight")) as u32).collect();
     assert_eq!(logits.shape(), [ids.len(), VOCAB]);
     let logits =
         logits.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().expect("four"))).collect();

@@ -12,7 +12,9 @@ use super::kind::Kind;
 use super::names::{Rows, gguf_name};
 use super::reader::{Gguf, TensorInfo};
 use super::{blocks, hparams, vocabulary};
-use crate::files::{Activations, Bytes, Storage, StoredMatrix, TOKENIZER_FILE, load_tokenizer, parse_tokenizer};
+use crate::files::{
+    Activations, Bytes, Storage, StoredMatrix, TOKENIZER_FILE, load_tokenizer, parse_tokenizer,
+};
 use crate::model::{Config, Param, params};
 use crate::{Error, Result};
 
@@ -86,7 +88,12 @@ impl GgufModel {
     /// # Errors
     /// A value that is not finite.
     pub fn stored(&self, param: &Param) -> Result<StoredMatrix> {
-        let stored = |storage, bytes| StoredMatrix { storage, bytes, tensor_scale: None, activations: Activations::Float };
+        let stored = |storage, bytes| StoredMatrix {
+            storage,
+            bytes,
+            tensor_scale: None,
+            activations: Activations::Float,
+        };
         if let Some((format, bytes)) = self.packed(param)? {
             return Ok(stored(Storage::Packed(format), bytes));
         }
@@ -143,13 +150,14 @@ impl GgufModel {
     }
 
     fn located(&self, param: &Param) -> Result<Located<'_>> {
-        let name = gguf_name(&param.name)
-            .ok_or_else(|| Error::tensor(&param.name, "has no name in a GGUF file"))?;
+        let name =
+            gguf_name(&param.name).ok_or_else(|| Error::tensor(&param.name, "has no name in a GGUF file"))?;
         let (info, bytes) = self.file.tensor(&name)?;
         // Vectors may be stored as matrices of one row, and the other way around.
         let significant = |shape: &[usize]| shape.iter().copied().filter(|&n| n != 1).collect::<Vec<_>>();
         if significant(&info.shape) != significant(&param.shape) {
-            let problem = format!("want {:?}, found {:?} (in {})", param.shape, info.shape, self.file.path().display());
+            let problem =
+                format!("want {:?}, found {:?} (in {})", param.shape, info.shape, self.file.path().display());
             return Err(Error::tensor(name, problem));
         }
         let rows = Rows::of(&param.name, &self.config);
@@ -167,7 +175,8 @@ impl GgufModel {
 pub(super) fn values_of(file: &Gguf, name: &str, [rows, cols]: [usize; 2]) -> Result<Vec<f32>> {
     let (info, bytes) = file.tensor(name)?;
     if info.shape.iter().product::<usize>() != rows * cols {
-        let problem = format!("want {} values, found {:?} (in {})", rows * cols, info.shape, file.path().display());
+        let problem =
+            format!("want {} values, found {:?} (in {})", rows * cols, info.shape, file.path().display());
         return Err(Error::tensor(name, problem));
     }
     finite(file, name, blocks::decode(name, info.kind, [rows, cols], &bytes)?)
@@ -177,7 +186,11 @@ fn finite(file: &Gguf, name: &str, values: Vec<f32>) -> Result<Vec<f32>> {
     match values.iter().position(|value| !value.is_finite()) {
         None => Ok(values),
         Some(at) => {
-            let problem = format!("element {at} is {}; every weight must be finite (in {})", values[at], file.path().display());
+            let problem = format!(
+                "element {at} is {}; every weight must be finite (in {})",
+                values[at],
+                file.path().display()
+            );
             Err(Error::tensor(name, problem))
         }
     }

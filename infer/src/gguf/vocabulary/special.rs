@@ -42,7 +42,14 @@ impl Special {
     pub fn named(&self) -> Vec<(&'static str, u32)> {
         // llama.cpp has three keys for what ends a text, and stops at any of them.
         let [eos, eot, eom] = [0, 1, 2].map(|at| self.eos.get(at).copied());
-        let all = [("bos", self.bos), ("eos", eos), ("unknown", self.unk), ("padding", self.pad), ("eot", eot), ("eom", eom)];
+        let all = [
+            ("bos", self.bos),
+            ("eos", eos),
+            ("unknown", self.unk),
+            ("padding", self.pad),
+            ("eot", eot),
+            ("eom", eom),
+        ];
         all.into_iter().filter_map(|(name, id)| Some((name, id?))).collect()
     }
 }
