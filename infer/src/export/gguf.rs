@@ -18,12 +18,13 @@ use qat_quant::{Format, Scales, pack, tq1_0};
 use super::card::{base_name, licence};
 use super::{Exporter, Options, ReadBack, Source, SourceTensor};
 use crate::files::{StagedDir, Storage, is_licence, store_floats};
-use crate::gguf::{Announced, Gguf, GgufModel, GgufWriter, Kind, Metadata, ROPE_FREQS, Rows, Value, gguf_name, hparams, place, vocabulary};
+use crate::gguf::{
+    Announced, GGUF_FILE, Gguf, GgufModel, GgufWriter, Kind, Metadata, ROPE_FREQS, Rows, Value, gguf_name,
+    hparams, place, vocabulary,
+};
 use crate::model::Param;
 use crate::{Error, Result};
 
-/// Name of the file in its directory.
-pub(crate) const GGUF_FILE: &str = "model.gguf";
 /// The version of ggml's block layouts.
 const QUANTIZATION_VERSION: u32 = 2;
 
@@ -49,7 +50,9 @@ impl Exporter for LlamaCpp {
     fn check(&self, source: &Source, options: &Options) -> Result<()> {
         let longest = source.config.max_position_embeddings;
         if let Some(context) = options.context.filter(|context| !(1..=longest).contains(context)) {
-            return Err(Error::Invalid(format!("--context {context}: want 1 to {longest}, the context of the model")));
+            return Err(Error::Invalid(format!(
+                "--context {context}: want 1 to {longest}, the context of the model"
+            )));
         }
         for param in source.params() {
             if source.storage(&param) == Storage::Packed(Format::TernaryTensor) {
@@ -62,7 +65,9 @@ impl Exporter for LlamaCpp {
     fn holds(&self, param: &Param, storage: Storage) -> bool {
         match storage {
             Storage::Packed(Format::Affine(_)) => false,
-            Storage::Packed(Format::TernaryTensor) => param.shape.last().is_some_and(|&cols| Format::TernaryG64.fits(cols)),
+            Storage::Packed(Format::TernaryTensor) => {
+                param.shape.last().is_some_and(|&cols| Format::TernaryG64.fits(cols))
+            }
             Storage::Packed(_) | Storage::Float(_) => true,
         }
     }
@@ -70,14 +75,19 @@ impl Exporter for LlamaCpp {
     fn write(&self, source: &Source, options: &Options, into: &StagedDir) -> Result<()> {
         let mut params: Vec<(String, Param, Kind)> = Vec::new();
         for param in source.params() {
-            let name = gguf_name(&param.name).ok_or_else(|| Error::tensor(&param.name, "has no name in llama.cpp"))?;
+            let name = gguf_name(&param.name)
+                .ok_or_else(|| Error::tensor(&param.name, "has no name in llama.cpp"))?;
             let kind = kind(source, &param, options)?;
             params.push((name, param, kind));
         }
         let factors = hparams::rope_factors(&source.config);
         let of_params = params.iter().map(|(name, param, kind)| (name.as_str(), param.shape.clone(), *kind));
         let of_factors = factors.iter().map(|factors| (ROPE_FREQS, vec![factors.len()], Kind::F32));
-        let announced = of_params.chain(of_factors).map(|(name, shape, kind)| Announced { name: name.into(), shape, kind });
+        let announced = of_params.chain(of_factors).map(|(name, shape, kind)| Announced {
+            name: name.into(),
+            shape,
+            kind,
+        });
         let mut announced: Vec<Announced> = announced.collect();
         announced.sort_by(|a, b| place(&a.name).cmp(&place(&b.name)));
         let name = into.target().file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -86,7 +96,8 @@ impl Exporter for LlamaCpp {
         for Announced { name, .. } in &announced {
             match params.iter().find(|(theirs, ..)| theirs == name) {
                 Some((_, param, kind)) => writer.write(name, &bytes(source, param, *kind)?)?,
-                None => writer.write(name, &floats(name, FloatType::F32, factors.as_deref().unwrap_or_default())?)?,
+                None => writer
+                    .write(name, &floats(name, FloatType::F32, factors.as_deref().unwrap_or_default())?)?,
             }
         }
         writer.finish()?;
@@ -126,7 +137,9 @@ fn kind(source: &Source, param: &Param, options: &Options) -> Result<Kind> {
             let fits = param.shape.last().is_some_and(|&cols| Format::TernaryG256.fits(cols));
             Ok(if fits { wide } else { Kind::Q2_0 })
         }
-        Storage::Packed(format @ Format::Affine(_)) => Err(Error::tensor(&param.name, format!("GGUF has no {format}"))),
+        Storage::Packed(format @ Format::Affine(_)) => {
+            Err(Error::tensor(&param.name, format!("GGUF has no {format}")))
+        }
         Storage::Float(_) if param.shape.len() == 1 => Ok(Kind::F32),
         Storage::Float(_) => match options.dtype {
             Some(float) => Ok(float.into()),
@@ -153,7 +166,9 @@ fn shared_scale(param: &Param, tensor: &SourceTensor) -> Result<f32> {
     if f16::from_f32(scale).to_f32() == scale {
         return Ok(scale);
     }
-    let problem = format!("its scale {scale} is no f16 number, which the ternary blocks of GGUF have; train it as ternary-g64 or ternary-g256");
+    let problem = format!(
+        "its scale {scale} is no f16 number, which the ternary blocks of GGUF have; train it as ternary-g64 or ternary-g256"
+    );
     Err(Error::tensor(&param.name, problem))
 }
 
@@ -172,7 +187,8 @@ fn bytes(source: &Source, param: &Param, kind: Kind) -> Result<Vec<u8>> {
     };
     let blocks = if packed.format() == Format::TernaryTensor {
         let scale = vec![shared_scale(param, &tensor)?; ours.groups(packed.rows(), cols)];
-        pack(&param.name, ours, &packed.decode(), packed.rows(), cols, &Scales { scale, bias: Vec::new() })?.blocks
+        pack(&param.name, ours, &packed.decode(), packed.rows(), cols, &Scales { scale, bias: Vec::new() })?
+            .blocks
     } else {
         packed.blocks().to_vec()
     };
@@ -183,7 +199,9 @@ fn bytes(source: &Source, param: &Param, kind: Kind) -> Result<Vec<u8>> {
     let narrow = blocks.as_chunks::<{ tq1_0::TQ2_0_BYTES }>().0.iter().map(tq1_0::from_tq2_0);
     // Codes were checked when the tensor was read.
     let narrow: Option<Vec<_>> = narrow.collect();
-    narrow.map(|blocks| blocks.concat()).ok_or_else(|| Error::tensor(&param.name, "has a code that is not ternary"))
+    narrow
+        .map(|blocks| blocks.concat())
+        .ok_or_else(|| Error::tensor(&param.name, "has a code that is not ternary"))
 }
 
 fn floats(name: &str, float: FloatType, values: &[f32]) -> Result<Vec<u8>> {
@@ -191,7 +209,13 @@ fn floats(name: &str, float: FloatType, values: &[f32]) -> Result<Vec<u8>> {
 }
 
 /// What llama.cpp reads the model by, in the order of its converter.
-fn metadata(source: &Source, options: &Options, name: &str, params: &[(String, Param, Kind)], factors: Option<&[f32]>) -> Result<Metadata> {
+fn metadata(
+    source: &Source,
+    options: &Options,
+    name: &str,
+    params: &[(String, Param, Kind)],
+    factors: Option<&[f32]>,
+) -> Result<Metadata> {
     let config = &source.config;
     let mut metadata = Metadata::new(Path::new(GGUF_FILE));
     let weights: usize = params.iter().map(|(_, param, _)| param.shape.iter().product::<usize>()).sum();
@@ -219,7 +243,9 @@ fn metadata(source: &Source, options: &Options, name: &str, params: &[(String, P
 /// The type of most weights of the layers.
 fn mostly(params: &[(String, Param, Kind)]) -> Kind {
     let weights = |kind: Kind| -> usize {
-        let of_kind = params.iter().filter(|(name, param, found)| *found == kind && param.shape.len() == 2 && name.starts_with("blk."));
+        let of_kind = params.iter().filter(|(name, param, found)| {
+            *found == kind && param.shape.len() == 2 && name.starts_with("blk.")
+        });
         of_kind.map(|(_, param, _)| param.shape.iter().product::<usize>()).sum()
     };
     Kind::ALL.into_iter().max_by_key(|kind| weights(*kind)).unwrap_or(Kind::F32)

@@ -128,9 +128,7 @@ fn q3_k(block: &[u8], out: &mut [f32]) {
 fn scale_min(packed: &[u8], i: usize) -> (f32, f32) {
     let (scale, min) = match i < 4 {
         true => (packed[i] & 63, packed[i + 4] & 63),
-        false => {
-            (packed[i + 4] & 15 | packed[i - 4] >> 6 << 4, packed[i + 4] >> 4 | packed[i] >> 6 << 4)
-        }
+        false => (packed[i + 4] & 15 | packed[i - 4] >> 6 << 4, packed[i + 4] >> 4 | packed[i] >> 6 << 4),
     };
     (f32::from(scale), f32::from(min))
 }

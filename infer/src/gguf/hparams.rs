@@ -11,8 +11,13 @@ use crate::{Error, Result};
 /// Base of the rotary frequencies where the file names none.
 const ROPE_THETA: f64 = 10_000.0;
 /// Keys of features that no decoder here has, refused unless they are 0 or absent.
-const FOREIGN: [&str; 5] =
-    ["expert_count", "attention.sliding_window", "attention.max_alibi_bias", "attention.clamp_kqv", "logit_scale"];
+const FOREIGN: [&str; 5] = [
+    "expert_count",
+    "attention.sliding_window",
+    "attention.max_alibi_bias",
+    "attention.clamp_kqv",
+    "logit_scale",
+];
 
 /// llama.cpp's name of the architecture.
 pub(crate) fn architecture(family: Family) -> &'static str {
@@ -59,19 +64,20 @@ pub(crate) fn rope_factors(config: &Config) -> Option<Vec<f32>> {
     else {
         return None;
     };
-    let context = original_context as f64;
-    let dim = config.head_dim as f32;
+    // In f32, as the converter does it.
+    let [factor, low, high] = [factor as f32, low as f32, high as f32];
+    let (context, dim) = (original_context as f32, config.head_dim as f32);
     let of_pair = |pair: usize| {
         let freq = 1.0 / config.rope_theta.powf(f64::from((2 * pair) as f32 / dim)) as f32;
-        let wavelength = std::f64::consts::TAU / f64::from(freq);
+        let wavelength = std::f32::consts::TAU / freq;
         if wavelength < context / high {
             return 1.0;
         }
         if wavelength > context / low {
-            return factor as f32;
+            return factor;
         }
         let kept = (context / wavelength - low) / (high - low);
-        (1.0 / ((1.0 - kept) / factor + kept)) as f32
+        1.0 / ((1.0 - kept) / factor + kept)
     };
     Some((0..config.head_dim / 2).map(of_pair).collect())
 }
@@ -101,7 +107,9 @@ pub(crate) fn read(file: &Gguf) -> Result<Config> {
         kv_heads,
         head_dim,
         max_position_embeddings: keys.size("context_length")?,
-        rms_norm_eps: keys.number("attention.layer_norm_rms_epsilon")?.ok_or_else(|| keys.missing("attention.layer_norm_rms_epsilon"))? as f32,
+        rms_norm_eps: keys
+            .number("attention.layer_norm_rms_epsilon")?
+            .ok_or_else(|| keys.missing("attention.layer_norm_rms_epsilon"))? as f32,
         rope_theta: keys.number("rope.freq_base")?.unwrap_or(ROPE_THETA),
         rope_scaling: keys.rope_scaling()?,
         tie_word_embeddings: file.get(HEAD).is_none(),
@@ -110,11 +118,16 @@ pub(crate) fn read(file: &Gguf) -> Result<Config> {
         mlp_bias: has("ffn_gate.bias"),
         qk_norm: keys.family == Family::Qwen3,
         bos_token_id: keys.token("bos")?,
-        eos_token_ids: ["eos", "eot", "eom"].iter().filter_map(|of| keys.token(of).transpose()).collect::<Result<_>>()?,
+        eos_token_ids: ["eos", "eot", "eom"]
+            .iter()
+            .filter_map(|of| keys.token(of).transpose())
+            .collect::<Result<_>>()?,
     };
     config.eos_token_ids.dedup();
     config.check().map_err(|problem| Error::file(file.path(), problem))?;
-    if let Some(id) = config.bos_token_id.iter().chain(&config.eos_token_ids).find(|id| **id as usize >= vocab_size) {
+    if let Some(id) =
+        config.bos_token_id.iter().chain(&config.eos_token_ids).find(|id| **id as usize >= vocab_size)
+    {
         let problem = format!("names {id} as a special token; the vocabulary has {vocab_size}");
         return Err(Error::file(file.path(), problem));
     }
@@ -137,7 +150,8 @@ impl<'a> Keys<'a> {
         let known = Family::ALL.map(architecture).join(", ");
         let found = metadata.text("general.architecture")?;
         let family = Family::ALL.into_iter().find(|family| Some(architecture(*family)) == found);
-        let family = family.ok_or_else(|| metadata.wrong("general.architecture", &format!("one of {known}")))?;
+        let family =
+            family.ok_or_else(|| metadata.wrong("general.architecture", &format!("one of {known}")))?;
         Ok(Self { family, arch: architecture(family), metadata })
     }
 

@@ -134,6 +134,9 @@ mod tests {
     fn tensors_outside_of_the_layers_come_first_and_layers_in_order() {
         let mut names = ["blk.10.ffn_up.weight", "blk.2.attn_q.weight", "token_embd.weight", "output.weight"];
         names.sort_by_key(|name| place(name));
-        assert_eq!(names, ["output.weight", "token_embd.weight", "blk.2.attn_q.weight", "blk.10.ffn_up.weight"]);
+        assert_eq!(
+            names,
+            ["output.weight", "token_embd.weight", "blk.2.attn_q.weight", "blk.10.ffn_up.weight"]
+        );
     }
 }

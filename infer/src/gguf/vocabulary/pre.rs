@@ -42,7 +42,19 @@ pub(super) struct Pre {
 static KNOWN: [Pre; 6] = [
     Pre {
         name: "gpt-2",
-        also: &["phi-2", "mpt", "olmo", "jais", "trillion", "exaone4", "mellum", "gigachat", "modern-bert", "a.x-4.0", "granite-docling"],
+        also: &[
+            "phi-2",
+            "mpt",
+            "olmo",
+            "jais",
+            "trillion",
+            "exaone4",
+            "mellum",
+            "gigachat",
+            "modern-bert",
+            "a.x-4.0",
+            "granite-docling",
+        ],
         cuts: Cuts::Words,
         whole_words: false,
         nfc: false,
@@ -99,7 +111,9 @@ pub(super) fn named(name: &str) -> Result<&'static Pre, String> {
 pub(super) fn recognize(tokenizer: &Value) -> Result<&'static Pre, String> {
     let normalizer = &tokenizer["normalizer"];
     if !normalizer.is_null() && normalizer["type"] != "NFC" {
-        return Err(format!("normalizer {normalizer}: llama.cpp changes no text before a byte-level tokenizer; want null or NFC"));
+        return Err(format!(
+            "normalizer {normalizer}: llama.cpp changes no text before a byte-level tokenizer; want null or NFC"
+        ));
     }
     let cutting = &tokenizer["pre_tokenizer"];
     let found = cuts(cutting).and_then(|cuts| KNOWN.iter().find(|pre| pre.cuts == cuts));
@@ -121,7 +135,9 @@ fn cuts(json: &Value) -> Option<Cuts> {
     };
     match *steps.as_slice() {
         [step] if bytes(step, true) => Some(Cuts::Words),
-        [first, step] if first["type"] == "Digits" && first["individual_digits"] == true && bytes(step, true) => {
+        [first, step]
+            if first["type"] == "Digits" && first["individual_digits"] == true && bytes(step, true) =>
+        {
             Some(Cuts::DigitsThenWords)
         }
         [first, step] if isolates(first) && bytes(step, false) => {
@@ -148,7 +164,9 @@ impl Pre {
         let several = |first: Value, then: Value| json!({"type": "Sequence", "pretokenizers": [first, then]});
         match self.cuts {
             Cuts::Words => bytes(true),
-            Cuts::DigitsThenWords => several(json!({"type": "Digits", "individual_digits": true}), bytes(true)),
+            Cuts::DigitsThenWords => {
+                several(json!({"type": "Digits", "individual_digits": true}), bytes(true))
+            }
             Cuts::Matches(pattern) => {
                 let split = json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false});
                 several(split, bytes(false))
@@ -176,13 +194,21 @@ mod tests {
     fn a_way_that_is_not_known_is_refused_with_those_that_are() {
         let refused = |tokenizer: Value| recognize(&tokenizer).unwrap_err();
         let almost = QWEN2.replace(r"\p{N}|", r"\p{N}{1,2}|");
-        let pattern = json!({"type": "Split", "pattern": {"Regex": almost}, "behavior": "Isolated", "invert": false});
+        let pattern =
+            json!({"type": "Split", "pattern": {"Regex": almost}, "behavior": "Isolated", "invert": false});
         let bytes = json!({"type": "ByteLevel", "add_prefix_space": false, "use_regex": false});
         let known = "known are gpt-2, smollm, llama-bpe, qwen2, qwen35, gpt-4o";
-        assert!(refused(json!({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [pattern, bytes]}})).ends_with(known));
+        assert!(
+            refused(json!({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [pattern, bytes]}}))
+                .ends_with(known)
+        );
         assert!(refused(json!({"pre_tokenizer": null})).ends_with(known));
-        assert!(refused(json!({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": true}})).ends_with(known));
-        let lower = refused(json!({"normalizer": {"type": "Lowercase"}, "pre_tokenizer": KNOWN[0].pre_tokenizer()}));
+        assert!(
+            refused(json!({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": true}}))
+                .ends_with(known)
+        );
+        let lower =
+            refused(json!({"normalizer": {"type": "Lowercase"}, "pre_tokenizer": KNOWN[0].pre_tokenizer()}));
         assert!(lower.starts_with("normalizer {\"type\":\"Lowercase\"}"), "{lower}");
         assert!(named("default").unwrap_err().contains("put the model's tokenizer.json beside the file"));
     }

@@ -6,7 +6,10 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value as Json, json};
 
-use super::{ADD_BOS, ADD_EOS, ADD_SPACE, BYTE_LEVEL, MERGES, MODEL, PRE, SCORES, SENTENCE_PIECE, SPACE, TOKENS, TYPES, TokenType, pre, scores};
+use super::{
+    ADD_BOS, ADD_EOS, ADD_SPACE, BYTE_LEVEL, MERGES, MODEL, PRE, SCORES, SENTENCE_PIECE, SPACE, TEMPLATE,
+    TOKENS, TYPES, TokenType, pre, scores,
+};
 use crate::gguf::{Array, Metadata, Value};
 use crate::{Error, Result};
 
@@ -25,7 +28,14 @@ pub(crate) fn to_json(metadata: &Metadata, vocab_size: usize) -> Result<Json> {
     let parts = match metadata.text(MODEL)? {
         Some(BYTE_LEVEL) => byte_level(metadata, &tokens)?,
         Some(SENTENCE_PIECE) => sentence_piece(metadata, &tokens)?,
-        _ => return Err(metadata.wrong(MODEL, &format!("{BYTE_LEVEL:?} or {SENTENCE_PIECE:?}; put the model's tokenizer.json beside the file"))),
+        _ => {
+            return Err(metadata.wrong(
+                MODEL,
+                &format!(
+                    "{BYTE_LEVEL:?} or {SENTENCE_PIECE:?}; put the model's tokenizer.json beside the file"
+                ),
+            ));
+        }
     };
     let Parts { normalizer, pre_tokenizer, decoder, model, adds_bos } = parts;
     let around = around(metadata, &tokens, adds_bos)?;
@@ -42,6 +52,37 @@ pub(crate) fn to_json(metadata: &Metadata, vocab_size: usize) -> Result<Json> {
     }))
 }
 
+/// The `tokenizer_config.json` that `metadata` describe.
+///
+/// # Errors
+/// A value of another type than it should have, or an id without a token.
+pub(crate) fn settings(metadata: &Metadata) -> Result<Json> {
+    let mut settings = Map::new();
+    settings.insert("tokenizer_class".into(), "PreTrainedTokenizerFast".into());
+    let texts = metadata.texts(TOKENS)?.unwrap_or_default();
+    for (ours, theirs) in [("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")] {
+        let token = special(metadata, texts, theirs)?;
+        settings.insert(format!("{ours}_token"), json!(token.map(|(_, text)| text)));
+    }
+    for (ours, theirs) in [("add_bos_token", ADD_BOS), ("add_eos_token", ADD_EOS)] {
+        if let Some(flag) = metadata.flag(theirs)? {
+            settings.insert(ours.into(), flag.into());
+        }
+    }
+    if let Some(template) = metadata.text(TEMPLATE)? {
+        settings.insert("chat_template".into(), template.into());
+    }
+    Ok(Json::Object(settings))
+}
+
+/// Id and text of the token with the task `name`.
+fn special<'a>(metadata: &Metadata, texts: &'a [String], name: &str) -> Result<Option<(usize, &'a str)>> {
+    let key = format!("tokenizer.ggml.{name}_token_id");
+    let Some(id) = metadata.size(&key)? else { return Ok(None) };
+    let text = texts.get(id).ok_or_else(|| metadata.wrong(&key, &format!("an id below {}", texts.len())))?;
+    Ok(Some((id, text)))
+}
+
 /// What differs between the two kinds.
 struct Parts {
     normalizer: Json,
@@ -53,14 +94,20 @@ struct Parts {
 }
 
 fn tokens(metadata: &Metadata, vocab_size: usize) -> Result<Tokens<'_>> {
-    let texts = metadata.texts(TOKENS)?.ok_or_else(|| metadata.wrong(TOKENS, "a tokenizer; put the model's tokenizer.json beside the file"))?;
+    let texts = metadata.texts(TOKENS)?.ok_or_else(|| {
+        metadata.wrong(TOKENS, "a tokenizer; put the model's tokenizer.json beside the file")
+    })?;
     if texts.len() > vocab_size {
         return Err(metadata.wrong(TOKENS, &format!("at most {vocab_size}, the rows of the embedding")));
     }
     let types = match metadata.get(TYPES) {
         None => vec![TokenType::Normal; texts.len()],
-        Some(Value::Array(Array::I32(types))) if types.len() == texts.len() => types.iter().copied().map(TokenType::of).collect(),
-        Some(_) => return Err(metadata.wrong(TYPES, &format!("an array of {} I32, one for each token", texts.len()))),
+        Some(Value::Array(Array::I32(types))) if types.len() == texts.len() => {
+            types.iter().copied().map(TokenType::of).collect()
+        }
+        Some(_) => {
+            return Err(metadata.wrong(TYPES, &format!("an array of {} I32, one for each token", texts.len())));
+        }
     };
     let mut seen = std::collections::BTreeSet::new();
     match texts.iter().find(|text| !seen.insert(text.as_str())) {
@@ -84,7 +131,9 @@ impl<'a> Tokens<'a> {
 
     /// Those that are found in a text before it is cut.
     fn added(&self) -> Vec<Json> {
-        let added = self.all().filter(|(.., kind)| matches!(kind, TokenType::Control | TokenType::UserDefined | TokenType::Unknown));
+        let added = self.all().filter(|(.., kind)| {
+            matches!(kind, TokenType::Control | TokenType::UserDefined | TokenType::Unknown)
+        });
         let token = |(id, text, kind): (u32, &str, TokenType)| {
             json!({
                 "id": id,
@@ -101,13 +150,19 @@ impl<'a> Tokens<'a> {
 }
 
 fn byte_level(metadata: &Metadata, tokens: &Tokens<'_>) -> Result<Parts> {
-    let name = metadata.text(PRE)?.ok_or_else(|| metadata.wrong(PRE, "the name of a pre-tokenizer; put the model's tokenizer.json beside the file"))?;
-    let pre = pre::named(name).map_err(|problem| Error::file(metadata.origin(), format!("{PRE}: {problem}")))?;
-    let lines = metadata.texts(MERGES)?.ok_or_else(|| metadata.wrong(MERGES, "the merges of a byte-level tokenizer"))?;
+    let name = metadata.text(PRE)?.ok_or_else(|| {
+        metadata.wrong(PRE, "the name of a pre-tokenizer; put the model's tokenizer.json beside the file")
+    })?;
+    let pre =
+        pre::named(name).map_err(|problem| Error::file(metadata.origin(), format!("{PRE}: {problem}")))?;
+    let lines = metadata
+        .texts(MERGES)?
+        .ok_or_else(|| metadata.wrong(MERGES, "the merges of a byte-level tokenizer"))?;
     let pair = |line: &String| {
         // The first part may begin with a space, but not be one.
         let at = line.char_indices().skip(1).find(|(_, c)| *c == ' ').map(|(at, _)| at);
-        at.map(|at| json!([&line[..at], &line[at + 1..]])).ok_or_else(|| Error::file(metadata.origin(), format!("{MERGES}: {line:?} is no pair")))
+        at.map(|at| json!([&line[..at], &line[at + 1..]]))
+            .ok_or_else(|| Error::file(metadata.origin(), format!("{MERGES}: {line:?} is no pair")))
     };
     let merges: Vec<Json> = lines.iter().map(pair).collect::<Result<_>>()?;
     Ok(Parts {
@@ -123,7 +178,10 @@ fn sentence_piece(metadata: &Metadata, tokens: &Tokens<'_>) -> Result<Parts> {
     let prefix = metadata.flag(ADD_SPACE)?.unwrap_or(true);
     let scores = match metadata.get(SCORES) {
         Some(Value::Array(Array::F32(scores))) if scores.len() == tokens.texts.len() => scores,
-        _ => return Err(metadata.wrong(SCORES, &format!("an array of {} F32, one for each token", tokens.texts.len()))),
+        _ => {
+            return Err(metadata
+                .wrong(SCORES, &format!("an array of {} F32, one for each token", tokens.texts.len())));
+        }
     };
     let used = tokens.all().filter(|(.., kind)| *kind != TokenType::Unused);
     let vocab: BTreeMap<&str, u32> = used.map(|(id, text, _)| (text, id)).collect();
@@ -139,7 +197,9 @@ fn sentence_piece(metadata: &Metadata, tokens: &Tokens<'_>) -> Result<Parts> {
     }
     Ok(Parts {
         normalizer: match prefix {
-            true => json!({"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": SPACE}, replace]}),
+            true => {
+                json!({"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": SPACE}, replace]})
+            }
             false => replace,
         },
         pre_tokenizer: Json::Null,
@@ -167,25 +227,27 @@ fn bpe(vocab: Map<String, Json>, merges: Vec<Json>, bytes: Option<Option<&str>>,
 
 /// What is put around a text.
 fn around(metadata: &Metadata, tokens: &Tokens<'_>, adds_bos: bool) -> Result<Json> {
-    let token = |key: &str| -> Result<Option<(usize, &str)>> {
-        let key = format!("tokenizer.ggml.{key}_token_id");
-        let Some(id) = metadata.size(&key)? else { return Ok(None) };
-        let text = tokens.texts.get(id).ok_or_else(|| metadata.wrong(&key, &format!("an id below {}", tokens.texts.len())))?;
-        Ok(Some((id, text)))
+    let front = if metadata.flag(ADD_BOS)?.unwrap_or(adds_bos) {
+        special(metadata, tokens.texts, "bos")?
+    } else {
+        None
     };
-    let front = if metadata.flag(ADD_BOS)?.unwrap_or(adds_bos) { token("bos")? } else { None };
-    let back = if metadata.flag(ADD_EOS)?.unwrap_or(false) { token("eos")? } else { None };
+    let back =
+        if metadata.flag(ADD_EOS)?.unwrap_or(false) { special(metadata, tokens.texts, "eos")? } else { None };
     if front.is_none() && back.is_none() {
         return Ok(Json::Null);
     }
-    let piece = |token: Option<(usize, &str)>, of: u32| token.map(|(_, text)| json!({"SpecialToken": {"id": text, "type_id": of}}));
+    let piece = |token: Option<(usize, &str)>, of: u32| {
+        token.map(|(_, text)| json!({"SpecialToken": {"id": text, "type_id": of}}))
+    };
     let part = |name: &str, of: u32| {
         let text = Some(json!({"Sequence": {"id": name, "type_id": of}}));
         [piece(front, of), text, piece(back, of)].into_iter().flatten().collect::<Vec<Json>>()
     };
     let listed = [front, back].into_iter().flatten();
-    let special: Map<String, Json> =
-        listed.map(|(id, text)| (text.to_owned(), json!({"id": text, "ids": [id], "tokens": [text]}))).collect();
+    let special: Map<String, Json> = listed
+        .map(|(id, text)| (text.to_owned(), json!({"id": text, "ids": [id], "tokens": [text]})))
+        .collect();
     let pair = [part("A", 0), part("B", 1)].concat();
     Ok(json!({
         "type": "TemplateProcessing",

@@ -20,7 +20,9 @@ pub(super) fn of_merges<'a>(
     let mut last = None;
     for (left, right) in merges {
         let union = format!("{left}{right}");
-        let &id = vocab.get(union.as_str()).ok_or_else(|| format!("the merge of {left:?} and {right:?} makes no token"))?;
+        let &id = vocab
+            .get(union.as_str())
+            .ok_or_else(|| format!("the merge of {left:?} and {right:?} makes no token"))?;
         *ways.entry(id).or_default() += 1;
         if last != Some(id) && scores.insert(id, -(scores.len() as f32)).is_some() {
             return Err(format!("the merges that make {union:?} are in several places"));
@@ -80,8 +82,12 @@ mod tests {
     #[test]
     fn merges_that_leave_a_way_out_or_come_back_to_a_token_are_refused() {
         let vocab = vocab(&["a", "b", "c", "ab", "bc", "abc"]);
-        let refused = |merges: &[(&'static str, &'static str)]| of_merges(&vocab, merges, |_| true).unwrap_err();
-        assert_eq!(refused(&[("b", "c"), ("a", "b"), ("a", "bc")]), "\"abc\" is made in 1 ways, and 2 are possible");
+        let refused =
+            |merges: &[(&'static str, &'static str)]| of_merges(&vocab, merges, |_| true).unwrap_err();
+        assert_eq!(
+            refused(&[("b", "c"), ("a", "b"), ("a", "bc")]),
+            "\"abc\" is made in 1 ways, and 2 are possible"
+        );
         assert!(refused(&[("a", "bc"), ("b", "c"), ("a", "b"), ("ab", "c")]).contains("in several places"));
         assert!(refused(&[("a", "c")]).contains("makes no token"));
     }

@@ -1,7 +1,7 @@
 //! The tokens with a task: begin, end, end of a turn, padding, unknown.
 //!
 //! Knows no bytes. They are looked for where transformers and llama.cpp's converter look: in `tokenizer_config.json`, then `config.json`,
-//! then `generation_config.json`.
+//! then `generation_config.json`; the beginning also in what `tokenizer.json` puts in front of a text.
 
 use serde_json::Value;
 
@@ -31,7 +31,10 @@ impl Special {
             }
         }
         Self {
-            bos: by_text("bos").or(config.bos_token_id).or_else(|| first("bos")),
+            bos: by_text("bos")
+                .or(config.bos_token_id)
+                .or_else(|| first("bos"))
+                .or_else(|| files.put_around(true).and_then(&id_of)),
             eos,
             unk: by_text("unk").or_else(|| files.tokenizer["model"]["unk_token"].as_str().and_then(&id_of)),
             pad: by_text("pad").or_else(|| first("pad")),
@@ -42,7 +45,14 @@ impl Special {
     pub fn named(&self) -> Vec<(&'static str, u32)> {
         // llama.cpp has three keys for what ends a text, and stops at any of them.
         let [eos, eot, eom] = [0, 1, 2].map(|at| self.eos.get(at).copied());
-        let all = [("bos", self.bos), ("eos", eos), ("unknown", self.unk), ("padding", self.pad), ("eot", eot), ("eom", eom)];
+        let all = [
+            ("bos", self.bos),
+            ("eos", eos),
+            ("unknown", self.unk),
+            ("padding", self.pad),
+            ("eot", eot),
+            ("eom", eom),
+        ];
         all.into_iter().filter_map(|(name, id)| Some((name, id?))).collect()
     }
 }

@@ -10,10 +10,10 @@ use serde_json::Value as Json;
 
 use super::special::Special;
 use super::{
-    ADD_BOS, ADD_EOS, ADD_SPACE, BYTE_LEVEL, MERGES, MODEL, NO_VOCABULARY, PRE, SCORES, SENTENCE_PIECE, SPACE, TEMPLATE, TOKENS, TYPES, TokenType, pre,
-    scores,
+    ADD_BOS, ADD_EOS, ADD_SPACE, BYTE_LEVEL, MERGES, MODEL, NO_VOCABULARY, PRE, SCORES, SENTENCE_PIECE,
+    SPACE, TEMPLATE, TOKENS, TYPES, TokenType, pre, scores,
 };
-use crate::files::TOKENIZER_FILE;
+use crate::files::{TOKENIZER_CONFIG_FILE, TOKENIZER_FILE};
 use crate::gguf::{Array, Metadata, Value};
 use crate::model::{Config, Family};
 use crate::{Error, Result};
@@ -46,15 +46,16 @@ impl Files {
         let read = |path: &Path| std::fs::read(path).map_err(|e| Error::io("cannot read", path, e));
         let json = |name: &str| match find(name) {
             None => Ok(Json::Null),
-            Some(path) => serde_json::from_slice(&read(path)?).map_err(|e| Error::file(path, format!("not JSON: {e}"))),
+            Some(path) => {
+                serde_json::from_slice(&read(path)?).map_err(|e| Error::file(path, format!("not JSON: {e}")))
+            }
         };
-        let template = find("chat_template.jinja").map(|path| {
-            String::from_utf8(read(path)?).map_err(|_| Error::file(path, "is not UTF-8"))
-        });
+        let template = find("chat_template.jinja")
+            .map(|path| String::from_utf8(read(path)?).map_err(|_| Error::file(path, "is not UTF-8")));
         Ok(Self {
             path: find(TOKENIZER_FILE).cloned().unwrap_or_default(),
             tokenizer: json(TOKENIZER_FILE)?,
-            tokenizer_config: json("tokenizer_config.json")?,
+            tokenizer_config: json(TOKENIZER_CONFIG_FILE)?,
             generation_config: json("generation_config.json")?,
             template: template.transpose()?,
         })
@@ -75,12 +76,16 @@ impl Files {
         if let Some(said) = self.tokenizer_config[format!("add_{which}_token")].as_bool() {
             return said;
         }
+        token.is_some() && self.put_around(which == "bos") == token
+    }
+
+    /// The token that the tokenizer itself puts in `front` of a text, or behind it.
+    pub(super) fn put_around(&self, front: bool) -> Option<&str> {
         let after = &self.tokenizer["post_processor"];
         let steps = after["processors"].as_array().map_or(std::slice::from_ref(after), Vec::as_slice);
-        steps.iter().filter_map(|step| step["single"].as_array()).any(|single| {
-            let place = if which == "bos" { single.first() } else { single.last() };
-            place.is_some_and(|piece| token.is_some() && piece["SpecialToken"]["id"].as_str() == token)
-        })
+        let single = steps.iter().find_map(|step| step["single"].as_array())?;
+        let piece = if front { single.first() } else { single.last() };
+        piece?["SpecialToken"]["id"].as_str()
     }
 }
 
@@ -91,10 +96,14 @@ impl Files {
 pub(crate) fn write(files: &Files, config: &Config, metadata: &mut Metadata) -> Result<()> {
     if files.tokenizer.is_null() {
         metadata.set(MODEL, Value::from(NO_VOCABULARY));
-        metadata.set(format!("{}.vocab_size", crate::gguf::architecture(config.family)), Value::U32(config.vocab_size as u32));
+        metadata.set(
+            format!("{}.vocab_size", crate::gguf::architecture(config.family)),
+            Value::U32(config.vocab_size as u32),
+        );
         return Ok(());
     }
-    let refused = |problem: String| Error::file(&files.path, format!("{problem} (it can't be written for llama.cpp)"));
+    let refused =
+        |problem: String| Error::file(&files.path, format!("{problem} (it can't be written for llama.cpp)"));
     let model = &files.tokenizer["model"];
     if model["type"].as_str().unwrap_or("BPE") != "BPE" {
         return Err(refused(format!("its model is {}; want BPE", model["type"])));
@@ -123,11 +132,18 @@ pub(crate) fn write(files: &Files, config: &Config, metadata: &mut Metadata) -> 
     Ok(())
 }
 
-fn byte_level(files: &Files, config: &Config, tokens: &[Token], metadata: &mut Metadata) -> Result<(), String> {
+fn byte_level(
+    files: &Files,
+    config: &Config,
+    tokens: &[Token],
+    metadata: &mut Metadata,
+) -> Result<(), String> {
     let pre = pre::recognize(&files.tokenizer)?;
     let merges = merges(&files.tokenizer["model"])?;
     // Of no effect for these tokenizers; llama.cpp's converter writes it for the architecture llama.
-    if let (Family::Llama, Some(prefix)) = (config.family, files.tokenizer_config["add_prefix_space"].as_bool()) {
+    if let (Family::Llama, Some(prefix)) =
+        (config.family, files.tokenizer_config["add_prefix_space"].as_bool())
+    {
         metadata.set(ADD_SPACE, Value::Bool(prefix));
     }
     metadata.set(MODEL, Value::from(BYTE_LEVEL));
@@ -135,7 +151,8 @@ fn byte_level(files: &Files, config: &Config, tokens: &[Token], metadata: &mut M
     write_texts(tokens, metadata);
     write_types(tokens, metadata);
     // In these tokens no space is a space, so that one can stand between the parts.
-    let line = |(left, right): &(&str, &str)| format!("{} {}", left.replace(' ', "Ġ"), right.replace(' ', "Ġ"));
+    let line =
+        |(left, right): &(&str, &str)| format!("{} {}", left.replace(' ', "Ġ"), right.replace(' ', "Ġ"));
     metadata.set(MERGES, Value::Array(Array::String(merges.iter().map(line).collect())));
     Ok(())
 }
@@ -158,7 +175,8 @@ fn sentence_piece(files: &Files, tokens: &[Token], metadata: &mut Metadata) -> R
 }
 
 fn write_texts(tokens: &[Token], metadata: &mut Metadata) {
-    metadata.set(TOKENS, Value::Array(Array::String(tokens.iter().map(|token| token.text.clone()).collect())));
+    metadata
+        .set(TOKENS, Value::Array(Array::String(tokens.iter().map(|token| token.text.clone()).collect())));
 }
 
 fn write_types(tokens: &[Token], metadata: &mut Metadata) {
@@ -184,20 +202,29 @@ fn adds_space(tokenizer: &Json) -> Result<bool, String> {
     let (normalizer, cutting) = (&tokenizer["normalizer"], &tokenizer["pre_tokenizer"]);
     let steps = match normalizer["type"].as_str() {
         None => Vec::new(),
-        Some("Sequence") => normalizer["normalizers"].as_array().map_or(Vec::new(), |list| list.iter().collect()),
+        Some("Sequence") => {
+            normalizer["normalizers"].as_array().map_or(Vec::new(), |list| list.iter().collect())
+        }
         Some(_) => vec![normalizer],
     };
     let prepends = |step: &Json| step["type"] == "Prepend" && step["prepend"] == SPACE;
-    let replaces = |step: &Json| step["type"] == "Replace" && step["pattern"]["String"] == " " && step["content"] == SPACE;
+    let replaces = |step: &Json| {
+        step["type"] == "Replace" && step["pattern"]["String"] == " " && step["content"] == SPACE
+    };
     // Gemma cuts before spaces, of which there are none left.
     let cuts_nothing = cutting.is_null() || cutting["type"] == "Split" && cutting["pattern"]["String"] == " ";
     match *steps.as_slice() {
         [first, second] if prepends(first) && replaces(second) && cutting.is_null() => Ok(true),
         [step] if replaces(step) && cuts_nothing => Ok(false),
-        [] if cutting["type"] == "Metaspace" && cutting["replacement"] == SPACE && cutting["split"] == false => {
+        [] if cutting["type"] == "Metaspace"
+            && cutting["replacement"] == SPACE
+            && cutting["split"] == false =>
+        {
             Ok(cutting["prepend_scheme"] != "never")
         }
-        _ => Err(format!("normalizer {normalizer} with pre_tokenizer {cutting}: SentencePiece replaces spaces by {SPACE}, and may put one in front")),
+        _ => Err(format!(
+            "normalizer {normalizer} with pre_tokenizer {cutting}: SentencePiece replaces spaces by {SPACE}, and may put one in front"
+        )),
     }
 }
 
