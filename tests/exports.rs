@@ -92,6 +92,41 @@ fn wrong_formats_and_flags_are_refused() {
 }
 
 #[test]
+fn a_grid_that_the_target_lacks_is_refused_and_rounded_again_only_when_asked() {
+    let shop = Workshop::furnished();
+    shop.done("export teacher --format qat --weights int3-affine-g64 --out packed");
+    let parts = [
+        "model.layers.0",
+        "gguf can't hold the grid of int3-affine-g64",
+        "formats that fit",
+        "int4-g32",
+        "--requantize",
+    ];
+    shop.refused("export packed --format gguf --out gguf", &parts);
+    shop.refused(
+        "train tiny.toml --out run --set export.format=gguf --set quant.weights=int3-affine-g64",
+        &parts,
+    );
+    let said = shop.done("export packed --format gguf --out gguf --requantize");
+    for part in [
+        "rounded again: int3-affine-g64 → int4-g32",
+        "largest relative error 0.0",
+        "KL(trained ‖ rounded again)",
+    ] {
+        assert!(said.out.contains(part), "{part:?} is not in:\n{}", said.out);
+    }
+    let card = text(&shop, "gguf/README.md");
+    assert!(
+        card.contains("**rounded again for this export**") && card.contains("Not measured for these codes"),
+        "{card}"
+    );
+    assert!(shop.json("gguf/qat.json")["requantized"].is_string());
+    // A grid that fits is not touched, asked or not.
+    let said = shop.done("export packed --format mlx --out mlx --requantize");
+    assert!(!said.out.contains("rounded again") && shop.json("mlx/qat.json")["requantized"].is_null());
+}
+
+#[test]
 fn a_changed_packed_model_is_not_exported() {
     let shop = Workshop::furnished();
     shop.done("export teacher --format qat --weights int4-g32 --out packed");

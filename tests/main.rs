@@ -7,6 +7,7 @@ mod gates;
 mod generate;
 mod inspect;
 mod journey;
+mod logits;
 mod model;
 mod models;
 mod outputs;

@@ -199,8 +199,8 @@ fn is_weights(name: &str) -> bool {
 
 fn article(source: &Source) -> &'static str {
     match source.dir.manifest.source["method"].as_str() {
-        Some("trained") => "A language model trained with its quantizer in the loop, as",
-        _ => "A quantized language model, as",
+        Some("trained") => "A language model trained with its quantizer in the loop,",
+        _ => "A quantized language model,",
     }
 }
 
@@ -228,6 +228,6 @@ fn yaml(text: &str) -> String {
 impl Target {
     /// A row of the list of targets in messages and cards.
     fn title(self) -> String {
-        format!("files for {}", self.exporter().runtime())
+        format!("in the files of {}", self.exporter().runtime())
     }
 }

@@ -7,8 +7,12 @@
 mod card;
 mod gguf;
 mod hf;
+mod mlx;
+mod onnx;
 mod requantize;
 mod source;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -34,6 +38,10 @@ pub enum Target {
     Gguf,
     /// Hugging Face float weights: the values of the grid.
     Hf,
+    /// MLX: codes, scales and biases for mlx-lm and mlx-swift.
+    Mlx,
+    /// ONNX Runtime GenAI: a graph, its data and their configuration.
+    Onnx,
 }
 
 /// What may be chosen about an export.
@@ -106,7 +114,7 @@ trait ReadBack: Sync {
 
 impl Target {
     /// Every target, in the order in which messages list them.
-    pub const ALL: [Self; 2] = [Self::Gguf, Self::Hf];
+    pub const ALL: [Self; 4] = [Self::Mlx, Self::Gguf, Self::Onnx, Self::Hf];
 
     /// Whether it can hold, to the bit, what `param` is stored as.
     pub fn holds(self, param: &Param, storage: Storage) -> bool {
@@ -145,6 +153,8 @@ impl Target {
         match self {
             Self::Gguf => &gguf::LlamaCpp,
             Self::Hf => &hf::Hf,
+            Self::Mlx => &mlx::Mlx,
+            Self::Onnx => &onnx::Onnx,
         }
     }
 
@@ -165,6 +175,8 @@ impl fmt::Display for Target {
         f.write_str(match self {
             Self::Gguf => "gguf",
             Self::Hf => "hf",
+            Self::Mlx => "mlx",
+            Self::Onnx => "onnx",
         })
     }
 }

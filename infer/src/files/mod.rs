@@ -11,6 +11,7 @@ mod hf;
 mod hf_writer;
 mod manifest;
 mod mapped;
+mod mlx;
 mod packed;
 mod packed_writer;
 mod shard_writer;
@@ -22,9 +23,13 @@ mod tests;
 mod tokenizer;
 
 pub(crate) use float::store as store_floats;
+pub(crate) use float::{load, store};
 pub(crate) use hf::is_licence;
 pub(crate) use hf_writer::with_dtype;
+pub(crate) use mlx::{QUANTIZATION, QUANTIZATION_CONFIG};
 pub(crate) use packed_writer::write_surroundings;
+pub(crate) use shard_writer::SHARD;
+pub(crate) use staged::write_error;
 pub(crate) use tokenizer::parse_tokenizer;
 
 pub use base::Base;
@@ -34,6 +39,7 @@ pub use hf::{CONFIG_FILE, HfDir, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, companio
 pub use hf_writer::{HfWriter, PROVENANCE_FILE};
 pub use manifest::{Activations, MANIFEST_FILE, Manifest, Storage, TensorEntry};
 pub use mapped::{Bytes, Mapped};
+pub use mlx::{MlxDir, MlxGrid, MlxMatrix};
 pub use packed::{PackedDir, StoredMatrix};
 pub use packed_writer::PackedWriter;
 pub use shard_writer::ShardWriter;

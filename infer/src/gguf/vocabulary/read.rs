@@ -106,7 +106,9 @@ fn tokens(metadata: &Metadata, vocab_size: usize) -> Result<Tokens<'_>> {
             types.iter().copied().map(TokenType::of).collect()
         }
         Some(_) => {
-            return Err(metadata.wrong(TYPES, &format!("an array of {} I32, one for each token", texts.len())));
+            return Err(
+                metadata.wrong(TYPES, &format!("an array of {} I32, one for each token", texts.len()))
+            );
         }
     };
     let mut seen = std::collections::BTreeSet::new();
