@@ -64,19 +64,20 @@ pub(crate) fn rope_factors(config: &Config) -> Option<Vec<f32>> {
     else {
         return None;
     };
-    let context = original_context as f64;
-    let dim = config.head_dim as f32;
+    // In f32, as the converter does it.
+    let [factor, low, high] = [factor as f32, low as f32, high as f32];
+    let (context, dim) = (original_context as f32, config.head_dim as f32);
     let of_pair = |pair: usize| {
         let freq = 1.0 / config.rope_theta.powf(f64::from((2 * pair) as f32 / dim)) as f32;
-        let wavelength = std::f64::consts::TAU / f64::from(freq);
+        let wavelength = std::f32::consts::TAU / freq;
         if wavelength < context / high {
             return 1.0;
         }
         if wavelength > context / low {
-            return factor as f32;
+            return factor;
         }
         let kept = (context / wavelength - low) / (high - low);
-        (1.0 / ((1.0 - kept) / factor + kept)) as f32
+        1.0 / ((1.0 - kept) / factor + kept)
     };
     Some((0..config.head_dim / 2).map(of_pair).collect())
 }

@@ -13,7 +13,7 @@ use super::{
     ADD_BOS, ADD_EOS, ADD_SPACE, BYTE_LEVEL, MERGES, MODEL, NO_VOCABULARY, PRE, SCORES, SENTENCE_PIECE,
     SPACE, TEMPLATE, TOKENS, TYPES, TokenType, pre, scores,
 };
-use crate::files::TOKENIZER_FILE;
+use crate::files::{TOKENIZER_CONFIG_FILE, TOKENIZER_FILE};
 use crate::gguf::{Array, Metadata, Value};
 use crate::model::{Config, Family};
 use crate::{Error, Result};
@@ -55,7 +55,7 @@ impl Files {
         Ok(Self {
             path: find(TOKENIZER_FILE).cloned().unwrap_or_default(),
             tokenizer: json(TOKENIZER_FILE)?,
-            tokenizer_config: json("tokenizer_config.json")?,
+            tokenizer_config: json(TOKENIZER_CONFIG_FILE)?,
             generation_config: json("generation_config.json")?,
             template: template.transpose()?,
         })
@@ -76,12 +76,16 @@ impl Files {
         if let Some(said) = self.tokenizer_config[format!("add_{which}_token")].as_bool() {
             return said;
         }
+        token.is_some() && self.put_around(which == "bos") == token
+    }
+
+    /// The token that the tokenizer itself puts in `front` of a text, or behind it.
+    pub(super) fn put_around(&self, front: bool) -> Option<&str> {
         let after = &self.tokenizer["post_processor"];
         let steps = after["processors"].as_array().map_or(std::slice::from_ref(after), Vec::as_slice);
-        steps.iter().filter_map(|step| step["single"].as_array()).any(|single| {
-            let place = if which == "bos" { single.first() } else { single.last() };
-            place.is_some_and(|piece| token.is_some() && piece["SpecialToken"]["id"].as_str() == token)
-        })
+        let single = steps.iter().find_map(|step| step["single"].as_array())?;
+        let piece = if front { single.first() } else { single.last() };
+        piece?["SpecialToken"]["id"].as_str()
     }
 }
 
