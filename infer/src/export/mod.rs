@@ -4,6 +4,7 @@
 //! written is read back from the disk by a reader of its own, decoded, and is the trained value to the bit before it counts as
 //! written; a directory appears whole or not at all.
 
+mod bitnet;
 mod card;
 mod hf;
 mod mlx;
@@ -36,6 +37,8 @@ pub enum Target {
     Hf,
     /// MLX: codes, scales and biases for mlx-lm and mlx-swift.
     Mlx,
+    /// Hugging Face's packed BitNet layers.
+    BitNet,
 }
 
 /// What may be chosen about an export.
@@ -108,7 +111,7 @@ trait ReadBack: Sync {
 
 impl Target {
     /// Every target, in the order in which messages list them.
-    pub const ALL: [Self; 2] = [Self::Hf, Self::Mlx];
+    pub const ALL: [Self; 3] = [Self::Hf, Self::Mlx, Self::BitNet];
 
     /// Whether it can hold, to the bit, what `param` is stored as.
     pub fn holds(self, param: &Param, storage: Storage) -> bool {
@@ -127,6 +130,7 @@ impl Target {
         match self {
             Self::Hf => &hf::Hf,
             Self::Mlx => &mlx::Mlx,
+            Self::BitNet => &bitnet::BitNet,
         }
     }
 
@@ -147,6 +151,7 @@ impl fmt::Display for Target {
         f.write_str(match self {
             Self::Hf => "hf",
             Self::Mlx => "mlx",
+            Self::BitNet => "bitnet",
         })
     }
 }
