@@ -30,7 +30,7 @@ pub(super) fn dtype(float: FloatType) -> Dtype {
 }
 
 /// The values of `bytes`, elements of `float` in little-endian order; or what is wrong with the first bad one.
-pub(super) fn load(float: FloatType, bytes: &[u8]) -> Result<Vec<f32>, String> {
+pub(crate) fn load(float: FloatType, bytes: &[u8]) -> Result<Vec<f32>, String> {
     let mut values = vec![0.0; bytes.len() / float.bytes()];
     let chunks = values.par_chunks_mut(CHUNK).zip(bytes.par_chunks(CHUNK * float.bytes())).enumerate();
     let problem = chunks.find_map_first(|(i, (out, bytes))| load_chunk(float, i, bytes, out).err());
@@ -50,7 +50,7 @@ pub(super) fn check_finite(float: FloatType, bytes: &[u8]) -> Result<(), String>
 }
 
 /// The bytes of `values` as elements of `float`, little-endian; or what is wrong with the first bad one.
-pub(super) fn store(float: FloatType, values: &[f32]) -> Result<Vec<u8>, String> {
+pub(crate) fn store(float: FloatType, values: &[f32]) -> Result<Vec<u8>, String> {
     let mut bytes = vec![0; values.len() * float.bytes()];
     let chunks = bytes.par_chunks_mut(CHUNK * float.bytes()).zip(values.par_chunks(CHUNK));
     chunks.for_each(|(out, values)| match float {

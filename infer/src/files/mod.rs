@@ -22,10 +22,15 @@ mod tensors;
 mod tests;
 mod tokenizer;
 
+pub(crate) use float::store as store_floats;
+pub(crate) use float::{load, store};
+pub(crate) use hf::is_licence;
 pub(crate) use hf_writer::with_dtype;
 pub(crate) use mlx::{QUANTIZATION, QUANTIZATION_CONFIG};
 pub(crate) use packed_writer::write_surroundings;
 pub(crate) use shard_writer::SHARD;
+pub(crate) use staged::write_error;
+pub(crate) use tokenizer::parse_tokenizer;
 
 pub use base::Base;
 pub use digest::sha256_hex;

@@ -188,7 +188,7 @@ fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
 }
 
 /// An error of writing to `path`, with the fix that its cause allows.
-pub(super) fn write_error(path: &Path, source: io::Error) -> Error {
+pub(crate) fn write_error(path: &Path, source: io::Error) -> Error {
     let action = match source.kind() {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
             "cannot write (make room, or choose a place on another disk)"

@@ -86,7 +86,10 @@ fn what_the_layers_can_t_do_is_refused() {
     let refusal = |place: &Place, options: &Options| place.export(Target::BitNet, options).unwrap_err();
     let other = |_: &Param| Some(format("ternary-g64"));
     let found = refusal(&place("llama", "rounded", other), &Options::default());
-    assert!(found.contains("bitnet can't hold ternary-g64") && found.contains("ternary-tensor"), "{found}");
+    assert!(
+        found.contains("bitnet can't hold the grid of ternary-g64") && found.contains("ternary-tensor"),
+        "{found}"
+    );
     let half = Options { dtype: Some(FloatType::BF16), ..Options::default() };
     let found = refusal(&place("llama", "rounded", ternary), &half);
     assert!(found.starts_with("model.embed_tokens.weight: is a quantized table"), "{found}");

@@ -99,7 +99,7 @@ fn rows_that_no_group_divides_are_refused() {
     let place = Place::random(&config, choose);
     let refusal = place.export(Target::Mlx, &Options::default()).unwrap_err();
     assert!(
-        refusal.starts_with("model.layers.0.mlp.down_proj.weight: mlx can't hold ternary-tensor"),
+        refusal.starts_with("model.layers.0.mlp.down_proj.weight: mlx can't hold the grid of ternary-tensor"),
         "{refusal}"
     );
 }

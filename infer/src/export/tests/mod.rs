@@ -3,6 +3,7 @@
 
 mod bitnet;
 mod mlx;
+mod ollama;
 
 use std::path::{Path, PathBuf};
 
