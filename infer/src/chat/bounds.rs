@@ -27,7 +27,7 @@ const NAME: &str = "chat template";
 /// Instructions of one rendering.
 const STEPS: u64 = 1 << 20;
 /// What one rendering may make and walk: bytes of text, and [`NODE`] for everything else.
-const BUDGET: u64 = 1 << 28;
+const BUDGET: u64 = 1 << 26;
 /// Longest text that is rendered.
 const MAX_OUTPUT: usize = 1 << 24;
 /// What an item of a list or map weighs.

@@ -9,12 +9,12 @@ use std::path::Path;
 
 use super::gguf::{GGUF_FILE, LlamaCpp};
 use super::{Exporter, Options, ReadBack, Source};
-use crate::Result;
 use crate::chat::ChatTemplate;
 use crate::chat::go::{GoTemplate, derive};
 use crate::files::{StagedDir, Storage};
 use crate::gguf::Gguf;
 use crate::model::{Config, Param};
+use crate::{Error, Result};
 
 /// Name of the file that `ollama create` reads.
 pub(crate) const MODELFILE: &str = "Modelfile";
@@ -52,9 +52,17 @@ impl Exporter for Ollama {
         let context = options.context.unwrap_or_else(|| source.config.max_position_embeddings.min(CONTEXT));
         LlamaCpp.write(source, options, into)?;
         let tokens = Tokens::of(&Gguf::open(&into.path().join(GGUF_FILE))?, &source.config)?;
-        let template = ChatTemplate::of(&source.dir.path)?;
-        let go = template.as_ref().and_then(|template| derive(template, tokens.bos.as_deref()));
-        let text = modelfile(template.is_some(), go.as_ref(), &tokens, context);
+        let (go, without) = match ChatTemplate::of(&source.dir.path) {
+            Ok(None) => (None, None),
+            Ok(Some(template)) => {
+                let more = "it does more than Ollama's templates can".to_owned();
+                (derive(&template, tokens.bos.as_deref()), Some(more))
+            }
+            // What is wrong with a template keeps nobody from the weights.
+            Err(Error::File { problem, .. }) => (None, Some(problem)),
+            Err(other) => return Err(other),
+        };
+        let text = modelfile(go.as_ref(), without.as_deref(), &tokens, context);
         into.write(MODELFILE, text.as_bytes())
     }
 
@@ -117,17 +125,20 @@ impl Tokens {
     }
 }
 
-/// The Modelfile's text.
-fn modelfile(has_template: bool, go: Option<&GoTemplate>, tokens: &Tokens, context: usize) -> String {
+/// The Modelfile's text; `without` says why a model with a chat template has none of Go's.
+fn modelfile(go: Option<&GoTemplate>, without: Option<&str>, tokens: &Tokens, context: usize) -> String {
     let mut text = format!("FROM ./{GGUF_FILE}\n");
-    text += &match go {
-        Some(go) => format!("TEMPLATE \"\"\"{}\"\"\"\n", go.text),
-        None if has_template => {
-            "# The chat template of the model does more than Ollama's templates can, so that there is no TEMPLATE here.\n\
-             # Ollama picks the nearest of its own; the original is in the GGUF, for other programs.\n"
+    text += &match (go, without) {
+        (Some(go), _) => format!("TEMPLATE \"\"\"{}\"\"\"\n", go.text),
+        (None, Some(why)) => format!(
+            "# No TEMPLATE was made of the model's chat template: {}.\n\
+             # Ollama picks the nearest of its own; the original is in the GGUF, for other programs.\n",
+            why.replace(['\n', '\r'], " ")
+        ),
+        (None, None) => {
+            "# The model has no chat template: it goes on with a text.\nTEMPLATE \"\"\"{{ .Prompt }}\"\"\"\n"
                 .to_owned()
         }
-        None => "# The model has no chat template: it goes on with a text.\nTEMPLATE \"\"\"{{ .Prompt }}\"\"\"\n".to_owned(),
     };
     for stop in tokens.stops(go) {
         text += &format!("PARAMETER stop \"{stop}\"\n");
@@ -155,7 +166,7 @@ mod tests {
             after_answer: "<|im_end|>\n<|im_start|>user\n".into(),
         };
         assert_eq!(
-            modelfile(true, Some(&go), &tokens(), 2048),
+            modelfile(Some(&go), None, &tokens(), 2048),
             "FROM ./model.gguf\nTEMPLATE \"\"\"{{ range .Messages }}{{ end }}\"\"\"\nPARAMETER stop \"<|endoftext|>\"\n\
              PARAMETER stop \"<|im_end|>\"\nPARAMETER num_ctx 2048\n"
         );
@@ -163,13 +174,13 @@ mod tests {
 
     #[test]
     fn without_a_go_template_there_is_none_and_it_says_why() {
-        let text = modelfile(true, None, &tokens(), 512);
+        let text = modelfile(None, Some("line 1: no\nsense"), &tokens(), 512);
         assert!(
-            !text.contains("TEMPLATE \"\"\"") && text.contains("# The chat template of the model does more"),
+            !text.contains("TEMPLATE \"\"\"") && text.contains("chat template: line 1: no sense.\n# Ollama"),
             "{text}"
         );
         assert!(text.ends_with("PARAMETER stop \"<|endoftext|>\"\nPARAMETER num_ctx 512\n"), "{text}");
-        assert!(modelfile(false, None, &tokens(), 512).contains("TEMPLATE \"\"\"{{ .Prompt }}\"\"\""));
+        assert!(modelfile(None, None, &tokens(), 512).contains("TEMPLATE \"\"\"{{ .Prompt }}\"\"\""));
     }
 
     #[test]

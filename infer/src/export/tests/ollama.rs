@@ -49,5 +49,5 @@ fn a_hostile_template_costs_the_template_and_not_the_export() {
     let template = "{% for a in range(99999) %}{% for b in range(99999) %}{{ a }}{% endfor %}{% endfor %}";
     std::fs::write(place.source.dir.path.join("chat_template.jinja"), template).unwrap();
     let out = place.export(Target::Ollama, &Options::default()).unwrap();
-    assert!(modelfile(&out).contains("# The chat template of the model does more"), "{}", modelfile(&out));
+    assert!(modelfile(&out).contains("chat template: it does more than"), "{}", modelfile(&out));
 }
