@@ -85,7 +85,7 @@ class Check:
         return self.packed[key]
 
     def reference(self, packed, activations):
-        """Ids, and what qat's own runtime predicts after each."""
+        """Ids, what qat's own runtime predicts after each, and what it predicts with activations rounded to 8 bits."""
         key = (packed, activations)
         if key not in self.references:
             vocab = json.loads((packed / "config.json").read_text())["vocab_size"]
@@ -95,7 +95,9 @@ class Check:
                 state = (state * 6364136223846793005 + 1442695040888963407) % 2**64
                 prompt.append((state >> 33) % vocab)
             out = self.folder / "logits.safetensors"
-            self.references[key] = self.qat.logits(packed, prompt, GREEDY, activations, out)
+            ids, logits = self.qat.logits(packed, prompt, GREEDY, activations, out)
+            _, rounded = self.qat.logits(packed, ids, 0, "int8", out)
+            self.references[key] = (ids, logits, comparison.noise(logits, rounded))
         return self.references[key]
 
     def export(self, packed, target, out):
@@ -104,11 +106,12 @@ class Check:
 
     def agreement(self, folder, target, reference, exact):
         """How far the runtime that reads `folder` is from the reference."""
-        ids, logits = reference
+        ids, logits, noise = reference
+        bounds = comparison.EXACT if exact else noise
         try:
             runtime = RUNTIMES[target.runtime](folder, exact)
             greedy = runtime.greedy(ids[:PROMPT], GREEDY)
-            return comparison.compare(ids, logits, runtime.logits(ids), PROMPT, greedy, exact)
+            return comparison.compare(ids, logits, runtime.logits(ids), PROMPT, greedy, bounds)
         except Exception as error:
             first = (str(error) or type(error).__name__).strip().splitlines()[0][:160]
             return comparison.Agreement(float("inf"), float("inf"), 0, len(ids), 0, GREEDY, [f"{type(error).__name__}: {first}"])

@@ -31,7 +31,7 @@ def vectors(name):
     base = VECTORS / VECTOR_NAMES.get(name, "none")
     if not base.with_suffix(".inp").is_file():
         return []
-    texts = base.with_suffix(".inp").read_text(newline="").split("\n__ggml_vocab_test__\n")
+    texts = base.with_suffix(".inp").read_bytes().decode().split("\n__ggml_vocab_test__\n")
     ids = [[int(id) for id in line.split()] for line in base.with_suffix(".out").read_text().split("\n")]
     return list(zip(texts, ids[: len(texts)], strict=True))
 

@@ -12,7 +12,8 @@ use super::inputs::Inputs;
 use super::kv::{KvCache, KvType};
 use super::lanes;
 use super::matrix::Needs;
-use super::pool::{Chunks, Joined, Pool, Tile, Tiles};
+use super::operand::{AT_ONCE, Operand, add, keep};
+use super::pool::{Chunks, Joined, Pool, Tiles};
 use super::rotation::Rotation;
 use super::{Product, Program};
 use crate::model::{AttentionShape, Config, Rope};
@@ -180,6 +181,15 @@ impl Engine {
         Operand { isa: self.isa, inputs: &self.inputs, x, tokens }
     }
 
+    /// The size of tasks that make `panels` panels of outputs: one panel for all tokens, or, for one token, as many panels
+    /// as leave each thread enough tasks to end when the others do.
+    fn tile(&self, tokens: usize, panels: usize) -> [usize; 2] {
+        const TASKS: usize = 12;
+        let at_once =
+            if tokens == 1 { (panels / (self.pool.threads() * TASKS)).clamp(1, AT_ONCE) } else { 1 };
+        [tokens, at_once * PANEL]
+    }
+
     /// Products of one input, each stored: one list of tasks over the panels of all matrices.
     fn store(
         &self,
@@ -191,14 +201,15 @@ impl Engine {
     ) {
         let mut to: [Buffer; MOST] =
             std::array::from_fn(|i| outs.get(i).map(|o| buffers.take(*o)).unwrap_or_default());
+        let panels = products.iter().map(|p| p.matrix.panels()).sum();
         let mut rows = products.iter().map(|p| p.matrix.rows());
         let parts = to.each_mut().map(|to| {
             let rows = rows.next().unwrap_or(0);
-            Tiles::new(&mut to[..tokens * rows], [tokens, rows], [tokens, PANEL])
+            Tiles::new(&mut to[..tokens * rows], [tokens, rows], self.tile(tokens, panels))
         });
         let operand = self.operand(buffers, tokens, x, &products[0]);
-        self.pool.each(Joined(parts), |_, (which, index, mut tile)| {
-            operand.panel(&products[which], index, &mut tile, keep);
+        self.pool.each(Joined(parts), |_, (which, mut tile)| {
+            operand.multiply(&products[which], &mut tile, keep);
         });
         outs.iter().zip(to).for_each(|(out, to)| buffers.put(*out, to));
     }
@@ -208,9 +219,10 @@ impl Engine {
         let rows = product.matrix.rows();
         let mut to = buffers.take(out);
         let operand = self.operand(buffers, tokens, x, product);
-        let tiles = Tiles::new(&mut to[..tokens * rows], [tokens, rows], [tokens, PANEL]);
-        self.pool.each(tiles, |index, mut tile| {
-            operand.panel(product, index, &mut tile, add);
+        let tile = self.tile(tokens, product.matrix.panels());
+        let tiles = Tiles::new(&mut to[..tokens * rows], [tokens, rows], tile);
+        self.pool.each(tiles, |_, mut tile| {
+            operand.multiply(product, &mut tile, add);
         });
         buffers.put(out, to);
     }
@@ -227,11 +239,12 @@ impl Engine {
         let rows = products[0].matrix.rows();
         let (mut gate, mut up) = (buffers.take(outs[0]), buffers.take(outs[1]));
         let operand = self.operand(buffers, tokens, x, &products[0]);
-        let tiles = |of| Tiles::new(of, [tokens, rows], [tokens, PANEL]);
+        let tile = self.tile(tokens, products[0].matrix.panels());
+        let tiles = |of| Tiles::new(of, [tokens, rows], tile);
         let parts = (tiles(&mut gate[..tokens * rows]), tiles(&mut up[..tokens * rows]));
-        self.pool.each(parts, |index, (mut gate, mut up)| {
-            operand.panel(&products[0], index, &mut gate, keep);
-            operand.panel(&products[1], index, &mut up, keep);
+        self.pool.each(parts, |_, (mut gate, mut up)| {
+            operand.multiply(&products[0], &mut gate, keep);
+            operand.multiply(&products[1], &mut up, keep);
             vectorized(
                 #[inline(always)]
                 || (0..tokens).for_each(|token| lanes::swiglu(gate.row(token), up.row(token))),
@@ -297,59 +310,6 @@ impl Engine {
         });
         buffers.put(a, to);
     }
-}
-
-/// The prepared input of products.
-#[derive(Clone, Copy)]
-struct Operand<'a> {
-    isa: Isa,
-    inputs: &'a Inputs,
-    x: &'a [f32],
-    tokens: usize,
-}
-
-impl Operand<'_> {
-    /// Outputs of panel `index`, with their bias, for all tokens: each row of the tile becomes `combine(row, outputs)`.
-    fn panel(
-        &self,
-        product: &Product<'_>,
-        index: usize,
-        tile: &mut Tile<'_>,
-        combine: impl Fn(&mut [f32; PANEL], &[f32; PANEL]),
-    ) {
-        let bias = product.bias.map(|bias| {
-            let mut lanes = [0.0; PANEL];
-            let bias = &bias[index * PANEL..bias.len().min((index + 1) * PANEL)];
-            lanes[..bias.len()].copy_from_slice(bias);
-            lanes
-        });
-        let combine = |row: &mut [f32; PANEL], outputs: &[f32; PANEL]| match bias {
-            None => combine(row, outputs),
-            Some(bias) => combine(row, &std::array::from_fn(|lane| outputs[lane] + bias[lane])),
-        };
-        product.matrix.panel(self.isa, index, self.inputs, self.x, 0..self.tokens, &mut |token, outputs| {
-            let row = tile.row(token);
-            // Of known length, so that a row is a few registers rather than a call of memcpy.
-            if let Ok(row) = row.try_into() {
-                combine(row, outputs);
-            } else {
-                let mut lanes = [0.0; PANEL];
-                lanes[..row.len()].copy_from_slice(row);
-                combine(&mut lanes, outputs);
-                row.copy_from_slice(&lanes[..row.len()]);
-            }
-        });
-    }
-}
-
-/// A [`combine`](Operand::panel) that keeps the outputs.
-fn keep(row: &mut [f32; PANEL], outputs: &[f32; PANEL]) {
-    *row = *outputs;
-}
-
-/// One that adds them to what is there.
-fn add(row: &mut [f32; PANEL], outputs: &[f32; PANEL]) {
-    *row = std::array::from_fn(|lane| row[lane] + outputs[lane]);
 }
 
 /// Norms and rotates the heads of a row, whichever of the two there is.

@@ -13,7 +13,7 @@ use super::inputs::Inputs;
 use crate::files::{Activations, Storage, StoredMatrix};
 use crate::plan::{self, Matrix as _, Weight};
 use crate::{Result, RuntimeMatrix};
-use qat_quant::kernels::{Isa, PANEL, Panels, float_panel, panel};
+use qat_quant::kernels::{Isa, PANEL, Panels, float_panel, panel, panels_of_token};
 
 /// `[rows, cols]` = `[out, in]`. Clones share the weights.
 #[derive(Debug, Clone)]
@@ -242,6 +242,30 @@ impl View<'_> {
                 float_panel(w, index, inputs.rounded(), tokens, sink);
             }
             (Elements::Float(w), Activations::Float) => float_panel(w, index, inputs.values(x), tokens, sink),
+        }
+    }
+
+    /// Outputs of neighbouring panels, from number `first` on, for one token; from the same inputs, the same bits.
+    pub(super) fn panels_of_token(
+        &self,
+        isa: Isa,
+        first: usize,
+        inputs: &Inputs,
+        x: &[f32],
+        outputs: &mut [[f32; PANEL]],
+    ) {
+        match (self.weights, self.activations) {
+            (Elements::Packed(w), Activations::Int8Token) => {
+                panels_of_token(isa, w, first, inputs.int8(), outputs);
+            }
+            (Elements::Packed(w), Activations::Float) => {
+                panels_of_token(isa, w, first, inputs.float(x), outputs);
+            }
+            (Elements::Float(_), _) => {
+                for (index, outputs) in (first..).zip(outputs) {
+                    self.panel(isa, index, inputs, x, 0..1, &mut |_, sums| *outputs = *sums);
+                }
+            }
         }
     }
 }

@@ -10,6 +10,7 @@ mod inputs;
 mod kv;
 mod lanes;
 mod matrix;
+mod operand;
 mod pool;
 mod products;
 mod rotation;

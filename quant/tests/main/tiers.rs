@@ -139,6 +139,15 @@ fn product(isa: Isa, panels: &Panels, x: Tokens<'_>, n: usize) -> Vec<f32> {
     out
 }
 
+/// All outputs of one token, from calls for `at_once` panels.
+fn token_product(isa: Isa, panels: &Panels, x: Tokens<'_>, at_once: usize) -> Vec<f32> {
+    let mut out = vec![[f32::NAN; PANEL]; panels.panels()];
+    for (call, out) in out.chunks_mut(at_once).enumerate() {
+        kernels::panels_of_token(isa, panels, call * at_once, x, out);
+    }
+    out.as_flattened()[..panels.rows()].to_vec()
+}
+
 /// Runs every tier on int8 activations that begin one byte off any alignment.
 fn check_int8(matrix: &Codes, panels: &Panels, n: usize, x: impl Fn(usize) -> i8) {
     let Codes { format, rows, cols, .. } = *matrix;
@@ -155,6 +164,13 @@ fn check_int8(matrix: &Codes, panels: &Panels, n: usize, x: impl Fn(usize) -> i8
         let tokens = Tokens::Int8(Int8Tokens { codes, sums: &sums, scales: &scales });
         let found = product(isa, panels, tokens, n);
         assert!(bits(&found) == bits(&specified), "{isa:?} {format} [{rows}, {cols}] of {n} tokens");
+        let per_token = cols.div_ceil(CHUNK);
+        for (of_token, codes) in codes.chunks(cols).enumerate() {
+            let (sums, scales) = (&sums[of_token * per_token..][..per_token], &scales[of_token..][..1]);
+            let found = token_product(isa, panels, Tokens::Int8(Int8Tokens { codes, sums, scales }), 2);
+            let specified = &specified[of_token * rows..][..rows];
+            assert_eq!(bits(&found), bits(specified), "{isa:?} {format} [{rows}, {cols}], token {of_token}");
+        }
     }
 }
 
@@ -171,7 +187,9 @@ fn check_float(matrix: &Codes, panels: &Panels, x: &[f32]) {
         let found = product(isa, panels, Tokens::Float(FloatTokens { values: x, sums: &sums }), n);
         for (token, x) in x.chunks(cols).enumerate() {
             let alone = FloatTokens { values: x, sums: &sums[token * per_token..][..per_token] };
+            let together = token_product(isa, panels, Tokens::Float(alone), 3);
             let alone = product(isa, panels, Tokens::Float(alone), 1);
+            assert_eq!(bits(&alone), bits(&together), "{isa:?} {format}: panels alone or together");
             assert_eq!(bits(&alone), bits(&found[token * rows..][..rows]), "{isa:?} {format}: alone or not");
             for (row, &found) in alone.iter().enumerate() {
                 let (exact, bound) = matrix.float(row, x);

@@ -166,13 +166,13 @@ pub struct Joined<'a, const N: usize>(pub [Tiles<'a>; N]);
 // SAFETY: an index is one tile of one matrix, and the matrices are different borrows.
 #[expect(unsafe_code, reason = "tiles don't overlap")]
 unsafe impl<'a, const N: usize> Parts for Joined<'a, N> {
-    type Part = (usize, usize, Tile<'a>);
+    type Part = (usize, Tile<'a>);
 
     fn count(&self) -> usize {
         self.0.iter().map(Parts::count).sum()
     }
 
-    /// The number of the matrix, the index of the part in it, and the part.
+    /// The number of the matrix, and the part.
     // SAFETY: the caller keeps the trait's promise; out of bounds is caught.
     unsafe fn part(&self, mut index: usize) -> Self::Part {
         let mut which = 0;
@@ -181,7 +181,7 @@ unsafe impl<'a, const N: usize> Parts for Joined<'a, N> {
             which += 1;
         }
         // SAFETY: what the caller promises of the index holds for the one tile that it stands for.
-        (which, index, unsafe { self.0[which].part(index) })
+        (which, unsafe { self.0[which].part(index) })
     }
 }
 

@@ -58,19 +58,19 @@ fn parts_cover_a_matrix_without_overlap() {
     let (mut a, mut b, mut c) = (vec![0.0; 7 * 37], vec![0.0; 7 * 16], vec![0.0; 8]);
     let joined = Joined([Tiles::new(&mut a, [7, 37], [3, 16]), Tiles::new(&mut b, [7, 16], [7, 5])]);
     assert_eq!(joined.count(), 9 + 4);
-    pool.each(joined, |_, (which, index, mut tile)| {
+    pool.each(joined, |index, (which, mut tile)| {
         for row in 0..tile.shape()[0] {
             tile.row(row).iter_mut().for_each(|v| *v += (1 + which * 100 + index) as f32);
         }
     });
     assert_eq!((a[0], a[16], a[36], a[3 * 37], a[6 * 37 + 36]), (1.0, 2.0, 3.0, 4.0, 9.0));
-    assert_eq!((b[0], b[15], b[6 * 16 + 5]), (101.0, 104.0, 102.0));
+    assert_eq!((b[0], b[15], b[6 * 16 + 5]), (110.0, 113.0, 111.0));
     pool.each((Chunks::new(&mut c, 3), Chunks::new(&mut b[..3], 1)), |index, (c, b)| {
         c.fill(index as f32);
         b[0] = -1.0;
     });
     assert_eq!(c, [0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 2.0, 2.0]);
-    assert_eq!(b[..4], [-1.0, -1.0, -1.0, 101.0]);
+    assert_eq!(b[..4], [-1.0, -1.0, -1.0, 110.0]);
 }
 
 #[test]

@@ -4,6 +4,7 @@
 mod bitnet;
 mod mlx;
 mod ollama;
+mod table;
 
 use std::path::{Path, PathBuf};
 

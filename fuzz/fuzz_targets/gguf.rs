@@ -1,0 +1,24 @@
+//! A GGUF file: its container, the model in it, its tensors and its tokenizer.
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use qat_fuzz::file;
+use qat_infer::gguf::{Gguf, GgufModel};
+use qat_infer::model::params;
+
+fuzz_target!(|bytes: &[u8]| {
+    let path = file("model.gguf", bytes);
+    let Ok(container) = Gguf::open(&path) else { return };
+    drop(container);
+    let Ok(model) = GgufModel::open(&path) else { return };
+    for param in params(&model.config) {
+        if let Ok(values) = model.values(&param) {
+            assert_eq!(values.len(), param.shape.iter().product::<usize>(), "{}", param.name);
+            assert!(values.iter().all(|value| value.is_finite()), "{}", param.name);
+        }
+    }
+    if let Ok(tokenizer) = model.tokenizer() {
+        let _ = tokenizer.encode("It's 42 ☕\n  naïve", true);
+    }
+});

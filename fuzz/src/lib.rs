@@ -1,0 +1,52 @@
+//! Where fuzz targets put the bytes that they try: they go in through the same doors as a user's files.
+//!
+//! Knows no format. Invariant: a process has a folder of its own, in memory where the system offers that.
+
+pub mod seeds;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use tempfile::TempDir;
+
+/// A folder in memory on Linux, the system's own for temporary files elsewhere.
+const IN_MEMORY: &str = "/dev/shm";
+
+fn folder() -> &'static Path {
+    static FOLDER: OnceLock<TempDir> = OnceLock::new();
+    let folder = FOLDER.get_or_init(|| {
+        let made = TempDir::new_in(IN_MEMORY).or_else(|_| TempDir::new());
+        made.unwrap_or_else(|error| fail("a temporary folder", &error))
+    });
+    folder.path()
+}
+
+/// The path of `bytes` as the file `name`, written anew.
+pub fn file(name: &str, bytes: &[u8]) -> PathBuf {
+    let path = folder().join(name);
+    // A map of the file before it may not see another one's bytes: a new file, not new content.
+    let _ = fs::remove_file(&path);
+    fs::write(&path, bytes).unwrap_or_else(|error| fail("written", &error));
+    path
+}
+
+/// The folder that [`file()`] writes to.
+pub fn dir() -> &'static Path {
+    folder()
+}
+
+/// What stands between the parts of an input of several files.
+const SEPARATOR: &[u8] = b"\0--\0";
+
+/// The two files of an input; what lacks the separator is the first.
+pub fn split(bytes: &[u8]) -> [&[u8]; 2] {
+    let at = bytes.windows(SEPARATOR.len()).position(|window| window == SEPARATOR);
+    at.map_or([bytes, &[]], |at| [&bytes[..at], &bytes[at + SEPARATOR.len()..]])
+}
+
+/// Ends a target that can't work, which is no finding.
+fn fail(what: &str, error: &dyn std::fmt::Display) -> ! {
+    eprintln!("{what}: {error}");
+    std::process::exit(2)
+}
