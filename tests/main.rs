@@ -13,6 +13,7 @@ mod models;
 mod outputs;
 mod recipes;
 mod runs;
+mod targets;
 mod tidy;
 mod tiers;
 mod workshop;
