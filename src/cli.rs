@@ -25,6 +25,8 @@ pub enum Command {
     Eval(Eval),
     /// Go on with a text.
     Generate(Generate),
+    /// Write down what a model predicts after each of some token ids, for comparing with another runtime.
+    Logits(Logits),
     /// Write a model of random weights in a given shape, to measure speed and size with.
     Init(Init),
     /// Measure tokens per second, in the terms of llama-bench, beside what the memory of this machine allows.
@@ -174,6 +176,32 @@ pub struct Generate {
     /// Write the prompt too.
     #[arg(long)]
     pub echo: bool,
+    /// auto, cpu or metal.
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+}
+
+/// `qat logits`.
+#[derive(Debug, Args)]
+pub struct Logits {
+    /// A packed or a Hugging Face model directory.
+    #[arg(value_name = "MODEL")]
+    pub dir: PathBuf,
+    /// Token ids with commas between them, read from the beginning of a text.
+    #[arg(long, required = true, value_delimiter = ',', value_name = "ID")]
+    pub ids: Vec<u32>,
+    /// Go on for so many tokens, always the likeliest; they and what follows them are written too.
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub tokens: usize,
+    /// How keys and values are kept: f32, f16, int8 or int4 [default: as exactly as the device can].
+    #[arg(long, value_name = "TYPE")]
+    pub kv: Option<KvType>,
+    /// What the inputs of packed matrices are rounded to, head and all; or model: as the model says.
+    #[arg(long, default_value = "model")]
+    pub activations: Inputs,
+    /// The safetensors file to write: ids (I64 [tokens]) and logits (F32 [tokens, vocabulary]).
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
     /// auto, cpu or metal.
     #[arg(long, default_value = "auto")]
     pub device: String,

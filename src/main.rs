@@ -11,6 +11,7 @@ mod generate;
 mod heap;
 mod init;
 mod inspect;
+mod logits;
 mod progress;
 mod table;
 mod train;
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
         Command::Eval(args) => evaluate::run(&args),
         Command::Generate(args) => generate::run(&args),
         Command::Doctor => doctor::run(),
+        Command::Logits(args) => logits::run(&args),
         Command::Init(args) => init::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Inspect(args) => inspect::run(&args),

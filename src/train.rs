@@ -21,7 +21,7 @@ use qat_train::{
     Error,
     data::EvalText,
     device,
-    export::Shipment,
+    export::{Shipment, check_targets},
     recipe::{self, EvalPlan, Named, Plan},
     student::Quantization,
     trainer::{Job, Outcome, Start, train},
@@ -99,6 +99,7 @@ fn runs(args: &cli::Train) -> anyhow::Result<(PathBuf, Vec<Run>)> {
 fn check_endings(runs: &[Run]) -> anyhow::Result<()> {
     let (mut targets, mut references) = (Vec::new(), Vec::new());
     for run in runs {
+        check_targets(&run.plan).context("[export]")?;
         if let Some(plan) = &run.plan.export {
             let places = plan.places(&run.out).into_iter().map(|(_, out)| (out, PROVENANCE_FILE));
             for (place, marker) in places.chain([(plan.packed(&run.out), MANIFEST_FILE)]) {

@@ -2,10 +2,12 @@
 
 mod accidents;
 mod bench;
+mod exports;
 mod gates;
 mod generate;
 mod inspect;
 mod journey;
+mod logits;
 mod model;
 mod models;
 mod outputs;

@@ -11,6 +11,7 @@ pub mod eval;
 pub mod export;
 pub mod files;
 pub mod generate;
+pub mod gguf;
 pub mod metal;
 pub mod model;
 mod opened;

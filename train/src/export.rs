@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use candle_core::Device;
 use qat_infer::{
     files::{
-        Base, CONFIG_FILE, HfDir, Manifest, PROVENANCE_FILE, PackedWriter, companions, load_tokenizer,
-        read_json,
+        Base, CONFIG_FILE, HfDir, Manifest, PROVENANCE_FILE, PackedWriter, Storage, companions,
+        load_tokenizer, read_json,
     },
-    model::{Config, params},
+    model::{Config, Param, params},
 };
 use qat_quant::kernels::FloatType;
 use serde_json::{Value, json};
@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use crate::{
     Error, Result,
     checkpoint::Checkpoints,
-    recipe::Plan,
+    recipe::{Origin, Plan},
     student::{Floats, Quantization, Shipped, Student, prune, read_config},
     trainer::student_dir,
 };
@@ -36,6 +36,29 @@ pub struct Shipment {
 /// Whether `dir` holds a run of `qat train`.
 pub fn is_run(dir: &Path) -> bool {
     student_dir(dir).join(CONFIG_FILE).is_file()
+}
+
+/// Refuses, before anything is trained, a recipe whose `[export]` can't hold what its `[quant]` trains.
+///
+/// # Errors
+/// Names the first tensor, and the formats that fit; the config of the student can't be read.
+pub fn check_targets(plan: &Plan) -> Result<()> {
+    let Some(export) = plan.export.as_ref().filter(|export| !export.targets.is_empty()) else {
+        return Ok(());
+    };
+    let config = match &plan.origin {
+        Origin::Pretrained(dir) => read_config(&dir.join(CONFIG_FILE))?,
+        Origin::Scratch { config, .. } => read_config(config)?,
+    };
+    let storage =
+        |param: &Param| plan.rules.choose(param).map_or(Storage::Float(FloatType::F32), Storage::Packed);
+    for target in &export.targets {
+        target.check(params(&config).into_iter().map(|param| {
+            let storage = storage(&param);
+            (param, storage)
+        }))?;
+    }
+    Ok(())
 }
 
 impl Shipment {

@@ -36,7 +36,7 @@ impl Card<'_> {
         let Self { name, job, .. } = self;
         let of = base.map_or(String::new(), |base| format!(", made of {base}"));
         let _ = write!(text, "# {name}\n\n{} {}{of}.\n\n", article(self.source), job.target.title());
-        let _ = write!(text, "## Use\n\n{}\n", job.target.usage(name));
+        let _ = write!(text, "## Use\n\n{}\n", job.target.usage(name).trim_end());
         let _ = write!(text, "\n## Origin\n\n{}", self.origin(origin));
         let _ = write!(text, "\n## Numbers\n\n{}", self.formats());
         let _ = write!(text, "\n## Quality\n\n{}", self.quality());
@@ -199,18 +199,19 @@ fn is_weights(name: &str) -> bool {
 
 fn article(source: &Source) -> &'static str {
     match source.dir.manifest.source["method"].as_str() {
-        Some("trained") => "A language model trained with its quantizer in the loop, as",
-        _ => "A quantized language model, as",
+        Some("trained") => "A language model trained with its quantizer in the loop,",
+        _ => "A quantized language model,",
     }
 }
 
 /// The base's name: as the exporter wrote it down, or where the recipe took it from.
-fn base_name(origin: &Value) -> Option<String> {
+pub(super) fn base_name(origin: &Value) -> Option<String> {
     let told = origin["base"]["name"].as_str();
     told.or_else(|| origin["recipe"]["student"]["from"].as_str()).map(cell)
 }
 
-fn licence(origin: &Value) -> Option<String> {
+/// The licence of the base, if it was written down.
+pub(super) fn licence(origin: &Value) -> Option<String> {
     origin["base"]["license"].as_str().map(cell)
 }
 
@@ -227,6 +228,6 @@ fn yaml(text: &str) -> String {
 impl Target {
     /// A row of the list of targets in messages and cards.
     fn title(self) -> String {
-        format!("files for {}", self.exporter().runtime())
+        format!("in the files of {}", self.exporter().runtime())
     }
 }

@@ -5,10 +5,14 @@
 //! written; a directory appears whole or not at all.
 
 mod card;
+mod gguf;
 mod hf;
+mod mlx;
 mod onnx;
 mod requantize;
 mod source;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -30,8 +34,12 @@ use card::{CARD_FILE, Card};
 /// A runtime whose files can be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Target {
+    /// GGUF for llama.cpp.
+    Gguf,
     /// Hugging Face float weights: the values of the grid.
     Hf,
+    /// MLX: codes, scales and biases for mlx-lm and mlx-swift.
+    Mlx,
     /// ONNX Runtime GenAI: a graph, its data and their configuration.
     Onnx,
 }
@@ -106,11 +114,31 @@ trait ReadBack: Sync {
 
 impl Target {
     /// Every target, in the order in which messages list them.
-    pub const ALL: [Self; 2] = [Self::Hf, Self::Onnx];
+    pub const ALL: [Self; 4] = [Self::Mlx, Self::Gguf, Self::Onnx, Self::Hf];
 
     /// Whether it can hold, to the bit, what `param` is stored as.
     pub fn holds(self, param: &Param, storage: Storage) -> bool {
         self.exporter().holds(param, storage)
+    }
+
+    /// Refuses tensors that it can't hold as they are stored.
+    ///
+    /// # Errors
+    /// Names the first one and the formats that would fit.
+    pub fn check(self, stored: impl IntoIterator<Item = (Param, Storage)>) -> Result<()> {
+        let mut misfits = stored.into_iter().filter(|(param, storage)| !self.holds(param, *storage));
+        let Some((first, storage)) = misfits.next() else { return Ok(()) };
+        let formats: Vec<String> = self.formats(&first).iter().map(Format::to_string).collect();
+        let others = match misfits.count() {
+            0 => String::new(),
+            n => format!(" (nor {n} more tensors as they are)"),
+        };
+        let problem = format!(
+            "{self} can't hold the grid of {storage}{others}; formats that fit its rows: {}. Train with one of them, or round again with \
+             qat export --requantize, which measures what is lost",
+            formats.join(", ")
+        );
+        Err(Error::tensor(&first.name, problem))
     }
 
     fn library(self) -> &'static str {
@@ -123,7 +151,9 @@ impl Target {
 
     fn exporter(self) -> &'static dyn Exporter {
         match self {
+            Self::Gguf => &gguf::LlamaCpp,
             Self::Hf => &hf::Hf,
+            Self::Mlx => &mlx::Mlx,
             Self::Onnx => &onnx::Onnx,
         }
     }
@@ -143,7 +173,9 @@ impl Target {
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Gguf => "gguf",
             Self::Hf => "hf",
+            Self::Mlx => "mlx",
             Self::Onnx => "onnx",
         })
     }
@@ -180,13 +212,13 @@ impl Export<'_> {
         let exporter = self.target.exporter();
         exporter.check(&source, self.options)?;
         let mut requantized = None;
-        if self.requantize && !misfits(&source, self.target).is_empty() {
+        if self.requantize && self.target.check(source.stored()).is_err() {
             let again = staged.scratch("requantized");
             let changes = requantize::requantize(&source, self.target, &again)?;
             requantized = Some(Requantized { changes, versus: requantize::measure(packed, &again)? });
             source = Source::open(&again)?;
         }
-        refuse_misfits(&source, self.target)?;
+        self.target.check(source.stored())?;
         exporter.write(&source, self.options, &staged)?;
         verify(&source, &*exporter.read_back(&source, staged.path())?)?;
         let bytes = self.describe(&source, requantized.as_ref(), &staged)?;
@@ -237,29 +269,6 @@ impl Export<'_> {
         staged.write(PROVENANCE_FILE, format!("{provenance:#}\n").as_bytes())?;
         Ok(files.values().map(|(bytes, _)| bytes).sum())
     }
-}
-
-/// The parameters that `target` can't hold as they are stored.
-pub fn misfits(source: &Source, target: Target) -> Vec<Param> {
-    let exporter = target.exporter();
-    source.params().into_iter().filter(|param| !exporter.holds(param, source.storage(param))).collect()
-}
-
-fn refuse_misfits(source: &Source, target: Target) -> Result<()> {
-    let misfits = misfits(source, target);
-    let Some(first) = misfits.first() else { return Ok(()) };
-    let formats: Vec<String> = target.formats(first).iter().map(Format::to_string).collect();
-    let others = match misfits.len() {
-        1 => String::new(),
-        n => format!(" (and {} more tensors)", n - 1),
-    };
-    let problem = format!(
-        "{target} can't hold {} as it was trained{others}; formats that fit its rows: {}. Train with one of them, or round again with \
-         --requantize, which measures what is lost",
-        source.storage(first),
-        formats.join(", ")
-    );
-    Err(Error::tensor(&first.name, problem))
 }
 
 /// Every tensor that was written is the source's to the bit.

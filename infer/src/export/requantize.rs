@@ -8,7 +8,7 @@ use std::path::Path;
 
 use qat_quant::{Format, ScaleRule, Scales, pack};
 
-use super::{Source, Target, misfits};
+use super::{Source, Target};
 use crate::cpu::{Cpu, Model};
 use crate::eval::{Versus, compare};
 use crate::files::{PackedWriter, Storage};
@@ -68,13 +68,12 @@ impl fmt::Display for Requantized {
 /// # Errors
 /// No format of the target fits a matrix, or the disk is full.
 pub(super) fn requantize(source: &Source, target: Target, out: &Path) -> Result<Vec<Change>> {
-    let misfits = misfits(source, target);
     let origin = source.dir.manifest.source.clone();
     let mut writer = PackedWriter::create(out, &source.config.to_json(), &source.companions()?, origin)?;
     let mut changes = Vec::new();
     for param in source.params() {
         let tensor = source.tensor(&param)?;
-        if misfits.contains(&param) {
+        if !target.holds(&param, tensor.storage) {
             let (from, values) = (tensor.storage, tensor.values()?);
             let to = nearest(&param, from, target)?;
             let (rows, cols) = (param.shape[0], param.shape[1]);

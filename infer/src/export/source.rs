@@ -69,6 +69,14 @@ impl Source {
             .map_or(Storage::Float(FloatType::F32), |entry| entry.storage)
     }
 
+    /// Every tensor with how it is stored.
+    pub fn stored(&self) -> impl Iterator<Item = (Param, Storage)> {
+        self.params().into_iter().map(|param| {
+            let storage = self.storage(&param);
+            (param, storage)
+        })
+    }
+
     /// The tensor that `param` describes, checked.
     ///
     /// # Errors

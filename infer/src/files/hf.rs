@@ -75,14 +75,19 @@ pub fn companions(dir: &Path) -> Result<Vec<PathBuf>> {
     for entry in std::fs::read_dir(dir).map_err(listed)? {
         let path = entry.map_err(listed)?.path();
         let Some(name) = path.file_name().and_then(|n| n.to_str()) else { continue };
-        let lower = name.to_ascii_lowercase();
-        let wanted = COMPANIONS.contains(&name) || LICENCES.iter().any(|l| lower.starts_with(l));
+        let wanted = COMPANIONS.contains(&name) || is_licence(&path);
         if wanted && path.is_file() {
             found.push(path);
         }
     }
     found.sort();
     Ok(found)
+}
+
+/// Whether a file has the name of a licence.
+pub(crate) fn is_licence(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str()).map(str::to_ascii_lowercase);
+    name.is_some_and(|name| LICENCES.iter().any(|licence| name.starts_with(licence)))
 }
 
 fn check_parts(path: &Path) -> Result<()> {

@@ -16,7 +16,7 @@ use super::tensors::{INDEX_FILE, MODEL_FILE};
 use crate::error::Result;
 
 /// Bytes of tensors after which a new shard begins, as transformers has it.
-const SHARD: usize = 5_000_000_000;
+pub(crate) const SHARD: usize = 5_000_000_000;
 
 /// Tensors on their way into a directory.
 #[derive(Debug)]

@@ -22,7 +22,12 @@ pub fn load_tokenizer(path: &Path, vocab_size: usize) -> Result<Tokenizer> {
         return Err(Error::file(dir, problem));
     }
     let bytes = std::fs::read(path).map_err(|e| Error::io("cannot read", path, e))?;
-    let mut tokenizer = Tokenizer::from_bytes(&bytes)
+    parse_tokenizer(path, &bytes, vocab_size)
+}
+
+/// The same for the content `json` of a `tokenizer.json` that came from `path`.
+pub(crate) fn parse_tokenizer(path: &Path, json: &[u8], vocab_size: usize) -> Result<Tokenizer> {
+    let mut tokenizer = Tokenizer::from_bytes(json)
         .map_err(|e| Error::file(path, format!("not a tokenizer.json of the tokenizers library: {e}")))?;
     let highest = tokenizer.get_vocab(true).into_values().max();
     let Some(highest) = highest else {

@@ -1,0 +1,264 @@
+//! A GGUF file for llama.cpp and what is built on it: the trained blocks as they are, with the metadata that llama.cpp reads a model by.
+//!
+//! | trained in | stored as |
+//! |---|---|
+//! | int4-g32 | Q4_0 |
+//! | int8-g32 | Q8_0 |
+//! | ternary-g64 | Q2_0 |
+//! | ternary-g256 | TQ2_0, or TQ1_0 if asked for |
+//! | ternary-tensor | as ternary-g256 where rows allow it, else as ternary-g64, with the one scale in every block |
+//! | float | the smallest of F16, BF16 and F32 that is exact, or the one asked for; norms and biases F32 |
+
+use std::path::{Path, PathBuf};
+
+use half::{bf16, f16};
+use qat_quant::kernels::FloatType;
+use qat_quant::{Format, Scales, pack, tq1_0};
+
+use super::card::{base_name, licence};
+use super::{Exporter, Options, ReadBack, Source, SourceTensor};
+use crate::files::{StagedDir, Storage, is_licence, store_floats};
+use crate::gguf::{
+    Announced, Gguf, GgufModel, GgufWriter, Kind, Metadata, ROPE_FREQS, Rows, Value, gguf_name, hparams,
+    place, vocabulary,
+};
+use crate::model::Param;
+use crate::{Error, Result};
+
+/// Name of the file in its directory.
+pub(crate) const GGUF_FILE: &str = "model.gguf";
+/// The version of ggml's block layouts.
+const QUANTIZATION_VERSION: u32 = 2;
+
+pub(super) struct LlamaCpp;
+
+impl Exporter for LlamaCpp {
+    fn runtime(&self) -> &'static str {
+        "llama.cpp and the programs built on it (LM Studio, Ollama, …), as GGUF"
+    }
+
+    fn library(&self) -> &'static str {
+        "gguf"
+    }
+
+    fn usage(&self, name: &str) -> String {
+        format!(
+            "```sh\nllama-cli -m {name}/{GGUF_FILE}\n```\n\nTokenizer, chat template and settings are in the one file. Q2_0 (ternary in groups of \
+             64) needs a llama.cpp of 2026; llama.cpp rounds activations to 8 bits on the processor, so that logits differ slightly from \
+             one backend to another.\n"
+        )
+    }
+
+    fn check(&self, source: &Source, options: &Options) -> Result<()> {
+        let longest = source.config.max_position_embeddings;
+        if let Some(context) = options.context.filter(|context| !(1..=longest).contains(context)) {
+            return Err(Error::Invalid(format!(
+                "--context {context}: want 1 to {longest}, the context of the model"
+            )));
+        }
+        for param in source.params() {
+            if source.storage(&param) == Storage::Packed(Format::TernaryTensor) {
+                shared_scale(&param, &source.tensor(&param)?)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn holds(&self, param: &Param, storage: Storage) -> bool {
+        match storage {
+            Storage::Packed(Format::Affine(_)) => false,
+            Storage::Packed(Format::TernaryTensor) => {
+                param.shape.last().is_some_and(|&cols| Format::TernaryG64.fits(cols))
+            }
+            Storage::Packed(_) | Storage::Float(_) => true,
+        }
+    }
+
+    fn write(&self, source: &Source, options: &Options, into: &StagedDir) -> Result<()> {
+        let mut params: Vec<(String, Param, Kind)> = Vec::new();
+        for param in source.params() {
+            let name = gguf_name(&param.name)
+                .ok_or_else(|| Error::tensor(&param.name, "has no name in llama.cpp"))?;
+            let kind = kind(source, &param, options)?;
+            params.push((name, param, kind));
+        }
+        let factors = hparams::rope_factors(&source.config);
+        let of_params = params.iter().map(|(name, param, kind)| (name.as_str(), param.shape.clone(), *kind));
+        let of_factors = factors.iter().map(|factors| (ROPE_FREQS, vec![factors.len()], Kind::F32));
+        let announced = of_params.chain(of_factors).map(|(name, shape, kind)| Announced {
+            name: name.into(),
+            shape,
+            kind,
+        });
+        let mut announced: Vec<Announced> = announced.collect();
+        announced.sort_by(|a, b| place(&a.name).cmp(&place(&b.name)));
+        let name = into.target().file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let metadata = metadata(source, options, &name, &params, factors.as_deref())?;
+        let mut writer = GgufWriter::create(&into.path().join(GGUF_FILE), &metadata, &announced)?;
+        for Announced { name, .. } in &announced {
+            match params.iter().find(|(theirs, ..)| theirs == name) {
+                Some((_, param, kind)) => writer.write(name, &bytes(source, param, *kind)?)?,
+                None => writer
+                    .write(name, &floats(name, FloatType::F32, factors.as_deref().unwrap_or_default())?)?,
+            }
+        }
+        writer.finish()?;
+        for file in source.companions()?.iter().filter(|file| is_licence(file)) {
+            into.copy(file)?;
+        }
+        Ok(())
+    }
+
+    fn read_back<'a>(&self, source: &'a Source, dir: &Path) -> Result<Box<dyn ReadBack + 'a>> {
+        let file = Gguf::open(&dir.join(GGUF_FILE))?;
+        Ok(Box::new(Written(GgufModel::of(file, source.config.clone())?)))
+    }
+}
+
+struct Written(GgufModel);
+
+impl ReadBack for Written {
+    fn values(&self, param: &Param) -> Result<Vec<f32>> {
+        self.0.values(param)
+    }
+
+    fn float(&self, param: &Param) -> Result<FloatType> {
+        Ok(self.0.kind(param)?.float().unwrap_or(FloatType::F32))
+    }
+}
+
+/// How `param` will be stored.
+fn kind(source: &Source, param: &Param, options: &Options) -> Result<Kind> {
+    let wide = if options.tq1 { Kind::TQ1_0 } else { Kind::TQ2_0 };
+    match source.storage(param) {
+        Storage::Packed(Format::Int4G32) => Ok(Kind::Q4_0),
+        Storage::Packed(Format::Int8G32) => Ok(Kind::Q8_0),
+        Storage::Packed(Format::TernaryG64) => Ok(Kind::Q2_0),
+        Storage::Packed(Format::TernaryG256) => Ok(wide),
+        Storage::Packed(Format::TernaryTensor) => {
+            let fits = param.shape.last().is_some_and(|&cols| Format::TernaryG256.fits(cols));
+            Ok(if fits { wide } else { Kind::Q2_0 })
+        }
+        Storage::Packed(format @ Format::Affine(_)) => {
+            Err(Error::tensor(&param.name, format!("GGUF has no {format}")))
+        }
+        Storage::Float(_) if param.shape.len() == 1 => Ok(Kind::F32),
+        Storage::Float(_) => match options.dtype {
+            Some(float) => Ok(float.into()),
+            None => Ok(smallest_exact(&source.tensor(param)?.values()?).into()),
+        },
+    }
+}
+
+/// The smallest float type, F16 before BF16, that holds every one of `values`.
+fn smallest_exact(values: &[f32]) -> FloatType {
+    let exact = |round: fn(f32) -> f32| values.iter().all(|&value| round(value) == value);
+    if exact(|value| f16::from_f32(value).to_f32()) {
+        FloatType::F16
+    } else if exact(|value| bf16::from_f32(value).to_f32()) {
+        FloatType::BF16
+    } else {
+        FloatType::F32
+    }
+}
+
+/// The scale of a `ternary-tensor` matrix, which the blocks hold as f16.
+fn shared_scale(param: &Param, tensor: &SourceTensor) -> Result<f32> {
+    let scale = tensor.packed()?.and_then(|packed| packed.tensor_scale()).unwrap_or(0.0);
+    if f16::from_f32(scale).to_f32() == scale {
+        return Ok(scale);
+    }
+    let problem = format!(
+        "its scale {scale} is no f16 number, which the ternary blocks of GGUF have; train it as ternary-g64 or ternary-g256"
+    );
+    Err(Error::tensor(&param.name, problem))
+}
+
+/// The bytes of `param` in the file.
+fn bytes(source: &Source, param: &Param, kind: Kind) -> Result<Vec<u8>> {
+    let tensor = source.tensor(param)?;
+    let rows = Rows::of(&param.name, &source.config);
+    let cols = if param.shape.len() == 2 { param.shape[1] } else { 1 };
+    let Some(packed) = tensor.packed()? else {
+        let values = rows.to_file(&tensor.values()?, cols);
+        return floats(&param.name, kind.float().unwrap_or(FloatType::F32), &values);
+    };
+    let ours = match kind {
+        Kind::TQ1_0 => Format::TernaryG256,
+        _ => kind.format().unwrap_or(packed.format()),
+    };
+    let blocks = if packed.format() == Format::TernaryTensor {
+        let scale = vec![shared_scale(param, &tensor)?; ours.groups(packed.rows(), cols)];
+        pack(&param.name, ours, &packed.decode(), packed.rows(), cols, &Scales { scale, bias: Vec::new() })?
+            .blocks
+    } else {
+        packed.blocks().to_vec()
+    };
+    let blocks = if rows.plain() { blocks } else { rows.to_file(&blocks, ours.row_bytes(cols)) };
+    if kind != Kind::TQ1_0 {
+        return Ok(blocks);
+    }
+    let narrow = blocks.as_chunks::<{ tq1_0::TQ2_0_BYTES }>().0.iter().map(tq1_0::from_tq2_0);
+    // Codes were checked when the tensor was read.
+    let narrow: Option<Vec<_>> = narrow.collect();
+    narrow
+        .map(|blocks| blocks.concat())
+        .ok_or_else(|| Error::tensor(&param.name, "has a code that is not ternary"))
+}
+
+fn floats(name: &str, float: FloatType, values: &[f32]) -> Result<Vec<u8>> {
+    store_floats(float, values).map_err(|problem| Error::tensor(name, problem))
+}
+
+/// What llama.cpp reads the model by, in the order of its converter.
+fn metadata(
+    source: &Source,
+    options: &Options,
+    name: &str,
+    params: &[(String, Param, Kind)],
+    factors: Option<&[f32]>,
+) -> Result<Metadata> {
+    let config = &source.config;
+    let mut metadata = Metadata::new(Path::new(GGUF_FILE));
+    let weights: usize = params.iter().map(|(_, param, _)| param.shape.iter().product::<usize>()).sum();
+    let weights = weights + factors.map_or(0, <[f32]>::len);
+    metadata.set("general.architecture", Value::from(hparams::architecture(config.family)));
+    metadata.set("general.type", Value::from("model"));
+    metadata.set("general.name", Value::from(name));
+    let origin = &source.dir.manifest.source;
+    if let Some(base) = base_name(origin) {
+        metadata.set("general.base_model.count", Value::U32(1));
+        metadata.set("general.base_model.0.name", Value::String(base));
+    }
+    metadata.set("general.size_label", Value::String(size_label(weights)));
+    if let Some(licence) = licence(origin) {
+        metadata.set("general.license", Value::String(licence));
+    }
+    hparams::write(config, options.context.unwrap_or(config.max_position_embeddings), &mut metadata);
+    let companions: Vec<PathBuf> = source.companions()?;
+    vocabulary::write(&vocabulary::Files::read(&companions)?, config, &mut metadata)?;
+    metadata.set("general.quantization_version", Value::U32(QUANTIZATION_VERSION));
+    metadata.set("general.file_type", Value::U32(mostly(params).file_type()));
+    Ok(metadata)
+}
+
+/// The type of most weights of the layers.
+fn mostly(params: &[(String, Param, Kind)]) -> Kind {
+    let weights = |kind: Kind| -> usize {
+        let of_kind = params.iter().filter(|(name, param, found)| {
+            *found == kind && param.shape.len() == 2 && name.starts_with("blk.")
+        });
+        of_kind.map(|(_, param, _)| param.shape.iter().product::<usize>()).sum()
+    };
+    Kind::ALL.into_iter().max_by_key(|kind| weights(*kind)).unwrap_or(Kind::F32)
+}
+
+/// A count of weights as llama.cpp writes it: two digits at least, then K, M, B or T.
+fn size_label(weights: usize) -> String {
+    let units = [(1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")];
+    let of = weights as f64;
+    let (unit, suffix) = units.into_iter().find(|(unit, _)| of > *unit).unwrap_or((1e3, "K"));
+    let scaled = of / unit;
+    let digits = if scaled.round_ties_even() == 0.0 { 0 } else { format!("{scaled:.0}").len() };
+    format!("{scaled:.*}{suffix}", 2_usize.saturating_sub(digits))
+}

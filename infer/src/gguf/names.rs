@@ -1,0 +1,142 @@
+//! The names of tensors: ours, which are Hugging Face's, and llama.cpp's.
+//!
+//! Knows no values but the order of rows. For the architecture `llama`, llama.cpp turns neighbours (elements 2j and 2j + 1 of a head) where
+//! Hugging Face turns halves (j and j + d/2), so that its rows of q and k lie in another order. Whole rows move: blocks stay as they are.
+
+use crate::model::{Config, Family};
+
+/// The tensors outside of the layers.
+const OUTSIDE: [(&str, &str); 3] =
+    [("model.embed_tokens", "token_embd"), ("model.norm", "output_norm"), ("lm_head", "output")];
+
+/// The tensors of a layer.
+const INSIDE: [(&str, &str); 11] = [
+    ("input_layernorm", "attn_norm"),
+    ("self_attn.q_proj", "attn_q"),
+    ("self_attn.k_proj", "attn_k"),
+    ("self_attn.v_proj", "attn_v"),
+    ("self_attn.o_proj", "attn_output"),
+    ("self_attn.q_norm", "attn_q_norm"),
+    ("self_attn.k_norm", "attn_k_norm"),
+    ("post_attention_layernorm", "ffn_norm"),
+    ("mlp.gate_proj", "ffn_gate"),
+    ("mlp.up_proj", "ffn_up"),
+    ("mlp.down_proj", "ffn_down"),
+];
+
+/// The factors of llama-3's scaling of rotary frequencies, `[head_dim / 2]`.
+pub(crate) const ROPE_FREQS: &str = "rope_freqs.weight";
+/// The embedding table.
+pub(crate) const EMBEDDING: &str = "token_embd.weight";
+/// The head of an untied model.
+pub(crate) const HEAD: &str = "output.weight";
+
+/// llama.cpp's name of the tensor that Hugging Face calls `name`, if it has one.
+pub(crate) fn gguf_name(name: &str) -> Option<String> {
+    let (module, kind) = name.rsplit_once('.')?;
+    if let Some((_, theirs)) = OUTSIDE.into_iter().find(|(ours, _)| *ours == module) {
+        return Some(format!("{theirs}.{kind}"));
+    }
+    let (layer, module) = module.strip_prefix("model.layers.")?.split_once('.')?;
+    let (_, theirs) = INSIDE.into_iter().find(|(ours, _)| *ours == module)?;
+    Some(format!("blk.{layer}.{theirs}.{kind}"))
+}
+
+/// llama.cpp's name of a tensor of the layer `index`.
+pub(crate) fn in_block(index: usize, tensor: &str) -> String {
+    format!("blk.{index}.{tensor}")
+}
+
+/// The order in which llama.cpp's tools write tensors: those outside of the layers by name, then layer by layer.
+pub(crate) fn place(name: &str) -> (Option<usize>, &str) {
+    let inside = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.'));
+    match inside.and_then(|(index, rest)| Some((index.parse().ok()?, rest))) {
+        Some((index, rest)) => (Some(index), rest),
+        None => (None, name),
+    }
+}
+
+/// How the rows of a tensor lie in the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Rows {
+    /// Width of the heads whose halves are interleaved; none where rows lie as in a Hugging Face file.
+    interleaved: Option<usize>,
+}
+
+impl Rows {
+    /// The rows of the tensor that Hugging Face calls `name`.
+    pub fn of(name: &str, config: &Config) -> Self {
+        let turned = name.contains(".self_attn.q_proj.") || name.contains(".self_attn.k_proj.");
+        Self { interleaved: (turned && config.family == Family::Llama).then_some(config.head_dim) }
+    }
+
+    /// Whether they lie as in a Hugging Face file.
+    pub fn plain(self) -> bool {
+        self.interleaved.is_none()
+    }
+
+    /// The row of the file that is row `row` of the Hugging Face tensor.
+    fn in_file(self, row: usize) -> usize {
+        let Some(dim) = self.interleaved else { return row };
+        let (head, at) = (row / dim, row % dim);
+        let (half, pair) = (at / (dim / 2), at % (dim / 2));
+        head * dim + 2 * pair + half
+    }
+
+    /// `rows`, runs of `len` elements in Hugging Face's order, in the file's.
+    pub fn to_file<T: Copy>(self, rows: &[T], len: usize) -> Vec<T> {
+        let mut out = rows.to_vec();
+        for (row, from) in rows.chunks_exact(len).enumerate() {
+            out[self.in_file(row) * len..][..len].copy_from_slice(from);
+        }
+        out
+    }
+
+    /// `rows`, runs of `len` elements in the file's order, in Hugging Face's.
+    pub fn from_file<T: Copy>(self, rows: &[T], len: usize) -> Vec<T> {
+        let from = |row: usize| &rows[self.in_file(row) * len..][..len];
+        (0..rows.len() / len).flat_map(from).copied().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_those_of_llama_cpp() {
+        for (ours, theirs) in [
+            ("model.embed_tokens.weight", "token_embd.weight"),
+            ("model.norm.weight", "output_norm.weight"),
+            ("lm_head.weight", "output.weight"),
+            ("model.layers.12.self_attn.q_proj.bias", "blk.12.attn_q.bias"),
+            ("model.layers.0.mlp.down_proj.weight", "blk.0.ffn_down.weight"),
+        ] {
+            assert_eq!(gguf_name(ours).as_deref(), Some(theirs));
+        }
+        assert_eq!(gguf_name("model.layers.0.conv.weight"), None);
+        assert_eq!(gguf_name("rotary"), None);
+    }
+
+    #[test]
+    fn halves_of_a_head_are_interleaved_and_come_apart_again() {
+        // Two heads of width 4: pairs (0, 2), (1, 3) of each become neighbours.
+        let rows = Rows { interleaved: Some(4) };
+        let there = rows.to_file(&[0, 1, 2, 3, 4, 5, 6, 7], 1);
+        assert_eq!(there, [0, 2, 1, 3, 4, 6, 5, 7]);
+        assert_eq!(rows.from_file(&there, 1), [0, 1, 2, 3, 4, 5, 6, 7]);
+        let wide: Vec<u8> = (0..24).collect();
+        assert_eq!(rows.from_file(&rows.to_file(&wide, 3), 3), wide);
+        assert_eq!(Rows { interleaved: None }.to_file(&wide, 3), wide);
+    }
+
+    #[test]
+    fn tensors_outside_of_the_layers_come_first_and_layers_in_order() {
+        let mut names = ["blk.10.ffn_up.weight", "blk.2.attn_q.weight", "token_embd.weight", "output.weight"];
+        names.sort_by_key(|name| place(name));
+        assert_eq!(
+            names,
+            ["output.weight", "token_embd.weight", "blk.2.attn_q.weight", "blk.10.ffn_up.weight"]
+        );
+    }
+}

@@ -1,0 +1,215 @@
+"""Every supported architecture × format × target: is what the real runtime makes of an export what qat's own makes of it?
+
+    check.py QAT WORK_FOLDER [PART…]      a PART chooses the cases that have it in their name, such as "gguf" or "qwen3"
+
+Prints one table; exit code 1 if a row fails. The same run damages a copy of each kind of export, which must make its row fail.
+"""
+
+import itertools
+import json
+import os
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ |= {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "TORCHDYNAMO_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+
+import comparison
+import damage
+import models
+import tokenization
+from runtimes import ENCODERS, RUNTIMES
+
+PROMPT = 64
+GREEDY = 16
+AFFINE = [f"int{bits}-affine-g{group}" for bits in (2, 3, 4, 8) for group in (32, 64, 128)]
+
+
+@dataclass
+class Target:
+    """A format of `qat export`, who reads it, and what it holds."""
+
+    name: str
+    runtime: str
+    formats: list
+    embeddings: str = "int8-g32"
+    activations: str = "float"
+    options: tuple = ()
+    # Whether the runtime rounds activations or weights that are no matrices, so that there is a second row.
+    rounds: bool = True
+
+    @property
+    def label(self):
+        return " ".join((self.name, *self.options))
+
+
+TARGETS = [
+    Target("hf", "transformers", ["int4-g32", "int3-affine-g64", "ternary-g256"], rounds=False),
+    Target("mlx", "mlx-lm", ["int4-g32", "int8-g32", "ternary-g64", "ternary-g256", "ternary-tensor", *AFFINE]),
+    Target("mlx", "mlx-lm", [f"{affine}-bf16" for affine in AFFINE], "int8-affine-g64-bf16"),
+    Target("gguf", "llama.cpp", ["int4-g32", "int8-g32", "ternary-g64", "ternary-g256"]),
+    Target("gguf", "llama.cpp", ["ternary-g256"], options=("--tq1",)),
+    Target("onnx", "onnxruntime", ["int4-g32"]),
+    Target("bitnet", "transformers", ["ternary-tensor"], "float", "int8", rounds=False),
+]
+
+
+def fits(format_, config):
+    """Whether the rows of the model's matrices are whole blocks of the format."""
+    group = next((int(part[1:]) for part in format_.split("-") if part[0] == "g"), 4)
+    head = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    rows = (config["hidden_size"], config["intermediate_size"], head * config["num_attention_heads"])
+    return all(length % group == 0 for length in rows)
+
+
+class Check:
+    """The run: a binary, a folder to work in, and what was found."""
+
+    def __init__(self, binary, folder, parts):
+        self.qat, self.folder, self.parts = models.Qat(binary), folder, parts
+        self.packed, self.references, self.rows = {}, {}, []
+
+    def wants(self, *words):
+        name = " ".join(words)
+        return not self.parts or any(part in name for part in self.parts)
+
+    def pack(self, name, model, format_, embeddings):
+        """The packed model, made once."""
+        key = (name, format_, embeddings)
+        if key not in self.packed:
+            out = self.folder / "packed" / "-".join(key).replace(" ", "-")
+            self.qat.run("export", model, "--format", "qat", "--weights", format_, "--embeddings", embeddings, "--out", out)
+            self.packed[key] = out
+        return self.packed[key]
+
+    def reference(self, packed, activations):
+        """Ids, and what qat's own runtime predicts after each."""
+        key = (packed, activations)
+        if key not in self.references:
+            vocab = json.loads((packed / "config.json").read_text())["vocab_size"]
+            # Knuth's generator, so that every id is as likely.
+            state, prompt = 7, []
+            for _ in range(PROMPT):
+                state = (state * 6364136223846793005 + 1442695040888963407) % 2**64
+                prompt.append((state >> 33) % vocab)
+            out = self.folder / "logits.safetensors"
+            self.references[key] = self.qat.logits(packed, prompt, GREEDY, activations, out)
+        return self.references[key]
+
+    def export(self, packed, target, out):
+        self.qat.run("export", packed, "--format", target.name, *target.options, "--out", out)
+        return out
+
+    def agreement(self, folder, target, reference, exact):
+        """How far the runtime that reads `folder` is from the reference."""
+        ids, logits = reference
+        try:
+            runtime = RUNTIMES[target.runtime](folder, exact)
+            greedy = runtime.greedy(ids[:PROMPT], GREEDY)
+            return comparison.compare(ids, logits, runtime.logits(ids), PROMPT, greedy, exact)
+        except Exception as error:
+            first = (str(error) or type(error).__name__).strip().splitlines()[0][:160]
+            return comparison.Agreement(float("inf"), float("inf"), 0, len(ids), 0, GREEDY, [f"{type(error).__name__}: {first}"])
+
+    def add(self, what, how, found, holds=None):
+        holds = found.holds if holds is None else holds
+        numbers = (f"{found.kl:.1e}", f"{found.error:.1e}", f"{found.top1}/{found.tokens}", f"{found.greedy}/{found.written}")
+        self.rows.append((*what, how, *numbers, "pass" if holds else "FAIL", "; ".join(found.problems)))
+        print(" | ".join(self.rows[-1]), file=sys.stderr, flush=True)
+
+    def fail(self, what, how, problem):
+        self.rows.append((*what, how, "", "", "", "", "FAIL", problem))
+        print(" | ".join(self.rows[-1]), file=sys.stderr, flush=True)
+
+    def case(self, name, model, format_, target):
+        """One model in one format for one target: in f32, and as users get it."""
+        what = (name, format_, target.label)
+        try:
+            packed = self.pack(name, model, format_, target.embeddings)
+            folder = self.export(packed, target, self.folder / "export" / "-".join(what).replace(" ", "-"))
+            reference = self.reference(packed, target.activations)
+        except RuntimeError as error:
+            self.fail(what, target.runtime, str(error).splitlines()[-1][:200])
+            return
+        self.add(what, f"{target.runtime}, exact", self.agreement(folder, target, reference, True))
+        if target.rounds:
+            self.add(what, f"{target.runtime}, as shipped", self.agreement(folder, target, reference, False))
+        if name == "llama" and format_ in target.formats[:1] + target.formats[3:4]:
+            self.damage(what, folder, target, reference)
+        shutil.rmtree(folder)
+
+    def damage(self, what, folder, target, reference):
+        """Damaged copies of the export must fail."""
+        for kind in damage.KINDS:
+            copy = folder.with_name("damaged")
+            shutil.copytree(folder, copy)
+            try:
+                damage.damage(copy, target.name, kind)
+                found = self.agreement(copy, target, reference, True)
+                # A reader that refuses the file notices too, but then the numbers have noticed nothing.
+                self.add(what, f"damaged: {kind}", found, not found.holds and found.kl != float("inf"))
+            except Exception as error:
+                self.fail(what, f"damaged: {kind}", f"could not be damaged: {error!r}"[:160])
+            shutil.rmtree(copy)
+            shutil.rmtree(copy.with_name("damaged-f32"), ignore_errors=True)
+
+    def tokenize(self, name, model):
+        """Texts through every runtime's own tokenizer."""
+        for target in TARGETS:
+            first = next(other for other in TARGETS if other.name == target.name)
+            if target is not first or target.name == "bitnet" or not self.wants(name, "tokenizer", target.name):
+                continue
+            what = (name, "tokenizer", target.label)
+            try:
+                packed = self.pack(name, model, "int4-g32", target.embeddings)
+                folder = self.export(packed, target, self.folder / "export" / "tokenizer")
+            except RuntimeError as error:
+                self.fail(what, target.runtime, str(error).splitlines()[-1][:200])
+                continue
+            try:
+                expected = tokenization.expectations(name, model)
+                wrong = tokenization.mismatches(ENCODERS[target.runtime](folder), expected)
+                shown = "; ".join(f"{text!r}: {found} instead of {ids}" for text, ids, found in wrong[:1])
+                read = f"{len(expected) - len(wrong)}/{len(expected)} texts"
+                self.rows.append((*what, target.runtime, "", "", "", read, "FAIL" if wrong else "pass", shown[:200]))
+                print(" | ".join(self.rows[-1]), file=sys.stderr, flush=True)
+            except Exception as error:
+                self.fail(what, target.runtime, f"{error!r}"[:200])
+            shutil.rmtree(folder)
+
+    def run(self):
+        architectures = models.architectures(self.qat, self.folder)
+        for (name, model), target in itertools.product(architectures.items(), TARGETS):
+            config = json.loads((model / "config.json").read_text())
+            for format_ in target.formats:
+                if fits(format_, config) and self.wants(name, format_, target.label):
+                    self.case(name, model, format_, target)
+        readers = {name: model for name, model in architectures.items() if name == "llama" or name.startswith("fixture")}
+        for name, model in (readers | models.tokenizer_models(self.qat, self.folder)).items():
+            self.tokenize(name, model)
+
+    def table(self):
+        header = ("model", "format", "target", "runtime", "max KL", "max error", "top-1", "greedy", "", "")
+        rows = [header, *self.rows]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(header) - 1)]
+        for row in rows:
+            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)) + "  " + row[-1])
+
+
+def main():
+    binary, folder, *parts = sys.argv[1:]
+    folder = Path(folder)
+    for part in ("packed", "export"):
+        (folder / part).mkdir(parents=True)
+    began = time.monotonic()
+    check = Check(binary, folder, parts)
+    check.run()
+    check.table()
+    failed = sum("FAIL" in row for row in check.rows)
+    print(f"{len(check.rows) - failed} passed, {failed} failed, in {time.monotonic() - began:.0f} s")
+    sys.exit(1 if failed or not check.rows else 0)
+
+
+main()

@@ -1,0 +1,199 @@
+"""The runtimes that exports are for, each as: logits of ids, greedy tokens after ids, ids of a text.
+
+Knows nothing of qat. `Exact` runtimes compute in f32 from the file's own values; `as shipped` is what users get, with the
+activations that the runtime rounds to 8 bits, or 16-bit floats.
+"""
+
+import contextlib
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+CONTEXT = 256
+os.environ |= {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "TORCHDYNAMO_DISABLE": "1"}
+
+
+class Transformers:
+    """transformers on PyTorch, in f32."""
+
+    def __init__(self, folder, exact):
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        self.torch, self.folder = torch, folder
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+
+    def logits(self, ids):
+        with self.torch.no_grad():
+            return self.model(self.torch.tensor([ids])).logits[0].float().numpy()
+
+    def greedy(self, ids, count):
+        written, past = [], None
+        read = ids
+        with self.torch.no_grad():
+            for _ in range(count):
+                out = self.model(self.torch.tensor([read]), past_key_values=past, use_cache=True)
+                past, read = out.past_key_values, [int(out.logits[0, -1].argmax())]
+                written += read
+        return written
+
+
+def transformers_encode(folder):
+    """text → ids, by transformers' tokenizer."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return lambda text: tokenizer.encode(text, add_special_tokens=False)
+
+
+class Mlx:
+    """mlx-lm on the processor; exact: the same weights, scales and biases widened to f32."""
+
+    def __init__(self, folder, exact):
+        import mlx.core as mx
+        import mlx_lm
+
+        self.mx = mx
+        self.model, self.tokenizer = mlx_lm.load(str(folder))
+        if exact:
+            self.model.set_dtype(mx.float32)
+
+    def logits(self, ids):
+        return np.array(self.model(self.mx.array([ids])).astype(self.mx.float32))[0]
+
+    def greedy(self, ids, count):
+        from mlx_lm.generate import generate_step
+
+        steps = generate_step(self.mx.array(ids), self.model, max_tokens=count)
+        return [int(token) for token, _ in steps]
+
+
+def mlx_encode(folder):
+    """text → ids, by mlx-lm's tokenizer."""
+    from mlx_lm.utils import load_tokenizer
+
+    tokenizer = load_tokenizer(Path(folder))
+    return lambda text: tokenizer.encode(text, add_special_tokens=False)
+
+
+@contextlib.contextmanager
+def _unpacked(llama):
+    """Models loaded here keep their matrices as the file has them: another layout of them can't be given to a BLAS."""
+    made = llama.llama_model_default_params
+
+    def params():
+        params = made()
+        params.use_extra_bufts = False
+        return params
+
+    llama.llama_model_default_params = params
+    try:
+        yield
+    finally:
+        llama.llama_model_default_params = made
+
+
+class LlamaCpp:
+    """llama.cpp. Exact: all tokens at once, so that it decodes matrices and lets the BLAS of sgemm/ multiply; as shipped: few at
+    a time, with its own kernels and activations rounded to 8 bits."""
+
+    def __init__(self, folder, exact):
+        import llama_cpp
+
+        self.exact = exact
+        ubatch = CONTEXT if exact else 16
+        path = next(Path(folder).glob("*.gguf"))
+        kept = _unpacked(llama_cpp.llama_cpp) if exact else contextlib.nullcontext()
+        with kept:
+            # Keys and values in f32 (type 0), as qat has them here.
+            self.model = llama_cpp.Llama(
+                str(path), n_ctx=CONTEXT, n_batch=CONTEXT, n_ubatch=ubatch, n_threads=2, logits_all=True, verbose=False, type_k=0, type_v=0, use_mmap=not exact
+            )
+
+    def logits(self, ids):
+        if self.exact and len(ids) < 32:
+            raise ValueError("llama.cpp uses a BLAS from 32 tokens on")
+        self.model.reset()
+        self.model.eval(ids)
+        return np.array(self.model.scores[: len(ids)])
+
+    def greedy(self, ids, count):
+        written = []
+        logits = self.logits(ids)
+        for _ in range(count):
+            written.append(int(logits[-1].argmax()))
+            if self.exact:
+                logits = self.logits(ids + written)
+            else:
+                self.model.eval(written[-1:])
+                logits = np.array(self.model.scores[: len(ids) + len(written)])
+        return written
+
+
+def llama_cpp_encode(folder):
+    """text → ids, by llama.cpp's own tokenizer from the file's metadata."""
+    import llama_cpp
+
+    model = llama_cpp.Llama(str(next(Path(folder).glob("*.gguf"))), vocab_only=True, verbose=False)
+    return lambda text: model.tokenize(text.encode(), add_bos=False, special="<|" in text)
+
+
+def _onnx_in_f32(folder):
+    """A copy of the folder whose MatMulNBits takes f32 activations."""
+    import onnx
+
+    copy = Path(folder).with_name(Path(folder).name + "-f32")
+    shutil.copytree(folder, copy, dirs_exist_ok=True)
+    model = onnx.load(copy / "model.onnx", load_external_data=False)
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "accuracy_level":
+                attribute.i = 1
+    onnx.save(model, copy / "model.onnx")
+    return copy
+
+
+class OnnxRuntime:
+    """ONNX Runtime for logits, onnxruntime-genai to generate; exact: with f32 activations."""
+
+    def __init__(self, folder, exact):
+        import onnxruntime
+        import onnxruntime_genai
+
+        folder = _onnx_in_f32(folder) if exact else folder
+        self.genai = onnxruntime_genai
+        self.session = onnxruntime.InferenceSession(str(Path(folder) / "model.onnx"), providers=["CPUExecutionProvider"])
+        self.model = onnxruntime_genai.Model(str(folder))
+
+    def logits(self, ids):
+        feeds = {"input_ids": np.array([ids], np.int64), "attention_mask": np.ones((1, len(ids)), np.int64)}
+        types = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+        for past in self.session.get_inputs():
+            if past.name.startswith("past_key_values"):
+                feeds[past.name] = np.zeros((1, past.shape[1], 0, past.shape[3]), types[past.type])
+        return self.session.run(["logits"], feeds)[0][0].astype(np.float32)
+
+    def greedy(self, ids, count):
+        params = self.genai.GeneratorParams(self.model)
+        params.set_search_options(max_length=len(ids) + count + 1, do_sample=False)
+        generator = self.genai.Generator(self.model, params)
+        written, read = [], ids
+        for _ in range(count):
+            generator.append_tokens(np.array([read], np.int32))
+            read = [int(np.asarray(generator.get_output("logits"))[0, -1].argmax())]
+            written += read
+        return written
+
+
+def onnx_encode(folder):
+    """text → ids, by onnxruntime-genai's own tokenizer."""
+    import onnxruntime_genai
+
+    tokenizer = onnxruntime_genai.Tokenizer(onnxruntime_genai.Model(str(folder)))
+    return lambda text: tokenizer.encode(text).tolist()
+
+
+RUNTIMES = {"transformers": Transformers, "mlx-lm": Mlx, "llama.cpp": LlamaCpp, "onnxruntime": OnnxRuntime}
+ENCODERS = {"transformers": transformers_encode, "mlx-lm": mlx_encode, "llama.cpp": llama_cpp_encode, "onnxruntime": onnx_encode}
