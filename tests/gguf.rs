@@ -29,7 +29,8 @@ fn an_exported_file_scores_as_the_packed_model_does_to_the_bit() {
                 assert_eq!(file[key], packed[key], "{weights}: {model}: {key}");
             }
         }
-        let against = "eval gguf/model.gguf --data valid.txt --against packed --json against.json --require kl<1e-9";
+        let against =
+            "eval gguf/model.gguf --data valid.txt --against packed --json against.json --require kl<1e-9";
         shop.done(against);
         shop.done("eval packed --data valid.txt --against gguf/model.gguf");
     }
