@@ -94,6 +94,15 @@ impl<M: RuntimeMatrix> Opened<M> {
         }
     }
 
+    /// How the files hold `param`: a format of ours, a type of ggml, or "float"; none where they have it under another name.
+    pub fn stored_as(&self, param: &Param) -> Option<String> {
+        match (&self.manifest, &self.tokenizer) {
+            (Some(manifest), _) => Some(manifest.tensors.get(&param.name)?.storage.to_string()),
+            (None, TokenizerAt::Gguf(model)) => Some(model.kind(param).ok()?.name().to_owned()),
+            (None, TokenizerAt::File(_)) => Some("float".to_owned()),
+        }
+    }
+
     /// Chooses what the inputs of packed matrices are rounded to, whatever the manifest says of how the model was trained.
     pub fn set_activations(&mut self, activations: Activations) {
         self.decoder.matrices_mut().for_each(|matrix| matrix.set_activations(activations));

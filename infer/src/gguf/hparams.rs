@@ -19,6 +19,9 @@ const FOREIGN: [&str; 5] = [
     "logit_scale",
 ];
 
+/// Key of the number of files that a model is in.
+const SPLITS: &str = "split.count";
+
 /// llama.cpp's name of the architecture.
 pub(crate) fn architecture(family: Family) -> &'static str {
     match family {
@@ -181,6 +184,9 @@ impl<'a> Keys<'a> {
     }
 
     fn refuse_what_the_decoder_lacks(&self) -> Result<()> {
+        if self.metadata.size(SPLITS)?.is_some_and(|files| files > 1) {
+            return Err(self.metadata.wrong(SPLITS, "one file: join them with llama-gguf-split --merge"));
+        }
         for key in FOREIGN {
             match self.metadata.get(&self.key(key)) {
                 None | Some(Value::U32(0)) => {}

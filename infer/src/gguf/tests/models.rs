@@ -152,6 +152,7 @@ fn what_the_decoder_would_compute_differently_is_refused_by_its_key() {
         "general.architecture: found String(\"mamba\"); want one of llama, qwen2, qwen3",
     );
     refused("llama.expert_count", Value::U32(8), "llama.expert_count");
+    refused("split.count", Value::U16(2), "join them with llama-gguf-split --merge");
     refused("llama.rope.dimension_count", Value::U32(16), "want 32, the width of a head");
     refused("llama.rope.scaling.type", Value::from("yarn"), "want \"none\" or \"linear\"");
     refused(

@@ -137,6 +137,26 @@ fn merges_that_sentencepiece_would_not_make_are_refused() {
 }
 
 #[test]
+fn words_that_llama_cpp_would_take_whole_must_be_what_the_merges_make() {
+    let Some(dir) = shared("fixtures/llama_untied") else { return };
+    let mut tokenizer: Json =
+        serde_json::from_slice(&std::fs::read(dir.join("tokenizer.json")).unwrap()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let mut write = |change: &dyn Fn(&mut Json)| {
+        change(&mut tokenizer["model"]);
+        std::fs::write(folder.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
+        let files = vocabulary::Files::read(&crate::files::companions(folder.path()).unwrap()).unwrap();
+        vocabulary::write(&files, &config(512), &mut Metadata::new(Path::new("model.gguf")))
+    };
+    write(&|_| ()).unwrap();
+    let last = |model: &mut Json| drop(model["merges"].as_array_mut().unwrap().pop());
+    let error = write(&last).unwrap_err().to_string();
+    assert!(error.contains("is a token, and the merges make"), "{error}");
+    // The tokenizer takes it whole too.
+    write(&|model| model["ignore_merges"] = true.into()).unwrap();
+}
+
+#[test]
 fn tokenizers_of_another_kind_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let refused = |tokenizer: Json, wanted: &str| {

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value as Json;
+use tokenizers::{Model as _, Tokenizer};
 
 use super::special::Special;
 use super::{
@@ -139,6 +140,9 @@ fn byte_level(
     metadata: &mut Metadata,
 ) -> Result<(), String> {
     let pre = pre::recognize(&files.tokenizer)?;
+    if pre.whole_words != (files.tokenizer["model"]["ignore_merges"] == true) {
+        merges_make_every_token(&files.tokenizer, tokens)?;
+    }
     let merges = merges(&files.tokenizer["model"])?;
     // Of no effect for these tokenizers; llama.cpp's converter writes it for the architecture llama.
     if let (Family::Llama, Some(prefix)) =
@@ -181,6 +185,24 @@ fn write_texts(tokens: &[Token], metadata: &mut Metadata) {
 
 fn write_types(tokens: &[Token], metadata: &mut Metadata) {
     metadata.set(TYPES, Value::Array(Array::I32(tokens.iter().map(|token| token.kind as i32).collect())));
+}
+
+/// Refuses a tokenizer for which it matters whether a word that is a token is taken whole or put together by merges.
+fn merges_make_every_token(tokenizer: &Json, tokens: &[Token]) -> Result<(), String> {
+    let mut tokenizer = tokenizer.clone();
+    tokenizer["model"]["ignore_merges"] = Json::Bool(false);
+    let tokenizer = Tokenizer::from_bytes(tokenizer.to_string()).map_err(|e| e.to_string())?;
+    for token in tokens.iter().filter(|token| token.kind == TokenType::Normal) {
+        let made = tokenizer.get_model().tokenize(&token.text).map_err(|e| e.to_string())?;
+        if made.len() != 1 {
+            let parts: Vec<&str> = made.iter().map(|part| part.value.as_str()).collect();
+            return Err(format!(
+                "the word {:?} is a token, and the merges make {parts:?} of it: llama.cpp decides otherwise between the two",
+                token.text
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// A merge, in either spelling: "a b" or ["a", "b"].
