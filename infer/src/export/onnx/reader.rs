@@ -16,7 +16,7 @@ use super::graph::MICROSOFT;
 use super::proto::{EXTERNAL, FLOAT, FLOAT16, ModelProto, NodeProto, TensorProto, UINT8};
 use super::record::{TIED_HEAD, module};
 use crate::export::ReadBack;
-use crate::files::{Bytes, Mapped, load};
+use crate::files::{Bytes, Mapped, load_floats};
 use crate::model::{Param, Role};
 use crate::{Error, Result};
 
@@ -130,7 +130,7 @@ impl Written {
         if constant.dims != dims {
             return Err(self.problem(name, format!("want dimensions {dims:?}, found {:?}", constant.dims)));
         }
-        load(float, &constant.bytes).map_err(|problem| self.problem(name, problem))
+        load_floats(float, &constant.bytes).map_err(|problem| self.problem(name, problem))
     }
 
     /// The bytes of the constant that `node` reads as its input `at`, which has the dimensions `dims`.
