@@ -4,12 +4,14 @@
 //! Knows no gradients and no training.
 
 pub mod bench;
+pub mod chat;
 mod choice;
 pub mod cpu;
 mod error;
 pub mod eval;
 pub mod export;
 pub mod files;
+mod float_model;
 pub mod generate;
 pub mod gguf;
 pub mod metal;
@@ -22,5 +24,6 @@ mod shared;
 
 pub use choice::{Choice, Chosen};
 pub use error::{Error, Result};
+pub use float_model::FloatModel;
 pub use opened::{Opened, RuntimeMatrix, Size};
 pub use sequence::{Runtime, Sequence};
