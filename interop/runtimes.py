@@ -1,7 +1,8 @@
-"""The runtimes that exports are for, each as: logits of ids, greedy tokens after ids, ids of a text.
+"""The runtimes that exports are for, each as: the logits of ids, of which the first are read at once and the others one by one,
+as when text is written; and the ids of a text.
 
-Knows nothing of qat. `Exact` runtimes compute in f32 from the file's own values; `as shipped` is what users get, with the
-activations that the runtime rounds to 8 bits, or 16-bit floats.
+Knows nothing of qat. `exact` runtimes compute in f32 from the file's own values; the others are as users have them, with
+activations rounded to 8 bits or 16-bit floats.
 """
 
 import contextlib
@@ -16,6 +17,11 @@ CONTEXT = 256
 os.environ |= {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "TORCHDYNAMO_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error", "OMP_NUM_THREADS": "1"}
 
 
+def parts(ids, prompt):
+    """The first `prompt` ids, then one after the other."""
+    return [ids[:prompt], *([id] for id in ids[prompt:])]
+
+
 class Transformers:
     """transformers on PyTorch, in f32."""
 
@@ -26,19 +32,14 @@ class Transformers:
         self.torch, self.folder = torch, folder
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
 
-    def logits(self, ids):
+    def logits(self, ids, prompt):
+        logits, past = [], None
         with self.torch.no_grad():
-            return self.model(self.torch.tensor([ids])).logits[0].float().numpy()
-
-    def greedy(self, ids, count):
-        written, past = [], None
-        read = ids
-        with self.torch.no_grad():
-            for _ in range(count):
-                out = self.model(self.torch.tensor([read]), past_key_values=past, use_cache=True)
-                past, read = out.past_key_values, [int(out.logits[0, -1].argmax())]
-                written += read
-        return written
+            for part in parts(ids, prompt):
+                out = self.model(self.torch.tensor([part]), past_key_values=past, use_cache=True)
+                past = out.past_key_values
+                logits.append(out.logits[0].float().numpy())
+        return np.concatenate(logits)
 
 
 def transformers_encode(folder):
@@ -61,14 +62,12 @@ class Mlx:
         if exact:
             self.model.set_dtype(mx.float32)
 
-    def logits(self, ids):
-        return np.array(self.model(self.mx.array([ids])).astype(self.mx.float32))[0]
+    def logits(self, ids, prompt):
+        from mlx_lm.models.cache import make_prompt_cache
 
-    def greedy(self, ids, count):
-        from mlx_lm.generate import generate_step
-
-        steps = generate_step(self.mx.array(ids), self.model, max_tokens=count)
-        return [int(token) for token, _ in steps]
+        past = make_prompt_cache(self.model)
+        read = lambda part: np.array(self.model(self.mx.array([part]), cache=past).astype(self.mx.float32))[0]
+        return np.concatenate([read(part) for part in parts(ids, prompt)])
 
 
 def mlx_encode(folder):
@@ -113,24 +112,11 @@ class LlamaCpp:
                 str(path), n_ctx=CONTEXT, n_batch=CONTEXT, n_ubatch=ubatch, n_threads=1, n_threads_batch=1, logits_all=True, verbose=False, type_k=0, type_v=0, use_mmap=not exact
             )
 
-    def logits(self, ids):
-        if self.exact and len(ids) < 32:
-            raise ValueError("llama.cpp uses a BLAS from 32 tokens on")
-        self.model.reset()
-        self.model.eval(ids)
+    def logits(self, ids, prompt):
+        # It uses a BLAS from 32 tokens on.
+        for part in [ids] if self.exact else parts(ids, prompt):
+            self.model.eval(part)
         return np.array(self.model.scores[: len(ids)])
-
-    def greedy(self, ids, count):
-        written = []
-        logits = self.logits(ids)
-        for _ in range(count):
-            written.append(int(logits[-1].argmax()))
-            if self.exact:
-                logits = self.logits(ids + written)
-            else:
-                self.model.eval(written[-1:])
-                logits = np.array(self.model.scores[: len(ids) + len(written)])
-        return written
 
 
 def llama_cpp_encode(folder):
@@ -142,7 +128,7 @@ def llama_cpp_encode(folder):
 
 
 class OnnxRuntime:
-    """ONNX Runtime for logits, onnxruntime-genai to generate; a graph whose model takes float activations computes in f32."""
+    """ONNX Runtime for the prompt, onnxruntime-genai to go on from it; a graph whose model takes float activations computes in f32."""
 
     def __init__(self, folder, exact):
         import onnxruntime
@@ -156,24 +142,25 @@ class OnnxRuntime:
         config.overlay('{"model": {"decoder": {"session_options": {"intra_op_num_threads": 1}}}}')
         self.model = onnxruntime_genai.Model(config)
 
-    def logits(self, ids):
+    def logits(self, ids, prompt):
+        params = self.genai.GeneratorParams(self.model)
+        params.set_search_options(max_length=len(ids) + 1, do_sample=False)
+        generator = self.genai.Generator(self.model, params)
+        logits = []
+        for part in parts(ids, prompt):
+            generator.append_tokens(np.array([part], np.int32))
+            # onnxruntime-genai keeps the last row of a prompt alone; the graph gives all of them.
+            last = np.asarray(generator.get_output("logits"))[0, -1:]
+            logits.append(np.concatenate([self.prompt_logits(part)[:-1], last]) if len(part) > 1 else last)
+        return np.concatenate(logits).astype(np.float32)
+
+    def prompt_logits(self, ids):
         feeds = {"input_ids": np.array([ids], np.int64), "attention_mask": np.ones((1, len(ids)), np.int64)}
         types = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
         for past in self.session.get_inputs():
             if past.name.startswith("past_key_values"):
                 feeds[past.name] = np.zeros((1, past.shape[1], 0, past.shape[3]), types[past.type])
-        return self.session.run(["logits"], feeds)[0][0].astype(np.float32)
-
-    def greedy(self, ids, count):
-        params = self.genai.GeneratorParams(self.model)
-        params.set_search_options(max_length=len(ids) + count + 1, do_sample=False)
-        generator = self.genai.Generator(self.model, params)
-        written, read = [], ids
-        for _ in range(count):
-            generator.append_tokens(np.array([read], np.int32))
-            read = [int(np.asarray(generator.get_output("logits"))[0, -1].argmax())]
-            written += read
-        return written
+        return self.session.run(["logits"], feeds)[0][0]
 
 
 def onnx_encode(folder):

@@ -1,16 +1,14 @@
-//! A GGUF file: its container, the model in it, its tensors and its tokenizer.
+//! A GGUF file: its container, the model in it, its tensors and its tokenizer. What opens is run.
 
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use qat_fuzz::file;
-use qat_infer::gguf::{Gguf, GgufModel};
+use qat_fuzz::{file, run};
+use qat_infer::gguf::GgufModel;
 use qat_infer::model::params;
 
 fuzz_target!(|bytes: &[u8]| {
     let path = file("model.gguf", bytes);
-    let Ok(container) = Gguf::open(&path) else { return };
-    drop(container);
     let Ok(model) = GgufModel::open(&path) else { return };
     for param in params(&model.config) {
         if let Ok(values) = model.values(&param) {
@@ -18,6 +16,7 @@ fuzz_target!(|bytes: &[u8]| {
             assert!(values.iter().all(|value| value.is_finite()), "{}", param.name);
         }
     }
+    run(&path);
     if let Ok(tokenizer) = model.tokenizer() {
         let _ = tokenizer.encode("It's 42 ☕\n  naïve", true);
     }

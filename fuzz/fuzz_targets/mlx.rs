@@ -1,13 +1,14 @@
 //! An MLX directory: its `config.json` and its tensors, with a separator between them; a part that is missing is a good one.
+//! What opens is run.
 
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use qat_fuzz::{dir, file, split};
-use qat_infer::files::{MODEL_FILE, MlxDir};
+use qat_fuzz::{dir, file, run, split};
+use qat_infer::files::{CONFIG_FILE, MODEL_FILE};
 
 const GOOD: [(&str, &[u8]); 2] = [
-    ("config.json", include_bytes!("../seeds/mlx-model/config.json")),
+    (CONFIG_FILE, include_bytes!("../seeds/mlx-model/config.json")),
     (MODEL_FILE, include_bytes!("../seeds/mlx-model/model.safetensors")),
 ];
 
@@ -15,5 +16,5 @@ fuzz_target!(|bytes: &[u8]| {
     for ((name, good), part) in GOOD.into_iter().zip(split(bytes)) {
         file(name, if part.is_empty() { good } else { part });
     }
-    let _ = MlxDir::open(dir());
+    run(dir());
 });

@@ -2,12 +2,12 @@
 //!
 //! Knows no format. Invariant: a process has a folder of its own, in memory where the system offers that.
 
-pub mod seeds;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use qat_infer::cpu::{Cpu, KvType};
+use qat_infer::{Opened, Runtime};
 use tempfile::TempDir;
 
 /// A folder in memory on Linux, the system's own for temporary files elsewhere.
@@ -43,6 +43,15 @@ const SEPARATOR: &[u8] = b"\0--\0";
 pub fn split(bytes: &[u8]) -> [&[u8]; 2] {
     let at = bytes.windows(SEPARATOR.len()).position(|window| window == SEPARATOR);
     at.map_or([bytes, &[]], |at| [&bytes[..at], &bytes[at + SEPARATOR.len()..]])
+}
+
+/// Opens the model at `path` and reads two tokens, if it can be opened.
+pub fn run(path: &Path) {
+    let Ok(model) = Opened::<<Cpu as Runtime>::Matrix>::open(path) else { return };
+    let Ok(mut sequence) = Cpu.sequence(&model.decoder, 4, KvType::F32) else { return };
+    if let Ok(logits) = sequence.prefill(&[1, 2]) {
+        assert_eq!(logits.len(), model.decoder.config.vocab_size);
+    }
 }
 
 /// Ends a target that can't work, which is no finding.
