@@ -222,14 +222,19 @@ fn metadata(
     let weights = weights + factors.map_or(0, <[f32]>::len);
     metadata.set("general.architecture", Value::from(hparams::architecture(config.family)));
     metadata.set("general.type", Value::from("model"));
-    metadata.set("general.name", Value::from(name));
-    let origin = &source.dir.manifest.source;
-    if let Some(base) = base_name(origin) {
+    let base = base_name(&source.dir.manifest.source);
+    // A run's exports lie in directories that are called after their formats.
+    let of_base = base.as_deref().and_then(|base| Path::new(base).file_name());
+    metadata.set(
+        "general.name",
+        Value::String(of_base.map_or_else(|| name.to_owned(), |base| base.to_string_lossy().into_owned())),
+    );
+    if let Some(base) = base {
         metadata.set("general.base_model.count", Value::U32(1));
         metadata.set("general.base_model.0.name", Value::String(base));
     }
     metadata.set("general.size_label", Value::String(size_label(weights)));
-    if let Some(licence) = licence(origin) {
+    if let Some(licence) = licence(&source.dir.manifest.source) {
         metadata.set("general.license", Value::String(licence));
     }
     hparams::write(config, options.context.unwrap_or(config.max_position_embeddings), &mut metadata);
