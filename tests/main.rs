@@ -14,6 +14,7 @@ mod models;
 mod outputs;
 mod recipes;
 mod runs;
+mod targets;
 mod tidy;
 mod tiers;
 mod workshop;

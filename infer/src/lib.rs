@@ -4,6 +4,7 @@
 //! Knows no gradients and no training.
 
 pub mod bench;
+pub mod chat;
 mod choice;
 pub mod cpu;
 mod error;

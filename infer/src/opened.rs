@@ -11,7 +11,8 @@ use rayon::prelude::*;
 use tokenizers::Tokenizer;
 
 use crate::files::{
-    Activations, HfDir, Manifest, PackedDir, Storage, StoredMatrix, TensorFiles, load_tokenizer,
+    Activations, HfDir, Manifest, MlxDir, PackedDir, Storage, StoredMatrix, TOKENIZER_FILE, TensorFiles,
+    load_tokenizer,
 };
 use crate::gguf::{self, GgufModel};
 use crate::model::{Config, Decoder, Param, Weights, names, params};
@@ -60,7 +61,8 @@ pub struct Size {
 }
 
 impl<M: RuntimeMatrix> Opened<M> {
-    /// Opens a packed directory (one with a manifest), a float one as Hugging Face lays it out, or a GGUF file.
+    /// Opens a packed directory (one with a manifest), a GGUF file, a quantized directory in MLX's layout, or a float one as
+    /// Hugging Face lays it out.
     ///
     /// # Errors
     /// When a file is missing or damaged, the config asks for something the decoder lacks, or a tensor is missing, has
@@ -70,8 +72,14 @@ impl<M: RuntimeMatrix> Opened<M> {
             Self::open_packed(dir)
         } else if let Some(file) = gguf::at(dir) {
             Self::open_gguf(&file)
+        } else if MlxDir::is_at(dir) {
+            let mlx = MlxDir::open(dir)?;
+            let config = Config::from_json(&mlx.config, &mlx.config_path())?;
+            Self::open_tensors(dir, config, &mlx.tensors, Some(&mlx))
         } else {
-            Self::open_float(dir)
+            let hf = HfDir::open(dir)?;
+            let config = Config::from_json(&hf.config, &hf.config_path())?;
+            Self::open_tensors(dir, config, &hf.tensors, None)
         }
     }
 
@@ -115,20 +123,24 @@ impl<M: RuntimeMatrix> Opened<M> {
         Ok(Self { decoder, origin: path.to_owned(), size, manifest: Some(dir.manifest), tokenizer })
     }
 
-    fn open_float(path: &Path) -> Result<Self> {
-        let dir = HfDir::open(path)?;
-        let config = Config::from_json(&dir.config, &dir.config_path())?;
-        let mut weights = FloatWeights::<M> {
+    fn open_tensors(
+        path: &Path,
+        config: Config,
+        tensors: &TensorFiles,
+        quantized: Option<&MlxDir>,
+    ) -> Result<Self> {
+        let mut weights = TensorWeights::<M> {
             config: &config,
-            tensors: &dir.tensors,
+            tensors,
+            quantized,
             bytes: 0,
             elements: 0,
             matrix: PhantomData,
         };
         let decoder = Decoder::build(config.clone(), &mut weights)?;
         let bits_per_weight = 8.0 * weights.bytes as f64 / weights.elements as f64;
-        let size = Size { bits_per_weight, file_bytes: file_bytes(&dir.tensors)? };
-        let tokenizer = TokenizerAt::File(dir.tokenizer());
+        let size = Size { bits_per_weight, file_bytes: file_bytes(tensors)? };
+        let tokenizer = TokenizerAt::File(path.join(TOKENIZER_FILE));
         Ok(Self { decoder, origin: path.to_owned(), size, manifest: None, tokenizer })
     }
 
@@ -196,44 +208,51 @@ impl<M, F: Fn(&Param) -> Result<Vec<f32>>> Weights for CheckedWeights<M, F> {
     }
 }
 
-/// Tensors of a float directory, counted as they are handed out.
-struct FloatWeights<'a, M> {
+/// Tensors of a directory without a manifest, counted as they are handed out.
+struct TensorWeights<'a, M> {
     config: &'a Config,
     tensors: &'a TensorFiles,
+    /// Where matrices may be quantized.
+    quantized: Option<&'a MlxDir>,
     bytes: usize,
     elements: usize,
     matrix: PhantomData<M>,
 }
 
-impl<M> FloatWeights<'_, M> {
-    fn count(&mut self, name: &str, param: &Param) -> Result<()> {
-        self.bytes += self.tensors.bytes(name)?.len();
+impl<M> TensorWeights<'_, M> {
+    fn count(&mut self, bytes: usize, param: &Param) {
+        self.bytes += bytes;
         self.elements += param.shape.iter().product::<usize>();
-        Ok(())
     }
 }
 
-impl<M: RuntimeMatrix> Weights for FloatWeights<'_, M> {
+impl<M: RuntimeMatrix> Weights for TensorWeights<'_, M> {
     type M = M;
     type V = Vec<f32>;
     type Error = Error;
 
     fn matrix(&mut self, param: &Param) -> Result<M> {
         let name = names::stored_name(param, self.config, |name| self.tensors.contains(name));
+        let shape = matrix_shape(param)?;
+        let quantized = self.quantized.map(|dir| dir.matrix(name, shape)).transpose()?.flatten();
+        if let Some(matrix) = quantized {
+            self.count(matrix.bytes(), param);
+            return M::new(name, shape, matrix.stored(name)?);
+        }
         let (float, bytes) = self.tensors.float(name, &param.shape)?;
-        self.count(name, param)?;
+        self.count(bytes.len(), param);
         let stored = StoredMatrix {
             storage: Storage::Float(float),
             bytes,
             tensor_scale: None,
             activations: Activations::Float,
         };
-        M::new(name, matrix_shape(param)?, stored)
+        M::new(name, shape, stored)
     }
 
     fn vector(&mut self, param: &Param) -> Result<Vec<f32>> {
         let values = self.tensors.f32(&param.name, &param.shape)?;
-        self.count(&param.name, param)?;
+        self.count(self.tensors.bytes(&param.name)?.len(), param);
         Ok(values)
     }
 }

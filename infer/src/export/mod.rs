@@ -4,10 +4,12 @@
 //! written is read back from the disk by a reader of its own, decoded, and is the trained value to the bit before it counts as
 //! written; a directory appears whole or not at all.
 
+mod bitnet;
 mod card;
 mod gguf;
 mod hf;
 mod mlx;
+mod ollama;
 mod onnx;
 mod requantize;
 mod source;
@@ -40,6 +42,10 @@ pub enum Target {
     Hf,
     /// MLX: codes, scales and biases for mlx-lm and mlx-swift.
     Mlx,
+    /// Hugging Face's packed BitNet layers.
+    BitNet,
+    /// GGUF and a Modelfile.
+    Ollama,
     /// ONNX Runtime GenAI: a graph, its data and their configuration.
     Onnx,
 }
@@ -114,7 +120,7 @@ trait ReadBack: Sync {
 
 impl Target {
     /// Every target, in the order in which messages list them.
-    pub const ALL: [Self; 4] = [Self::Mlx, Self::Gguf, Self::Onnx, Self::Hf];
+    pub const ALL: [Self; 6] = [Self::Mlx, Self::Gguf, Self::Ollama, Self::BitNet, Self::Onnx, Self::Hf];
 
     /// Whether it can hold, to the bit, what `param` is stored as.
     pub fn holds(self, param: &Param, storage: Storage) -> bool {
@@ -154,6 +160,8 @@ impl Target {
             Self::Gguf => &gguf::LlamaCpp,
             Self::Hf => &hf::Hf,
             Self::Mlx => &mlx::Mlx,
+            Self::BitNet => &bitnet::BitNet,
+            Self::Ollama => &ollama::Ollama,
             Self::Onnx => &onnx::Onnx,
         }
     }
@@ -176,6 +184,8 @@ impl fmt::Display for Target {
             Self::Gguf => "gguf",
             Self::Hf => "hf",
             Self::Mlx => "mlx",
+            Self::BitNet => "bitnet",
+            Self::Ollama => "ollama",
             Self::Onnx => "onnx",
         })
     }

@@ -174,6 +174,11 @@ impl MlxMatrix {
         values
     }
 
+    /// Bytes of the file that hold it.
+    pub fn bytes(&self) -> usize {
+        self.words.len() + self.float.bytes() * (self.scales.len() + self.biases.len())
+    }
+
     /// The same matrix in blocks of `name`'s format, as the packed runtime takes it: no code, scale or bias is changed.
     ///
     /// # Errors

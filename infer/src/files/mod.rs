@@ -22,8 +22,7 @@ mod tensors;
 mod tests;
 mod tokenizer;
 
-pub(crate) use float::store as store_floats;
-pub(crate) use float::{load, store};
+pub(crate) use float::{load as load_floats, store as store_floats};
 pub(crate) use hf::is_licence;
 pub(crate) use hf_writer::with_dtype;
 pub(crate) use mlx::{QUANTIZATION, QUANTIZATION_CONFIG};

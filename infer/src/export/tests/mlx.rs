@@ -1,6 +1,8 @@
 //! MLX: the layout that its own converter writes, and every format that its grid contains.
 
 use super::*;
+use crate::Runtime as _;
+use crate::cpu::{Cpu, Model};
 use crate::files::{INDEX_FILE, MODEL_FILE, MlxDir, TensorFiles};
 use crate::shared::shared;
 
@@ -97,7 +99,7 @@ fn rows_that_no_group_divides_are_refused() {
     let place = Place::random(&config, choose);
     let refusal = place.export(Target::Mlx, &Options::default()).unwrap_err();
     assert!(
-        refusal.starts_with("model.layers.0.mlp.down_proj.weight: mlx can't hold ternary-tensor"),
+        refusal.starts_with("model.layers.0.mlp.down_proj.weight: mlx can't hold the grid of ternary-tensor"),
         "{refusal}"
     );
 }
@@ -191,5 +193,28 @@ fn the_spellings_that_mlx_can_hold_are_listed_in_a_refusal() {
     let formats = Target::Mlx.formats(&param);
     for spelling in SPELLINGS {
         assert!(formats.contains(&format(spelling)), "{spelling}");
+    }
+}
+
+#[test]
+fn an_mlx_directory_runs_like_the_packed_model_it_was_made_of() {
+    let choose = |param: &Param| match param.role {
+        Role::Embedding => None,
+        _ if param.name.ends_with("down_proj.weight") => Some(format("ternary-tensor")),
+        _ => Some(format("int4-affine-g64")),
+    };
+    let place = Place::random(&tiny("qwen3", true), choose);
+    let out = place.export(Target::Mlx, &f32()).unwrap();
+    let logits = |dir: &Path| {
+        let mut model = Model::open(dir).unwrap();
+        model.set_activations(Activations::Float);
+        let mut sequence = Cpu.sequence(&model.decoder, 16, Cpu.exact_kv()).unwrap();
+        sequence.prefill(&[1, 5, 2, 77, 30]).unwrap().to_vec()
+    };
+    let (packed, mlx) = (logits(&place.source.dir.path), logits(&out));
+    let scale = packed.iter().fold(0.0_f32, |a, v| a.max(v.abs()));
+    for (a, b) in packed.iter().zip(&mlx) {
+        // The same numbers, summed in another order: a ternary matrix runs there as an affine one.
+        assert!((a - b).abs() <= 1e-4 * scale, "{a} {b}");
     }
 }

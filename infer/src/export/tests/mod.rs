@@ -1,7 +1,9 @@
 //! What the exporters promise, one sentence a test, on small models of random weights and on those of the shared folder.
 #![allow(clippy::unwrap_used, reason = "a test says by a panic what went wrong")]
 
+mod bitnet;
 mod mlx;
+mod ollama;
 mod table;
 
 use std::path::{Path, PathBuf};
@@ -59,11 +61,34 @@ impl Place {
         Self::packed(&hf.config, &companions(from).unwrap(), choose, values)
     }
 
+    /// The matrices of `values` on the grids that `scales` gives for them.
+    fn with_scales(
+        config: &Value,
+        choose: impl Fn(&Param) -> Option<Format>,
+        values: impl FnMut(&Param) -> Vec<f32>,
+        scales: impl Fn(&[f32]) -> Scales,
+    ) -> Self {
+        Self::on_grids(config, &[], choose, values, |_, values, _| scales(values))
+    }
+
     fn packed(
         config: &Value,
         companions: &[PathBuf],
         choose: impl Fn(&Param) -> Option<Format>,
+        values: impl FnMut(&Param) -> Vec<f32>,
+    ) -> Self {
+        let absmax = |format, values: &[f32], [rows, cols]: [usize; 2]| {
+            Scales::choose(format, ScaleRule::Absmax, values, rows, cols)
+        };
+        Self::on_grids(config, companions, choose, values, absmax)
+    }
+
+    fn on_grids(
+        config: &Value,
+        companions: &[PathBuf],
+        choose: impl Fn(&Param) -> Option<Format>,
         mut values: impl FnMut(&Param) -> Vec<f32>,
+        scales: impl Fn(Format, &[f32], [usize; 2]) -> Scales,
     ) -> Self {
         let dir = TempDir::new().unwrap();
         let path = dir.path().join("packed");
@@ -72,7 +97,7 @@ impl Place {
             let values = values(&param);
             match (&*param.shape, choose(&param)) {
                 (&[rows, cols], Some(format)) => {
-                    let scales = Scales::choose(format, ScaleRule::Absmax, &values, rows, cols);
+                    let scales = scales(format, &values, [rows, cols]);
                     let packed = pack(&param.name, format, &values, rows, cols, &scales).unwrap();
                     let activations = match format {
                         Format::TernaryTensor => Activations::Int8Token,

@@ -1,0 +1,246 @@
+//! BitNet for Hugging Face transformers: ternary projections in two bits a weight, everything else as floats.
+//!
+//! `X.weight` is U8 `[rows/4, cols]`: byte `[r, c]` holds the codes, plus one, of rows r, r + rows/4, r + rows/2 and
+//! r + 3·rows/4, lowest bits first. `X.weight_scale` is one number. transformers has two classes that read this: `autobitlinear`
+//! multiplies by it, the bias too; `bitlinear` divides by it and adds the bias after. So projections with biases need the
+//! second, and get 1/scale in F32, everybody else the first, and gets the scale in BF16 as it was trained.
+//!
+//! Both round their inputs to 8 bits per token, as models with `int8-token` activations do. Knows no other layer of BitNet's own
+//! architecture: `model_type` stays that of the source.
+
+use std::path::Path;
+
+use half::bf16;
+use qat_quant::kernels::FloatType;
+use qat_quant::{Format, PackedRef};
+use rayon::prelude::*;
+use safetensors::Dtype;
+use serde_json::{Value, json};
+
+use super::{Exporter, Options, ReadBack, Source, SourceTensor};
+use crate::files::{
+    Activations, CONFIG_FILE, ShardWriter, StagedDir, Storage, TensorFiles, read_json, with_dtype,
+    write_surroundings,
+};
+use crate::model::{Param, Role};
+use crate::{Error, Result};
+
+/// Rows that share a byte.
+const ROWS: usize = 4;
+
+pub(super) struct BitNet;
+
+impl Exporter for BitNet {
+    fn runtime(&self) -> &'static str {
+        "Hugging Face transformers, as packed BitNet layers"
+    }
+
+    fn library(&self) -> &'static str {
+        "transformers"
+    }
+
+    fn usage(&self, name: &str) -> String {
+        format!(
+            "```python\n# pip install transformers torch accelerate\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n\
+             model = AutoModelForCausalLM.from_pretrained(\"{name}\")\ntokenizer = AutoTokenizer.from_pretrained(\"{name}\")\n```\n\n\
+             These layers round their inputs to 8 bits per token, whatever the model was scored with. Load without `dtype=`: \
+             transformers mixes types when it differs from the file's.\n"
+        )
+    }
+
+    fn check(&self, source: &Source, options: &Options) -> Result<()> {
+        let trained = source.dir.manifest.source["method"] == "trained";
+        for param in source.params() {
+            let packed = matches!(source.storage(&param), Storage::Packed(_));
+            if packed && param.role == Role::Projection {
+                check_rows(&param)?;
+                if trained && source.tensor(&param)?.activations == Activations::Float {
+                    let problem = "was trained with float inputs, and transformers' BitNet layers round theirs to 8 bits per token; train \
+                                   with quant.activations = \"int8-token\", or export to a runtime with float inputs: mlx, gguf, hf";
+                    return Err(Error::tensor(&param.name, problem));
+                }
+            } else if packed && !matches!(options.dtype, None | Some(FloatType::F32)) {
+                let problem = "is a quantized table that BitNet files hold as floats, exact only in f32; leave the dtype out";
+                return Err(Error::tensor(&param.name, problem));
+            }
+        }
+        Ok(())
+    }
+
+    fn holds(&self, param: &Param, storage: Storage) -> bool {
+        match storage {
+            Storage::Packed(format) => param.role != Role::Projection || format == Format::TernaryTensor,
+            Storage::Float(_) => true,
+        }
+    }
+
+    fn write(&self, source: &Source, options: &Options, into: &StagedDir) -> Result<()> {
+        let float = options.dtype.unwrap_or(FloatType::F32);
+        let class = Class::of(source);
+        write_surroundings(into, &config(source, class, float), &source.companions()?)?;
+        let mut writer = ShardWriter::create(into.path());
+        for param in source.params() {
+            let tensor = source.tensor(&param)?;
+            match ternary(&param, &tensor)? {
+                Some(matrix) => write_matrix(&mut writer, &param, matrix, class)?,
+                None => writer.add_values(&param.name, float, &param.shape, &tensor.values()?)?,
+            }
+        }
+        writer.finish()?;
+        Ok(())
+    }
+
+    fn read_back<'a>(&self, _source: &'a Source, dir: &Path) -> Result<Box<dyn ReadBack + 'a>> {
+        let config: Value = read_json(&dir.join(CONFIG_FILE))?;
+        let class = &config["quantization_config"]["linear_class"];
+        let class = Class::ALL.into_iter().find(|known| class == known.name());
+        Ok(Box::new(Written {
+            tensors: TensorFiles::open(dir)?,
+            class: class.unwrap_or(Class::AutoBitLinear),
+        }))
+    }
+}
+
+/// A class of transformers that reads packed weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Class {
+    /// `scale · (W·x + b)`.
+    AutoBitLinear,
+    /// `W·x / (1/scale) + b`.
+    BitLinear,
+}
+
+impl Class {
+    const ALL: [Self; 2] = [Self::AutoBitLinear, Self::BitLinear];
+
+    /// The one that gives the model's arithmetic.
+    fn of(source: &Source) -> Self {
+        match source.params().iter().any(|param| param.role == Role::Bias) {
+            true => Self::BitLinear,
+            false => Self::AutoBitLinear,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::AutoBitLinear => "autobitlinear",
+            Self::BitLinear => "bitlinear",
+        }
+    }
+}
+
+fn check_rows(param: &Param) -> Result<()> {
+    let rows = param.shape[0];
+    if rows.is_multiple_of(ROWS) {
+        return Ok(());
+    }
+    let problem = format!(
+        "has {rows} rows, and BitNet files pack {ROWS} rows into a byte; export as gguf or mlx instead"
+    );
+    Err(Error::tensor(&param.name, problem))
+}
+
+/// The matrix, if it is one that is packed in two bits.
+fn ternary<'a>(param: &Param, tensor: &'a SourceTensor) -> Result<Option<PackedRef<'a>>> {
+    if param.role == Role::Projection { tensor.packed() } else { Ok(None) }
+}
+
+fn config(source: &Source, class: Class, float: FloatType) -> Value {
+    let mut config = with_dtype(&source.config.to_json(), float);
+    let mut floats = vec!["lm_head".to_owned()];
+    for param in source.params() {
+        if param.role == Role::Projection && matches!(source.storage(&param), Storage::Float(_)) {
+            floats.push(module(&param).to_owned());
+        }
+    }
+    config["quantization_config"] = json!({
+        "quant_method": "bitnet",
+        "linear_class": class.name(),
+        "quantization_mode": "offline",
+        "modules_to_not_convert": floats,
+    });
+    config
+}
+
+fn write_matrix(writer: &mut ShardWriter, param: &Param, matrix: PackedRef<'_>, class: Class) -> Result<()> {
+    let scale = matrix.tensor_scale().unwrap_or(0.0);
+    let name = format!("{}.weight_scale", module(param));
+    match class {
+        Class::AutoBitLinear => writer.add_values(&name, FloatType::BF16, &[1], &[scale])?,
+        Class::BitLinear => {
+            writer.add_values(&name, FloatType::F32, &[1], &[inverse(&param.name, scale)?])?
+        }
+    }
+    writer.add(&param.name, Dtype::U8, &[matrix.rows() / ROWS, matrix.cols()], &quarters(&matrix))
+}
+
+/// 1/scale, from which rounding to bf16 gives the scale again.
+fn inverse(name: &str, scale: f32) -> Result<f32> {
+    let inverse = 1.0 / scale;
+    if inverse.is_finite() && scale_of(inverse) == scale {
+        return Ok(inverse);
+    }
+    let problem = format!(
+        "its scale {scale} has no inverse in f32, which transformers' bitlinear wants; export as gguf or mlx instead"
+    );
+    Err(Error::tensor(name, problem))
+}
+
+fn scale_of(inverse: f32) -> f32 {
+    bf16::from_f32(1.0 / inverse).to_f32()
+}
+
+/// The codes, plus one, of four rows a byte, each a quarter of the matrix from the next.
+fn quarters(matrix: &PackedRef<'_>) -> Vec<u8> {
+    let (rows, cols) = (matrix.rows() / ROWS, matrix.cols());
+    let mut bytes = vec![0; rows * cols];
+    bytes.par_chunks_mut(cols).enumerate().for_each_init(
+        || vec![0; cols],
+        |codes, (row, out)| {
+            for quarter in 0..ROWS {
+                matrix.codes_row(quarter * rows + row, codes);
+                for (out, code) in out.iter_mut().zip(codes.iter()) {
+                    *out |= ((code + 1) as u8) << (2 * quarter);
+                }
+            }
+        },
+    );
+    bytes
+}
+
+/// The module that holds a matrix: its name without `.weight`.
+fn module(param: &Param) -> &str {
+    param.name.strip_suffix(".weight").unwrap_or(&param.name)
+}
+
+struct Written {
+    tensors: TensorFiles,
+    class: Class,
+}
+
+impl ReadBack for Written {
+    fn values(&self, param: &Param) -> Result<Vec<f32>> {
+        if param.role != Role::Projection || self.tensors.info(&param.name)?.dtype != Dtype::U8 {
+            return self.tensors.f32(&param.name, &param.shape);
+        }
+        let (rows, cols) = (param.shape[0], param.shape[1]);
+        self.tensors.check_shape(&param.name, &[rows / ROWS, cols])?;
+        let stored = self.tensors.f32(&format!("{}.weight_scale", module(param)), &[1])?[0];
+        let scale = match self.class {
+            Class::AutoBitLinear => stored,
+            Class::BitLinear => scale_of(stored),
+        };
+        let bytes = self.tensors.bytes(&param.name)?;
+        let value = |at: usize| {
+            let (row, column) = (at / cols, at % cols);
+            let (quarter, row) = (row / (rows / ROWS), row % (rows / ROWS));
+            let code = i16::from(bytes[row * cols + column] >> (2 * quarter) & 3) - 1;
+            scale * f32::from(code)
+        };
+        Ok((0..rows * cols).into_par_iter().map(value).collect())
+    }
+
+    fn float(&self, param: &Param) -> Result<FloatType> {
+        Ok(self.tensors.float(&param.name, &param.shape)?.0)
+    }
+}
