@@ -178,7 +178,7 @@ fn bytes(source: &Source, param: &Param, kind: Kind) -> Result<Vec<u8>> {
     let rows = Rows::of(&param.name, &source.config);
     let cols = if param.shape.len() == 2 { param.shape[1] } else { 1 };
     let Some(packed) = tensor.packed()? else {
-        let values = rows.to_file(&tensor.values()?, cols);
+        let values = rows.in_file_order(&tensor.values()?, cols);
         return floats(&param.name, kind.float().unwrap_or(FloatType::F32), &values);
     };
     let ours = match kind {
@@ -192,7 +192,7 @@ fn bytes(source: &Source, param: &Param, kind: Kind) -> Result<Vec<u8>> {
     } else {
         packed.blocks().to_vec()
     };
-    let blocks = if rows.plain() { blocks } else { rows.to_file(&blocks, ours.row_bytes(cols)) };
+    let blocks = if rows.plain() { blocks } else { rows.in_file_order(&blocks, ours.row_bytes(cols)) };
     if kind != Kind::TQ1_0 {
         return Ok(blocks);
     }
