@@ -39,6 +39,8 @@ class Target:
     options: tuple = ()
     # Whether the runtime rounds activations or weights that are no matrices, so that there is a second row.
     rounds: bool = True
+    # The variance of that rounding, beside that of 8-bit activations.
+    noise: int = 1
 
     @property
     def label(self):
@@ -48,7 +50,9 @@ class Target:
 TARGETS = [
     Target("hf", "transformers", ["int4-g32", "int3-affine-g64", "ternary-g256"], rounds=False),
     Target("mlx", "mlx-lm", ["int4-g32", "int8-g32", "ternary-g64", "ternary-g256", "ternary-tensor", *AFFINE]),
-    Target("mlx", "mlx-lm", [f"{affine}-bf16" for affine in AFFINE], "int8-affine-g64-bf16"),
+    # On a processor MLX adds products of bf16 up in bf16: 1.9 % of noise in sums of 256 products, 2.5 % in sums of 512, where 8-bit
+    # activations make 0.6 %.
+    Target("mlx", "mlx-lm", [f"{affine}-bf16" for affine in AFFINE], "int8-affine-g64-bf16", noise=16),
     Target("gguf", "llama.cpp", ["int4-g32", "int8-g32", "ternary-g64", "ternary-g256"]),
     Target("gguf", "llama.cpp", ["ternary-g256"], options=("--tq1",)),
     Target("onnx", "onnxruntime", ["int4-g32"]),
@@ -97,7 +101,7 @@ class Check:
             out = self.folder / "logits.safetensors"
             ids, logits = self.qat.logits(packed, prompt, GREEDY, activations, out)
             _, rounded = self.qat.logits(packed, ids, 0, "int8", out)
-            self.references[key] = (ids, logits, comparison.noise(logits, rounded))
+            self.references[key] = (ids, logits, rounded)
         return self.references[key]
 
     def export(self, packed, target, out):
@@ -106,8 +110,8 @@ class Check:
 
     def agreement(self, folder, target, reference, exact):
         """How far the runtime that reads `folder` is from the reference."""
-        ids, logits, noise = reference
-        bounds = comparison.EXACT if exact else noise
+        ids, logits, rounded = reference
+        bounds = comparison.EXACT if exact else comparison.noise(logits, rounded, target.noise)
         try:
             runtime = RUNTIMES[target.runtime](folder, exact)
             greedy = runtime.greedy(ids[:PROMPT], GREEDY)

@@ -15,8 +15,7 @@ EXACT_ERROR = 1e-4
 # as qat itself is with 8-bit activations and one scale per token: the scale of a block is never larger than that of its whole
 # token, so the rounding isn't coarser. Both are noise, and the worst of 80 tokens is compared: three times the variance, and
 # so 1.7 times the error, is within chance.
-NOISE_KL = 3
-NOISE_ERROR = 3**0.5
+CHANCE = 3
 
 
 @dataclass
@@ -31,10 +30,12 @@ class Bounds:
 EXACT = Bounds(EXACT_KL, EXACT_ERROR, True)
 
 
-def noise(reference, rounded):
-    """The bounds for a runtime that rounds activations, from the reference's own logits with rounded activations."""
+def noise(reference, rounded, factor):
+    """The bounds for a runtime whose rounding has `factor` times the variance of the reference's, from the reference's own logits
+    with rounded activations."""
     error = np.abs(reference - rounded).max() / reference.std()
-    return Bounds(NOISE_KL * float(kl(reference, rounded).max()), NOISE_ERROR * float(error), False)
+    more = CHANCE * factor
+    return Bounds(more * float(kl(reference, rounded).max()), more**0.5 * float(error), False)
 
 
 @dataclass

@@ -9,10 +9,10 @@ use std::{collections::BTreeMap, num::NonZero, path::Path, thread::available_par
 
 use anyhow::{Context as _, bail};
 use qat_infer::{
+    FloatModel,
     bench::{Bandwidth, Setup, Test, Work, measure, measure_bandwidth},
     cpu::Model,
-    files::{CONFIG_FILE, HfDir, MANIFEST_FILE, Manifest, PackedDir},
-    model::Config,
+    files::{CONFIG_FILE, MANIFEST_FILE, Manifest, PackedDir},
 };
 
 use qat_quant::kernels::Isa;
@@ -89,8 +89,7 @@ fn check(dir: &Path, tests: &[Test]) -> anyhow::Result<()> {
         Manifest::read(&dir.join(MANIFEST_FILE))?;
         qat_train::student::read_config(&dir.join(CONFIG_FILE))?
     } else {
-        let files = HfDir::open(dir)?;
-        Config::from_json(&files.config, &files.config_path())?
+        FloatModel::open(dir)?.config
     };
     for test in tests {
         test.check(config.max_position_embeddings).with_context(|| dir.display().to_string())?;

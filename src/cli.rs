@@ -65,7 +65,7 @@ pub struct Train {
 /// `qat export`.
 #[derive(Debug, Args)]
 pub struct Export {
-    /// A run of qat train, a packed model, or a Hugging Face model directory.
+    /// A run of qat train, a packed model, a Hugging Face model directory or a GGUF file.
     #[arg(value_name = "MODEL")]
     pub from: PathBuf,
     /// qat (packed), or the files of another runtime: hf (float values of the grid).
@@ -106,7 +106,7 @@ pub struct Export {
 /// `qat eval`.
 #[derive(Debug, Args)]
 pub struct Eval {
-    /// A packed or a Hugging Face model directory.
+    /// A packed or a Hugging Face model directory, or a GGUF file.
     pub dir: PathBuf,
     /// Text to score: .txt, .raw, .md, .jsonl, .parquet, or stories:seed=…,bytes=….
     #[arg(long, required = true, num_args = 1..)]
@@ -140,7 +140,7 @@ pub struct Eval {
 /// `qat generate`.
 #[derive(Debug, Args)]
 pub struct Generate {
-    /// A packed or a Hugging Face model directory.
+    /// A packed or a Hugging Face model directory, or a GGUF file.
     #[arg(value_name = "MODEL")]
     pub dir: PathBuf,
     /// The text to go on with [default: standard input].
@@ -184,7 +184,7 @@ pub struct Generate {
 /// `qat logits`.
 #[derive(Debug, Args)]
 pub struct Logits {
-    /// A packed or a Hugging Face model directory.
+    /// A packed or a Hugging Face model directory, or a GGUF file.
     #[arg(value_name = "MODEL")]
     pub dir: PathBuf,
     /// Token ids with commas between them, read from the beginning of a text.
@@ -273,7 +273,7 @@ impl Inputs {
 /// `qat bench`.
 #[derive(Debug, Args)]
 pub struct Bench {
-    /// Packed or Hugging Face model directories.
+    /// Packed or Hugging Face model directories, or GGUF files.
     #[arg(required = true, value_name = "DIR")]
     pub dirs: Vec<PathBuf>,
     /// Tokens of a prompt read at once; several with commas; 0 for none.
@@ -311,7 +311,7 @@ pub struct Bench {
 /// `qat inspect`.
 #[derive(Debug, Args)]
 pub struct Inspect {
-    /// A packed or a Hugging Face model directory.
+    /// A packed or a Hugging Face model directory, or a GGUF file.
     #[arg(value_name = "MODEL")]
     pub dir: PathBuf,
     /// List what Metal is told to run for a pass, the bytes that it moves, and the time predicted from them.

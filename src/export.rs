@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use qat_infer::{
+    FloatModel,
     eval::Report,
     export::{Export, Options, Target, Written},
-    files::{Activations, HfDir, Manifest, PackedDir, read_json},
+    files::{Activations, Manifest, PackedDir, read_json},
 };
 use qat_train::{
     export::{Shipment, is_run},
@@ -83,7 +84,7 @@ fn refuse_rounding(args: &cli::Export, why: &str) -> anyhow::Result<()> {
 fn of_model(args: &cli::Export) -> anyhow::Result<Shipment> {
     let Some(weights) = &args.weights else {
         // The directory's own error comes first: it may be no model at all.
-        HfDir::open(&args.from)?;
+        FloatModel::open(&args.from)?;
         bail!("{} is a float model: say how to round it, such as --weights int4-g32", args.from.display());
     };
     let embeddings = args.embeddings.as_deref().unwrap_or("int8-g32");

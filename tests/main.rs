@@ -5,6 +5,7 @@ mod bench;
 mod exports;
 mod gates;
 mod generate;
+mod gguf;
 mod inspect;
 mod journey;
 mod logits;

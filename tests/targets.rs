@@ -1,4 +1,4 @@
-//! Shipping to MLX, to transformers' BitNet layers and to Ollama, as users type it.
+//! Shipping to MLX, to transformers' BitNet layers, to ONNX Runtime and to Ollama, as users type it.
 
 use crate::workshop::Workshop;
 
@@ -54,6 +54,28 @@ fn ternary_layers_ship_to_transformers_if_their_inputs_were_rounded_in_training(
         "export teacher --format bitnet --weights ternary-g64 --out x",
         &["bitnet can't hold the grid of ternary-g64", "ternary-tensor"],
     );
+}
+
+#[test]
+fn onnx_runtime_gets_a_graph_its_data_and_what_it_wants_to_know() {
+    let shop = Workshop::furnished();
+    shop.done("export teacher --format qat --weights int4-g32 --out packed");
+    let said = shop.done("export packed --format onnx --context 96 --out onnx");
+    assert!(said.out.contains("read back and equal to the bit"), "{said:?}");
+    let genai = shop.json("onnx/genai_config.json");
+    assert_eq!(genai["model"]["type"], "llama");
+    assert_eq!(genai["model"]["context_length"], 96);
+    let graph = shop.read("onnx/model.onnx");
+    let mentions = |word: &str| graph.windows(word.len()).any(|window| window == word.as_bytes());
+    assert!(mentions("MatMulNBits") && mentions("model.onnx.data") && mentions("GroupQueryAttention"));
+    assert!(shop.read("onnx/tokenizer.json") == shop.read("packed/tokenizer.json"));
+    shop.refused(
+        "export teacher --format onnx --weights int4-affine-g64 --out x",
+        &["onnx can't hold", "int4-affine-g64", "formats that fit", "int4-g32", "--requantize"],
+    );
+    // The refused formats ship once they are rounded again, and the loss is told.
+    let said = shop.done("export teacher --format onnx --weights int4-affine-g64 --requantize --out again");
+    assert!(said.out.contains("rounded again: int4-affine-g64 → int4-g32"), "{said:?}");
 }
 
 #[test]

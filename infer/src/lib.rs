@@ -11,6 +11,7 @@ mod error;
 pub mod eval;
 pub mod export;
 pub mod files;
+mod float_model;
 pub mod generate;
 pub mod gguf;
 pub mod metal;
@@ -23,5 +24,6 @@ mod shared;
 
 pub use choice::{Choice, Chosen};
 pub use error::{Error, Result};
+pub use float_model::FloatModel;
 pub use opened::{Opened, RuntimeMatrix, Size};
 pub use sequence::{Runtime, Sequence};

@@ -1,4 +1,4 @@
-//! A model opened from a directory: the decoder over the matrices of some runtime, and what the files weigh.
+//! A model opened from a directory or a GGUF file: the decoder over the matrices of some runtime, and what the files weigh.
 //!
 //! Knows no text and runs nothing; what a matrix in memory is, the runtime says. Invariant: every tensor the config asks for
 //! is there with its shape, checked.
@@ -11,8 +11,10 @@ use rayon::prelude::*;
 use tokenizers::Tokenizer;
 
 use crate::files::{
-    Activations, HfDir, Manifest, MlxDir, PackedDir, Storage, StoredMatrix, TensorFiles, load_tokenizer,
+    Activations, HfDir, Manifest, MlxDir, PackedDir, Storage, StoredMatrix, TOKENIZER_FILE, TensorFiles,
+    load_tokenizer,
 };
+use crate::gguf::{self, GgufModel};
 use crate::model::{Config, Decoder, Param, Weights, names, params};
 use crate::{Error, Result};
 
@@ -33,13 +35,20 @@ pub trait RuntimeMatrix: Sized + Send {
 pub struct Opened<M> {
     /// Tensors and forward function.
     pub decoder: Decoder<M, Vec<f32>>,
-    /// The directory it came from.
+    /// The directory or file it came from.
     pub origin: PathBuf,
     /// What its files weigh.
     pub size: Size,
     /// The manifest of a packed directory; none for a float one.
     pub manifest: Option<Manifest>,
-    tokenizer: PathBuf,
+    tokenizer: TokenizerAt,
+}
+
+/// Where a model's tokenizer is.
+#[derive(Debug)]
+enum TokenizerAt {
+    File(PathBuf),
+    Gguf(Box<GgufModel>),
 }
 
 /// The weight of a model's files.
@@ -52,22 +61,26 @@ pub struct Size {
 }
 
 impl<M: RuntimeMatrix> Opened<M> {
-    /// Opens a packed directory (one with a manifest), a quantized one in MLX's layout, or a float one as Hugging Face lays it out.
+    /// Opens a packed directory (one with a manifest), a GGUF file, a quantized directory in MLX's layout, or a float one as
+    /// Hugging Face lays it out.
     ///
     /// # Errors
     /// When a file is missing or damaged, the config asks for something the decoder lacks, or a tensor is missing, has
     /// another shape or holds values that are not finite.
     pub fn open(dir: &Path) -> Result<Self> {
         if PackedDir::is_at(dir) {
-            return Self::open_packed(dir);
-        }
-        if MlxDir::is_at(dir) {
+            Self::open_packed(dir)
+        } else if let Some(file) = gguf::at(dir) {
+            Self::open_gguf(&file)
+        } else if MlxDir::is_at(dir) {
             let mlx = MlxDir::open(dir)?;
-            let (config, config_path, tokenizer) = (&mlx.config, mlx.config_path(), mlx.tokenizer());
-            return Self::open_tensors(dir, config, &config_path, &mlx.tensors, Some(&mlx), tokenizer);
+            let config = Config::from_json(&mlx.config, &mlx.config_path())?;
+            Self::open_tensors(dir, config, &mlx.tensors, Some(&mlx))
+        } else {
+            let hf = HfDir::open(dir)?;
+            let config = Config::from_json(&hf.config, &hf.config_path())?;
+            Self::open_tensors(dir, config, &hf.tensors, None)
         }
-        let hf = HfDir::open(dir)?;
-        Self::open_tensors(dir, &hf.config, &hf.config_path(), &hf.tensors, None, hf.tokenizer())
     }
 
     /// The tokenizer beside the weights.
@@ -75,7 +88,19 @@ impl<M: RuntimeMatrix> Opened<M> {
     /// # Errors
     /// When it can't be read or gives ids that the model doesn't have.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
-        load_tokenizer(&self.tokenizer, self.decoder.config.vocab_size)
+        match &self.tokenizer {
+            TokenizerAt::File(path) => load_tokenizer(path, self.decoder.config.vocab_size),
+            TokenizerAt::Gguf(model) => model.tokenizer(),
+        }
+    }
+
+    /// How the files hold `param`: a format of ours, a type of ggml, or "float"; none where they have it under another name.
+    pub fn stored_as(&self, param: &Param) -> Option<String> {
+        match (&self.manifest, &self.tokenizer) {
+            (Some(manifest), _) => Some(manifest.tensors.get(&param.name)?.storage.to_string()),
+            (None, TokenizerAt::Gguf(model)) => Some(model.kind(param).ok()?.name().to_owned()),
+            (None, TokenizerAt::File(_)) => Some("float".to_owned()),
+        }
     }
 
     /// Chooses what the inputs of packed matrices are rounded to, whatever the manifest says of how the model was trained.
@@ -86,9 +111,13 @@ impl<M: RuntimeMatrix> Opened<M> {
     fn open_packed(path: &Path) -> Result<Self> {
         let dir = PackedDir::open(path)?;
         let config = Config::from_json(&dir.config, &dir.config_path())?;
-        let matrices = open_matrices(&dir, &config)?;
-        let decoder = Decoder::build(config, &mut PackedWeights { dir: &dir, matrices })?;
-        let tokenizer = dir.tokenizer();
+        let matrices = open_matrices(&config, |param| {
+            let name = names::stored_name(param, &config, |name| dir.contains(name));
+            dir.matrix(name, matrix_shape(param)?)
+        })?;
+        let vector = |param: &Param| dir.vector(&param.name, param.shape.iter().product());
+        let decoder = Decoder::build(config.clone(), &mut CheckedWeights { matrices, vector })?;
+        let tokenizer = TokenizerAt::File(dir.tokenizer());
         let size =
             Size { bits_per_weight: dir.manifest.bits_per_weight, file_bytes: dir.manifest.file_bytes };
         Ok(Self { decoder, origin: path.to_owned(), size, manifest: Some(dir.manifest), tokenizer })
@@ -96,13 +125,10 @@ impl<M: RuntimeMatrix> Opened<M> {
 
     fn open_tensors(
         path: &Path,
-        config: &serde_json::Value,
-        config_path: &Path,
+        config: Config,
         tensors: &TensorFiles,
         quantized: Option<&MlxDir>,
-        tokenizer: PathBuf,
     ) -> Result<Self> {
-        let config = Config::from_json(config, config_path)?;
         let mut weights = TensorWeights::<M> {
             config: &config,
             tensors,
@@ -114,6 +140,18 @@ impl<M: RuntimeMatrix> Opened<M> {
         let decoder = Decoder::build(config.clone(), &mut weights)?;
         let bits_per_weight = 8.0 * weights.bytes as f64 / weights.elements as f64;
         let size = Size { bits_per_weight, file_bytes: file_bytes(tensors)? };
+        let tokenizer = TokenizerAt::File(path.join(TOKENIZER_FILE));
+        Ok(Self { decoder, origin: path.to_owned(), size, manifest: None, tokenizer })
+    }
+
+    fn open_gguf(path: &Path) -> Result<Self> {
+        let model = GgufModel::open(path)?;
+        let config = model.config.clone();
+        let matrices = open_matrices(&config, |param| model.stored(param))?;
+        let vector = |param: &Param| model.values(param);
+        let decoder = Decoder::build(config, &mut CheckedWeights { matrices, vector })?;
+        let size = Size { bits_per_weight: model.bits_per_weight()?, file_bytes: model.file.file_bytes() };
+        let tokenizer = TokenizerAt::Gguf(Box::new(model));
         Ok(Self { decoder, origin: path.to_owned(), size, manifest: None, tokenizer })
     }
 }
@@ -133,27 +171,29 @@ fn matrix_shape(param: &Param) -> Result<[usize; 2]> {
     <[usize; 2]>::try_from(param.shape.as_slice()).map_err(|_| problem())
 }
 
-/// The matrices of a packed directory by the names that the model has for them: checked and taken
+/// The matrices that `stored` gives by the names that the model has for them: checked and taken
 /// over, each by one thread while it is in its cache.
-fn open_matrices<M: RuntimeMatrix>(dir: &PackedDir, config: &Config) -> Result<BTreeMap<String, M>> {
+fn open_matrices<M: RuntimeMatrix>(
+    config: &Config,
+    stored: impl Fn(&Param) -> Result<StoredMatrix> + Sync,
+) -> Result<BTreeMap<String, M>> {
     let matrices: Vec<Param> = params(config).into_iter().filter(|param| param.shape.len() == 2).collect();
     let open = |param: &Param| {
-        let name = names::stored_name(param, config, |name| dir.contains(name));
-        let shape = matrix_shape(param)?;
-        Ok((param.name.clone(), M::new(name, shape, dir.matrix(name, shape)?)?))
+        let matrix = M::new(&param.name, matrix_shape(param)?, stored(param)?)?;
+        Ok((param.name.clone(), matrix))
     };
     // Errors are told in the order of the tensors, so that the same damage gives the same message.
     let opened: Vec<Result<_>> = matrices.par_iter().map(open).collect();
     opened.into_iter().collect()
 }
 
-/// Tensors of a packed directory.
-struct PackedWeights<'a, M> {
-    dir: &'a PackedDir,
+/// Matrices that were opened before, and vectors that `vector` gives.
+struct CheckedWeights<M, F> {
     matrices: BTreeMap<String, M>,
+    vector: F,
 }
 
-impl<M> Weights for PackedWeights<'_, M> {
+impl<M, F: Fn(&Param) -> Result<Vec<f32>>> Weights for CheckedWeights<M, F> {
     type M = M;
     type V = Vec<f32>;
     type Error = Error;
@@ -164,7 +204,7 @@ impl<M> Weights for PackedWeights<'_, M> {
     }
 
     fn vector(&mut self, param: &Param) -> Result<Vec<f32>> {
-        self.dir.vector(&param.name, param.shape.iter().product())
+        (self.vector)(param)
     }
 }
 

@@ -117,10 +117,8 @@ impl Row {
 fn description(model: &Model, params: &[Param], elements: usize) -> String {
     let family = model.decoder.config.family.model_type();
     let formats = |wanted: &[Role]| {
-        let Some(manifest) = &model.manifest else { return "float".to_owned() };
         let stored = params.iter().filter(|p| wanted.contains(&p.role));
-        let mut names: Vec<String> =
-            stored.filter_map(|p| manifest.tensors.get(&p.name)).map(|e| e.storage.to_string()).collect();
+        let mut names: Vec<String> = stored.filter_map(|param| model.stored_as(param)).collect();
         names.sort();
         names.dedup();
         names.join(" + ")

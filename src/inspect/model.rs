@@ -8,7 +8,8 @@ use std::{collections::BTreeSet, path::Path};
 use anyhow::Context as _;
 use comfy_table::Table;
 use qat_infer::{
-    files::{Activations, HfDir, PackedDir, Storage, load_tokenizer, tokenizer_sha256},
+    files::{self, Activations, HfDir, PackedDir, Storage, load_tokenizer, tokenizer_sha256},
+    gguf::{self, GgufModel},
     model::{Config, Param, Role, names, params},
 };
 use qat_quant::kernels::FloatType;
@@ -21,7 +22,7 @@ use crate::table;
 #[derive(Debug, Serialize)]
 pub struct Inspected {
     model: String,
-    /// "packed" (one with a manifest) or "float" (as Hugging Face lays it out).
+    /// "packed" (one with a manifest), "float" (as Hugging Face lays it out) or "GGUF".
     layout: &'static str,
     config: Value,
     parameters: u64,
@@ -55,7 +56,8 @@ struct Tokenizer {
 /// A tensor as it is stored.
 struct Tensor {
     param: Param,
-    storage: Storage,
+    /// How its elements are stored.
+    stored: String,
     activations: Activations,
     bytes: u64,
 }
@@ -63,24 +65,23 @@ struct Tensor {
 impl Inspected {
     /// Reads and checks the model in `dir`.
     pub fn open(dir: &Path) -> anyhow::Result<Self> {
-        let (config, tensors, tokenizer, packed) = match PackedDir::is_at(dir) {
-            true => open_packed(dir)?,
-            false => open_float(dir)?,
-        };
+        let Found { config, tensors, tokenizer, layout, packed } =
+            match (PackedDir::is_at(dir), gguf::at(dir)) {
+                (true, _) => open_packed(dir)?,
+                (false, Some(file)) => open_gguf(&file)?,
+                (false, None) => open_float(dir)?,
+            };
         let parts = parts(&config, &tensors);
         let parameters = parts.iter().map(|part| part.parameters).sum();
         let tensor_bytes = parts.iter().map(|part| part.bytes).sum();
-        let tokenizer = match tokenizer.exists() {
-            true => {
-                let tokenizer = load_tokenizer(&tokenizer, config.vocab_size)?;
-                let tokens = tokenizer.get_vocab_size(true);
-                Some(Tokenizer { tokens, sha256: tokenizer_sha256(&tokenizer)? })
-            }
-            false => None,
+        let about = |tokenizer: files::Tokenizer| -> anyhow::Result<Tokenizer> {
+            let tokens = tokenizer.get_vocab_size(true);
+            Ok(Tokenizer { tokens, sha256: tokenizer_sha256(&tokenizer)? })
         };
+        let tokenizer = tokenizer.map(about).transpose()?;
         Ok(Self {
             model: dir.display().to_string(),
-            layout: if packed.is_some() { "packed" } else { "float" },
+            layout,
             config: config.to_json(),
             parameters,
             parts,
@@ -123,7 +124,7 @@ impl Inspected {
                 Some(count) => format!(
                     "checksums of {count} tensors and files agree with the manifest; codes and scales are legal"
                 ),
-                None => "every value is finite (a float model has no checksums)".to_owned(),
+                None => format!("every value is finite (a {} model has no checksums)", self.layout),
             },
         );
         if let Some(source) = &self.source {
@@ -161,8 +162,20 @@ impl Inspected {
     }
 }
 
-/// A model's config, tensors and tokenizer; of a packed one also how many checksums agree, and its source.
-type Found = (Config, Vec<Tensor>, std::path::PathBuf, Option<(usize, Value)>);
+/// What a model was found to be.
+struct Found {
+    config: Config,
+    tensors: Vec<Tensor>,
+    tokenizer: Option<files::Tokenizer>,
+    layout: &'static str,
+    /// Of a packed one: how many checksums agree, and its source.
+    packed: Option<(usize, Value)>,
+}
+
+/// The tokenizer at `path`, if there is one.
+fn tokenizer_at(path: &Path, vocab_size: usize) -> anyhow::Result<Option<files::Tokenizer>> {
+    Ok(path.exists().then(|| load_tokenizer(path, vocab_size)).transpose()?)
+}
 
 fn open_packed(dir: &Path) -> anyhow::Result<Found> {
     let packed = PackedDir::open(dir)?;
@@ -173,12 +186,18 @@ fn open_packed(dir: &Path) -> anyhow::Result<Found> {
         let entry = packed.manifest.tensors.get(name);
         let entry = entry.with_context(|| format!("{name}: missing from {}", packed.path.display()))?;
         let (storage, activations) = (entry.storage, entry.activations);
-        Ok(Tensor { storage, activations, bytes: entry.stored_bytes() as u64, param })
+        Ok(Tensor { stored: stored_as(storage), activations, bytes: entry.stored_bytes() as u64, param })
     };
     let tensors = params(&config).into_iter().map(tensor).collect::<anyhow::Result<_>>()?;
     let checked = packed.manifest.tensors.len() + packed.manifest.files.len();
-    let (tokenizer, source) = (packed.tokenizer(), packed.manifest.source);
-    Ok((config, tensors, tokenizer, Some((checked, source))))
+    let tokenizer = tokenizer_at(&packed.tokenizer(), config.vocab_size)?;
+    Ok(Found {
+        config,
+        tensors,
+        tokenizer,
+        layout: "packed",
+        packed: Some((checked, packed.manifest.source)),
+    })
 }
 
 fn open_float(dir: &Path) -> anyhow::Result<Found> {
@@ -188,10 +207,24 @@ fn open_float(dir: &Path) -> anyhow::Result<Found> {
         let name = names::stored_name(&param, &config, |name| float.tensors.contains(name));
         let (dtype, bytes) = float.tensors.float(name, &param.shape)?;
         let bytes = bytes.len() as u64;
-        Ok(Tensor { storage: Storage::Float(dtype), activations: Activations::Float, bytes, param })
+        Ok(Tensor { stored: stored_as(Storage::Float(dtype)), activations: Activations::Float, bytes, param })
     };
     let tensors = params(&config).into_iter().map(tensor).collect::<anyhow::Result<_>>()?;
-    Ok((config, tensors, float.tokenizer(), None))
+    let tokenizer = tokenizer_at(&float.tokenizer(), config.vocab_size)?;
+    Ok(Found { config, tensors, tokenizer, layout: "float", packed: None })
+}
+
+fn open_gguf(file: &Path) -> anyhow::Result<Found> {
+    let model = GgufModel::open(file)?;
+    let tensor = |param: Param| -> anyhow::Result<Tensor> {
+        // Every value is looked at.
+        model.values(&param)?;
+        let (kind, bytes) = (model.kind(&param)?, model.bytes(&param)? as u64);
+        Ok(Tensor { stored: kind.name().to_owned(), activations: Activations::Float, bytes, param })
+    };
+    let tensors = params(&model.config).into_iter().map(tensor).collect::<anyhow::Result<_>>()?;
+    let tokenizer = model.has_tokenizer().then(|| model.tokenizer()).transpose()?;
+    Ok(Found { config: model.config, tensors, tokenizer, layout: "GGUF", packed: None })
 }
 
 /// The parts of a model that have tensors.
@@ -219,7 +252,7 @@ fn parts(config: &Config, tensors: &[Tensor]) -> Vec<Part> {
             found.tensors += 1;
             found.parameters += tensor.param.shape.iter().product::<usize>() as u64;
             found.bytes += tensor.bytes;
-            found.formats.insert(stored_as(tensor));
+            found.formats.insert(tensor.stored_as());
         }
         found.bits_per_weight = 8.0 * found.bytes as f64 / found.parameters as f64;
         found
@@ -227,15 +260,20 @@ fn parts(config: &Config, tensors: &[Tensor]) -> Vec<Part> {
     all.into_iter().map(of_part).filter(|part| part.tensors > 0).collect()
 }
 
-fn stored_as(tensor: &Tensor) -> String {
-    let storage = match tensor.storage {
+impl Tensor {
+    fn stored_as(&self) -> String {
+        match self.activations {
+            Activations::Float => self.stored.clone(),
+            Activations::Int8Token => format!("{} with int8 inputs", self.stored),
+        }
+    }
+}
+
+fn stored_as(storage: Storage) -> String {
+    match storage {
         Storage::Packed(format) => format.to_string(),
         Storage::Float(FloatType::F32) => "f32".to_owned(),
         Storage::Float(FloatType::F16) => "f16".to_owned(),
         Storage::Float(FloatType::BF16) => "bf16".to_owned(),
-    };
-    match tensor.activations {
-        Activations::Float => storage,
-        Activations::Int8Token => format!("{storage} with int8 inputs"),
     }
 }

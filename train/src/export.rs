@@ -7,11 +7,9 @@ use std::path::{Path, PathBuf};
 
 use candle_core::Device;
 use qat_infer::{
-    files::{
-        Base, CONFIG_FILE, HfDir, Manifest, PROVENANCE_FILE, PackedWriter, Storage, companions,
-        load_tokenizer, read_json,
-    },
-    model::{Config, Param, params},
+    FloatModel,
+    files::{CONFIG_FILE, Manifest, PROVENANCE_FILE, PackedWriter, Storage, companions, read_json},
+    model::{Param, params},
 };
 use qat_quant::kernels::FloatType;
 use serde_json::{Value, json};
@@ -29,6 +27,8 @@ use crate::{
 pub struct Shipment {
     student: Student,
     companions: Vec<PathBuf>,
+    /// The model that the companions belong to, if they may have been made of it.
+    _origin: Option<FloatModel>,
     /// Where it came from, for the manifest.
     source: Value,
 }
@@ -47,7 +47,7 @@ pub fn check_targets(plan: &Plan) -> Result<()> {
         return Ok(());
     };
     let config = match &plan.origin {
-        Origin::Pretrained(dir) => read_config(&dir.join(CONFIG_FILE))?,
+        Origin::Pretrained(path) => FloatModel::open(path)?.config,
         Origin::Scratch { config, .. } => read_config(config)?,
     };
     let storage =
@@ -85,26 +85,25 @@ impl Shipment {
             .map_or(Value::Null, |told| told["source"]["base"].clone());
         let source =
             json!({"method": "trained", "step": checkpoint.state.step, "base": base, "recipe": recipe});
-        Ok((Self { student, companions: companions(&origin)?, source }, damaged))
+        Ok((Self { student, companions: companions(&origin)?, _origin: None, source }, damaged))
     }
 
-    /// The float model in `dir`, rounded without training.
+    /// The float model at `dir`, a directory or a GGUF file, rounded without training.
     ///
     /// # Errors
     /// A directory that is no model, or a format that can't hold one of its tensors.
     pub fn of_model(dir: &Path, quantization: Quantization, pad_intermediate: Option<usize>) -> Result<Self> {
-        let files = HfDir::open(dir)?;
-        let config = Config::from_json(&files.config, &files.config_path())?;
+        let model = FloatModel::open(dir)?;
         // It travels along, and must be the model's.
-        load_tokenizer(&files.tokenizer(), config.vocab_size)?;
-        let mut floats = Floats::read(&files, config)?;
+        model.tokenizer()?;
+        let mut floats = Floats::read(&model)?;
         if let Some(multiple) = pad_intermediate {
             floats = prune::pad_intermediate(&floats, multiple)?;
         }
-        let base = Base::of(&files);
+        let base = model.base()?;
         let source = json!({"method": "rounded", "scales": quantization.scales.to_string(), "base": base});
         let student = Student::new(&floats, quantization, &Device::Cpu)?;
-        Ok(Self { student, companions: companions(&files.path)?, source })
+        Ok(Self { student, companions: model.companions()?, _origin: Some(model), source })
     }
 
     /// The weights that the run in `dir` started from, rounded without training: what its training is measured against.

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use super::{Protocol, Report, Text, Windows, measure_speed, peak_rss_bytes, score};
 use crate::cpu::KvType;
-use crate::files::{Activations, Manifest, tokenizer_sha256};
+use crate::files::{Activations, Manifest, same_tokens};
 use crate::{Error, Opened, Result, Runtime, RuntimeMatrix, Sequence};
 
 /// Longest window unless one is asked for: that of the published numbers.
@@ -64,8 +64,7 @@ pub fn evaluate<R: Runtime>(
 
     let reference = against.map(Opened::<R::Matrix>::open).transpose()?;
     if let Some(reference) = &reference {
-        let same = tokenizer_sha256(&tokenizer)? == tokenizer_sha256(&reference.tokenizer()?)?;
-        if !same {
+        if !same_tokens(&tokenizer, &reference.tokenizer()?)? {
             return Err(Error::Invalid(format!(
                 "{} and {} have different tokenizers; predictions can only be compared over the same tokens",
                 dir.display(),

@@ -19,14 +19,12 @@ use super::card::{base_name, licence};
 use super::{Exporter, Options, ReadBack, Source, SourceTensor};
 use crate::files::{StagedDir, Storage, is_licence, store_floats};
 use crate::gguf::{
-    Announced, Gguf, GgufModel, GgufWriter, Kind, Metadata, ROPE_FREQS, Rows, Value, gguf_name, hparams,
-    place, vocabulary,
+    Announced, GGUF_FILE, Gguf, GgufModel, GgufWriter, Kind, Metadata, ROPE_FREQS, Rows, Value, gguf_name,
+    hparams, place, vocabulary,
 };
 use crate::model::Param;
 use crate::{Error, Result};
 
-/// Name of the file in its directory.
-pub(crate) const GGUF_FILE: &str = "model.gguf";
 /// The version of ggml's block layouts.
 const QUANTIZATION_VERSION: u32 = 2;
 

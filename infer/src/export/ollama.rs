@@ -7,11 +7,12 @@
 
 use std::path::Path;
 
-use super::gguf::{GGUF_FILE, LlamaCpp};
+use super::gguf::LlamaCpp;
 use super::{Exporter, Options, ReadBack, Source};
 use crate::chat::ChatTemplate;
 use crate::chat::go::{GoTemplate, derive};
 use crate::files::{StagedDir, Storage};
+use crate::gguf::GGUF_FILE;
 use crate::gguf::Gguf;
 use crate::model::{Config, Param};
 use crate::{Error, Result};

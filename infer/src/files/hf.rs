@@ -16,10 +16,13 @@ pub const CONFIG_FILE: &str = "config.json";
 /// Name of the tokenizer.
 pub const TOKENIZER_FILE: &str = "tokenizer.json";
 
+/// Name of the tokenizer's settings, the chat template among them.
+pub const TOKENIZER_CONFIG_FILE: &str = "tokenizer_config.json";
+
 /// Files beside weights and config that another tool needs, or a licence asks to pass on.
 const COMPANIONS: [&str; 9] = [
     TOKENIZER_FILE,
-    "tokenizer_config.json",
+    TOKENIZER_CONFIG_FILE,
     "special_tokens_map.json",
     "added_tokens.json",
     "tokenizer.model",

@@ -5,6 +5,7 @@
 
 use std::path::Path;
 
+use serde_json::Value;
 use tokenizers::Tokenizer;
 
 use super::digest::sha256_hex;
@@ -58,4 +59,31 @@ pub fn tokenizer_sha256(tokenizer: &Tokenizer) -> Result<String> {
         .to_string(false)
         .map_err(|e| Error::Invalid(format!("the tokenizer can't be written as JSON: {e}")))?;
     Ok(sha256_hex(&[json.as_bytes()]))
+}
+
+/// Whether two tokenizers have the same tokens under the same ids and cut text alike. Of no account are what they put around a text, how
+/// they put text together again, and which tokens they call special: a file of llama.cpp tells that otherwise or not at all.
+///
+/// # Errors
+/// When one can't be written as JSON.
+pub fn same_tokens(a: &Tokenizer, b: &Tokenizer) -> Result<bool> {
+    Ok(a.get_vocab(true) == b.get_vocab(true) && cutting(a)? == cutting(b)?)
+}
+
+/// What decides how text is cut.
+fn cutting(tokenizer: &Tokenizer) -> Result<[Value; 4]> {
+    let unwritable = |e: String| Error::Invalid(format!("the tokenizer can't be written as JSON: {e}"));
+    let json = tokenizer.to_string(false).map_err(|e| unwritable(e.to_string()))?;
+    let mut json: Value = serde_json::from_str(&json).map_err(|e| unwritable(e.to_string()))?;
+    // Where a token stood in the text is told by offsets, not by ids.
+    let mut steps = vec![&mut json["pre_tokenizer"]];
+    while let Some(step) = steps.pop() {
+        if let Some(object) = step.as_object_mut() {
+            object.remove("trim_offsets");
+        }
+        steps.extend(step.get_mut("pretokenizers").and_then(Value::as_array_mut).into_iter().flatten());
+    }
+    let model = &mut json["model"];
+    let (merges, bytes) = (model["merges"].take(), model["byte_fallback"].take());
+    Ok([json["normalizer"].take(), json["pre_tokenizer"].take(), merges, bytes])
 }

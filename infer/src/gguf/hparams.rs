@@ -19,6 +19,9 @@ const FOREIGN: [&str; 5] = [
     "logit_scale",
 ];
 
+/// Key of the number of files that a model is in.
+const SPLITS: &str = "split.count";
+
 /// llama.cpp's name of the architecture.
 pub(crate) fn architecture(family: Family) -> &'static str {
     match family {
@@ -64,19 +67,20 @@ pub(crate) fn rope_factors(config: &Config) -> Option<Vec<f32>> {
     else {
         return None;
     };
-    let context = original_context as f64;
-    let dim = config.head_dim as f32;
+    // In f32, as the converter does it.
+    let [factor, low, high] = [factor as f32, low as f32, high as f32];
+    let (context, dim) = (original_context as f32, config.head_dim as f32);
     let of_pair = |pair: usize| {
         let freq = 1.0 / config.rope_theta.powf(f64::from((2 * pair) as f32 / dim)) as f32;
-        let wavelength = std::f64::consts::TAU / f64::from(freq);
+        let wavelength = std::f32::consts::TAU / freq;
         if wavelength < context / high {
             return 1.0;
         }
         if wavelength > context / low {
-            return factor as f32;
+            return factor;
         }
         let kept = (context / wavelength - low) / (high - low);
-        (1.0 / ((1.0 - kept) / factor + kept)) as f32
+        1.0 / ((1.0 - kept) / factor + kept)
     };
     Some((0..config.head_dim / 2).map(of_pair).collect())
 }
@@ -180,6 +184,9 @@ impl<'a> Keys<'a> {
     }
 
     fn refuse_what_the_decoder_lacks(&self) -> Result<()> {
+        if self.metadata.size(SPLITS)?.is_some_and(|files| files > 1) {
+            return Err(self.metadata.wrong(SPLITS, "one file: join them with llama-gguf-split --merge"));
+        }
         for key in FOREIGN {
             match self.metadata.get(&self.key(key)) {
                 None | Some(Value::U32(0)) => {}

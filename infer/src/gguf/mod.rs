@@ -18,8 +18,25 @@ mod writer;
 pub(crate) use hparams::architecture;
 pub(crate) use names::{ROPE_FREQS, Rows, gguf_name, place};
 
+use std::path::{Path, PathBuf};
+
+use crate::files::CONFIG_FILE;
+
 pub use kind::Kind;
 pub use model::GgufModel;
 pub use reader::{Gguf, TensorInfo};
 pub use value::{Array, Metadata, Value};
 pub use writer::{Announced, GgufWriter};
+
+/// Name of the file in a directory that was exported.
+pub const GGUF_FILE: &str = "model.gguf";
+
+/// The GGUF file that `path` means: itself, or the one in an exported directory; none if it means something else.
+pub fn at(path: &Path) -> Option<PathBuf> {
+    let named = path.is_file() && path.extension().is_some_and(|extension| extension == "gguf");
+    if named || Gguf::is_at(path) {
+        return Some(path.to_owned());
+    }
+    let inside = path.join(GGUF_FILE);
+    (inside.is_file() && !path.join(CONFIG_FILE).is_file()).then_some(inside)
+}

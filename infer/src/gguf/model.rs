@@ -13,7 +13,8 @@ use super::names::{Rows, gguf_name};
 use super::reader::{Gguf, TensorInfo};
 use super::{blocks, hparams, vocabulary};
 use crate::files::{
-    Activations, Bytes, Storage, StoredMatrix, TOKENIZER_FILE, load_tokenizer, parse_tokenizer,
+    Activations, Base, Bytes, Storage, StoredMatrix, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, load_tokenizer,
+    parse_tokenizer,
 };
 use crate::model::{Config, Param, params};
 use crate::{Error, Result};
@@ -73,6 +74,19 @@ impl GgufModel {
         Ok(self.located(param)?.bytes.len())
     }
 
+    /// Stored bits of all tensors of the model for each of their numbers.
+    ///
+    /// # Errors
+    /// Never for a model that was opened.
+    pub fn bits_per_weight(&self) -> Result<f64> {
+        let (mut bytes, mut elements) = (0, 0);
+        for param in params(&self.config) {
+            bytes += self.bytes(&param)?;
+            elements += param.shape.iter().product::<usize>();
+        }
+        Ok(8.0 * bytes as f64 / elements as f64)
+    }
+
     /// The values of `param`.
     ///
     /// # Errors
@@ -124,6 +138,17 @@ impl GgufModel {
         Ok(Some((format, bytes)))
     }
 
+    /// What the metadata say of name and licence; without a name, that of the file.
+    ///
+    /// # Errors
+    /// They have something else under the keys of these.
+    pub fn base(&self) -> Result<Base> {
+        let Gguf { metadata, .. } = &self.file;
+        let stem = || self.file.path().file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let name = metadata.text("general.name")?.map_or_else(stem, str::to_owned);
+        Ok(Base { name, license: metadata.text("general.license")?.map(str::to_owned) })
+    }
+
     /// Whether the file has a tokenizer.
     pub fn has_tokenizer(&self) -> bool {
         self.file.metadata.get(vocabulary::TOKENS).is_some()
@@ -141,11 +166,19 @@ impl GgufModel {
         parse_tokenizer(self.file.path(), &self.tokenizer_json()?, self.config.vocab_size)
     }
 
-    /// `tokenizer.json` as the metadata have it.
+    /// The files of a Hugging Face directory that the metadata speak of: tokenizer, its settings with the chat template.
     ///
     /// # Errors
     /// There is no tokenizer, or one of a kind that is not supported.
-    pub(crate) fn tokenizer_json(&self) -> Result<Vec<u8>> {
+    pub fn tokenizer_files(&self) -> Result<[(&'static str, Vec<u8>); 2]> {
+        let settings = vocabulary::settings(&self.file.metadata)?;
+        Ok([
+            (TOKENIZER_FILE, self.tokenizer_json()?),
+            (TOKENIZER_CONFIG_FILE, format!("{settings:#}\n").into_bytes()),
+        ])
+    }
+
+    fn tokenizer_json(&self) -> Result<Vec<u8>> {
         Ok(vocabulary::to_json(&self.file.metadata, self.config.vocab_size)?.to_string().into_bytes())
     }
 

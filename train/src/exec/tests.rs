@@ -1,10 +1,6 @@
 //! The trainer's executor against what transformers computed, and against the runtime.
 
-use qat_infer::{
-    cpu::Model,
-    files::{HfDir, TensorFiles},
-    model::Config,
-};
+use qat_infer::{FloatModel, cpu::Model, files::TensorFiles};
 
 use super::*;
 use crate::{
@@ -18,12 +14,12 @@ const FIXTURES: [&str; 5] = ["llama_tied", "llama_untied", "qwen2", "qwen3", "qw
 fn logits_agree_with_transformers_and_with_the_runtime() {
     let Some(root) = shared("fixtures") else { return };
     for name in FIXTURES {
-        let dir = HfDir::open(&root.join(name)).expect("fixture");
-        let config = Config::from_json(&dir.config, &dir.config_path()).expect("config");
-        let vocab = config.vocab_size;
-        let decoder = Floats::read(&dir, config).expect("weights").decoder(&Device::Cpu).expect("decoder");
-        let runtime = Model::open(&dir.path).expect("opens");
-        let expected = TensorFiles::open_file(&dir.path.join("expected.safetensors")).expect("reference");
+        let dir = root.join(name);
+        let model = FloatModel::open(&dir).expect("fixture");
+        let vocab = model.config.vocab_size;
+        let decoder = Floats::read(&model).expect("weights").decoder(&Device::Cpu).expect("decoder");
+        let runtime = Model::open(&dir).expect("opens");
+        let expected = TensorFiles::open_file(&dir.join("expected.safetensors")).expect("reference");
         for prompt in 0..4 {
             let stored = expected.bytes(&format!("prompt_{prompt}")).expect("prompt");
             let ids: Vec<u32> = stored.as_chunks().0.iter().map(|b| i64::from_le_bytes(*b) as u32).collect();

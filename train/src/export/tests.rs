@@ -60,7 +60,7 @@ impl Case {
         perturb(&student);
         let folder = tempfile::tempdir().expect("temporary folder");
         let packed = folder.path().join("packed");
-        let shipment = Shipment { student, companions: tokenizer_files(), source: json!({}) };
+        let shipment = Shipment { student, companions: tokenizer_files(), _origin: None, source: json!({}) };
         shipment.write(&packed).expect("written");
         Self { student: shipment.student, packed, ids: tiny::ids(24, config.vocab_size), _folder: folder }
     }

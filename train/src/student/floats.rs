@@ -6,8 +6,8 @@ use std::{collections::BTreeMap, path::Path};
 
 use candle_core::{Device, Tensor};
 use qat_infer::{
-    files::HfDir,
-    model::{Config, Decoder, Param, Role, Weights, names, params},
+    FloatModel,
+    model::{Config, Decoder, Param, Role, Weights, params},
 };
 use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
@@ -24,17 +24,17 @@ pub struct Floats {
 }
 
 impl Floats {
-    /// Reads every tensor that `config` implies.
+    /// Reads every tensor of `model`.
     ///
     /// # Errors
     /// A tensor that is missing, of another shape, or not finite.
-    pub fn read(dir: &HfDir, config: Config) -> Result<Self> {
+    pub fn read(model: &FloatModel) -> Result<Self> {
         let mut tensors = BTreeMap::new();
-        for param in params(&config) {
-            let stored = names::stored_name(&param, &config, |name| dir.tensors.contains(name));
-            tensors.insert(param.name.clone(), dir.tensors.f32(stored, &param.shape)?);
+        for param in params(&model.config) {
+            let values = model.values(&param)?;
+            tensors.insert(param.name, values);
         }
-        Ok(Self { config, tensors })
+        Ok(Self { config: model.config.clone(), tensors })
     }
 
     /// [`random_values`] for every tensor.

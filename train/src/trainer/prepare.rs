@@ -10,7 +10,8 @@ use std::{
 
 use candle_core::Device;
 use qat_infer::{
-    files::{Base, HfDir, HfWriter, TOKENIZER_FILE, companions, load_tokenizer, tokenizer_sha256},
+    FloatModel,
+    files::{Base, HfWriter, TOKENIZER_FILE, companions, load_tokenizer, same_tokens},
     model::{Config, params},
 };
 use qat_quant::kernels::FloatType;
@@ -158,8 +159,8 @@ struct Beginning {
     floats: Floats,
     tokenizer: PathBuf,
     companions: Vec<PathBuf>,
-    /// The pretrained model's directory, and what its files say of it.
-    path: Option<PathBuf>,
+    /// The pretrained model, from which the files above may have been made, and what it says of itself.
+    pretrained: Option<(PathBuf, FloatModel)>,
     base: Option<Base>,
 }
 
@@ -167,14 +168,13 @@ impl Beginning {
     fn open(origin: &Origin, seed: u64) -> Result<Self> {
         match origin {
             Origin::Pretrained(path) => {
-                let dir = HfDir::open(path)?;
-                let config = Config::from_json(&dir.config, &dir.config_path())?;
+                let model = FloatModel::open(path)?;
                 Ok(Self {
-                    floats: Floats::read(&dir, config)?,
-                    tokenizer: dir.tokenizer(),
-                    companions: companions(&dir.path)?,
-                    path: Some(path.clone()),
-                    base: Some(Base::of(&dir)),
+                    floats: Floats::read(&model)?,
+                    tokenizer: model.tokenizer_path(),
+                    companions: model.companions()?,
+                    base: Some(model.base()?),
+                    pretrained: Some((path.clone(), model)),
                 })
             }
             Origin::Scratch { config, tokenizer } => {
@@ -188,7 +188,7 @@ impl Beginning {
                     floats: Floats::random(read_config(config)?, seed),
                     tokenizer: tokenizer.clone(),
                     companions: companions(folder)?,
-                    path: None,
+                    pretrained: None,
                     base: None,
                 })
             }
@@ -199,11 +199,11 @@ impl Beginning {
 /// The weights of a teacher that is not the student's own beginning; checks that both speak the same tokens.
 fn teacher_floats(plan: &Plan, source: &Beginning) -> Result<Option<Floats>> {
     let TeacherPlan::Model(path) = &plan.teacher else { return Ok(None) };
-    if source.path.as_ref() == Some(path) {
+    if source.pretrained.as_ref().is_some_and(|(own, _)| own == path) {
         return Ok(None);
     }
-    let dir = HfDir::open(path)?;
-    let config = Config::from_json(&dir.config, &dir.config_path())?;
+    let teacher = FloatModel::open(path)?;
+    let config = &teacher.config;
     let ours = source.floats.config.vocab_size;
     if config.vocab_size != ours {
         let problem = format!(
@@ -212,14 +212,13 @@ fn teacher_floats(plan: &Plan, source: &Beginning) -> Result<Option<Floats>> {
         );
         return Err(Error::file(path, problem));
     }
-    let identity = |path: &Path| -> Result<String> { Ok(tokenizer_sha256(&load_tokenizer(path, ours)?)?) };
-    if identity(&dir.tokenizer())? != identity(&source.tokenizer)? {
+    if !same_tokens(&teacher.tokenizer()?, &load_tokenizer(&source.tokenizer, ours)?)? {
         let problem =
             format!("the teacher's tokenizer differs from the student's ({})", source.tokenizer.display());
-        return Err(Error::file(&dir.tokenizer(), problem));
+        return Err(Error::file(path, problem));
     }
-    fits("data.ctx", plan.recipe.data.ctx, &config, "the teacher")?;
-    Floats::read(&dir, config).map(Some)
+    fits("data.ctx", plan.recipe.data.ctx, config, "the teacher")?;
+    Floats::read(&teacher).map(Some)
 }
 
 fn fits(key: &str, ctx: usize, config: &Config, whose: &str) -> Result<()> {

@@ -79,7 +79,7 @@ impl Graph {
             FloatType::F16 => f16::from_f32(value).to_le_bytes().to_vec(),
             FloatType::F32 | FloatType::BF16 => value.to_le_bytes().to_vec(),
         };
-        self.inline(format!("float/{value}"), elements(float), Vec::new(), bytes)
+        self.inline(format!("float/{value:e}"), elements(float), Vec::new(), bytes)
     }
 
     fn inline(&mut self, name: String, elements: i32, dims: Vec<i64>, bytes: Vec<u8>) -> String {

@@ -8,6 +8,7 @@ mod data;
 mod genai;
 mod graph;
 mod grid;
+mod products;
 mod proto;
 mod reader;
 mod record;

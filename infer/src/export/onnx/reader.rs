@@ -16,7 +16,7 @@ use super::graph::MICROSOFT;
 use super::proto::{EXTERNAL, FLOAT, FLOAT16, ModelProto, NodeProto, TensorProto, UINT8};
 use super::record::{TIED_HEAD, module};
 use crate::export::ReadBack;
-use crate::files::{Bytes, Mapped, load};
+use crate::files::{Bytes, Mapped, load_floats};
 use crate::model::{Param, Role};
 use crate::{Error, Result};
 
@@ -67,7 +67,7 @@ impl Written {
     }
 
     /// The node `name`, which is one of the operators `ops`.
-    fn node(&self, name: &str, ops: &[&str]) -> Result<&NodeProto> {
+    pub(super) fn node(&self, name: &str, ops: &[&str]) -> Result<&NodeProto> {
         let node = self.nodes.get(name).ok_or_else(|| self.problem(name, "no such node"))?;
         let op = node.op_type.as_deref().unwrap_or_default();
         if ops.contains(&op) {
@@ -119,7 +119,7 @@ impl Written {
     }
 
     /// The floats of the constant that `node` reads as its input `at`, which has the dimensions `dims`.
-    fn floats(&self, node: &NodeProto, at: usize, dims: &[usize]) -> Result<Vec<f32>> {
+    pub(super) fn floats(&self, node: &NodeProto, at: usize, dims: &[usize]) -> Result<Vec<f32>> {
         let constant = self.input(node, at)?;
         let name = &node.input[at];
         let float = match constant.elements {
@@ -130,7 +130,7 @@ impl Written {
         if constant.dims != dims {
             return Err(self.problem(name, format!("want dimensions {dims:?}, found {:?}", constant.dims)));
         }
-        load(float, &constant.bytes).map_err(|problem| self.problem(name, problem))
+        load_floats(float, &constant.bytes).map_err(|problem| self.problem(name, problem))
     }
 
     /// The bytes of the constant that `node` reads as its input `at`, which has the dimensions `dims`.
@@ -152,7 +152,7 @@ impl Written {
     }
 
     /// The matrix `[rows, cols]` that the node `name` multiplies by.
-    fn product(&self, name: &str, shape: [usize; 2]) -> Result<Vec<f32>> {
+    pub(super) fn product(&self, name: &str, shape: [usize; 2]) -> Result<Vec<f32>> {
         let node = self.node(name, &["MatMulNBits", "MatMul", "Add"])?;
         match node.op_type.as_deref() {
             Some("MatMul") => self.floats(self.node(input_name(node, 1), &["Transpose"])?, 0, &shape),

@@ -6,12 +6,9 @@
 
 use std::collections::BTreeMap;
 
-use super::data::Extent;
 use super::graph::{Dim, Graph, elements};
-use super::grid::{BITS, HIGH};
-use super::proto::{INT32, INT64, NodeProto, UINT8};
-use super::weights::{Codes, Held, Matrix, Vector, Writer};
-use crate::files::Activations;
+use super::proto::{INT32, INT64, NodeProto};
+use super::weights::{Matrix, Vector, Writer};
 use crate::model::{AttentionShape, Exec, Linear, Rope};
 use crate::{Error, Result};
 
@@ -33,35 +30,35 @@ const POSITIONS: &str = "attention_mask/positions";
 /// An activation, `[batch, tokens, width]`.
 #[derive(Debug, Clone)]
 pub(super) struct Value {
-    name: String,
-    width: usize,
+    pub name: String,
+    pub width: usize,
     /// The rotation that attention is to do.
     rope: Option<usize>,
 }
 
-/// A matrix of codes of 4 bits.
-struct CodesPart<'a> {
-    /// How the names of its constants end.
-    suffix: &'a str,
-    at: Extent,
-    zeros: Option<Extent>,
-}
-
 /// Writes operations down.
 pub(super) struct Recorder<'a> {
-    graph: Graph,
-    writer: Writer<'a>,
+    pub(super) graph: Graph,
+    pub(super) writer: Writer<'a>,
     /// Longest context for which there are angles.
     context: usize,
     ropes: Vec<Rope>,
+    /// Activations rounded to 8 bits, by the name of what they are rounded from.
+    pub(super) rounded: BTreeMap<String, String>,
     /// Sums that nobody has asked for yet, by name: a norm that follows computes both in one node.
     sums: BTreeMap<String, [String; 2]>,
 }
 
 impl<'a> Recorder<'a> {
     pub fn new(writer: Writer<'a>, context: usize) -> Self {
-        let mut recorder =
-            Self { graph: Graph::default(), writer, context, ropes: Vec::new(), sums: BTreeMap::new() };
+        let mut recorder = Self {
+            graph: Graph::default(),
+            writer,
+            context,
+            ropes: Vec::new(),
+            rounded: BTreeMap::new(),
+            sums: BTreeMap::new(),
+        };
         recorder.graph.input(IDS, INT64, &[BATCH, TOKENS]);
         recorder.graph.input(MASK, INT64, &[BATCH, Dim::Named("total_sequence_length")]);
         recorder.positions();
@@ -77,7 +74,7 @@ impl<'a> Recorder<'a> {
     }
 
     /// How the graph's floats are numbered.
-    fn floats(&self) -> i32 {
+    pub(super) fn floats(&self) -> i32 {
         elements(self.writer.float)
     }
 
@@ -104,7 +101,7 @@ impl<'a> Recorder<'a> {
     }
 
     /// Appends `node`, whose one output `[batch, tokens, width]` has the node's name.
-    fn push(&mut self, node: NodeProto, width: usize) -> Value {
+    pub(super) fn push(&mut self, node: NodeProto, width: usize) -> Value {
         let name = node.name.clone().unwrap_or_default();
         self.graph.push(node.gives(&[&name]));
         Value { name, width, rope: None }
@@ -122,71 +119,6 @@ impl<'a> Recorder<'a> {
         let floats = self.floats();
         self.graph.external(&vector.name, floats, &[vector.len], vector.at);
         vector.name.clone()
-    }
-
-    /// The sum, under the name `node`, of what `part` makes of each matrix of codes: of the one, or of the halves of 8 bits.
-    fn codes(
-        &mut self,
-        codes: &Codes,
-        node: &str,
-        mut part: impl FnMut(&mut Self, &str, CodesPart<'_>) -> Value,
-    ) -> Value {
-        match codes {
-            Codes::Whole(at) => part(self, node, CodesPart { suffix: "Q4", at: *at, zeros: None }),
-            Codes::Halves { high, low, zeros } => {
-                let (upper, lower) = (format!("{node}/high"), format!("{node}/low"));
-                let high = part(self, &upper, CodesPart { suffix: "Q4_high", at: *high, zeros: None });
-                let low = part(self, &lower, CodesPart { suffix: "Q4_low", at: *low, zeros: Some(*zeros) });
-                let worth = self.graph.number(f32::from(HIGH), self.writer.float);
-                let scaled = NodeProto::onnx("Mul", &format!("{node}/high16")).reads(&[&high.name, &worth]);
-                let scaled = self.push(scaled, high.width);
-                self.push(NodeProto::onnx("Add", node).reads(&[&scaled.name, &low.name]), high.width)
-            }
-        }
-    }
-
-    /// `x · Wᵀ`, by a node `node`.
-    fn product(&mut self, x: &str, matrix: &Matrix, node: &str) -> Value {
-        let &Matrix { rows, cols, .. } = matrix;
-        let floats = self.floats();
-        let (block, scales, codes) = match &matrix.held {
-            Held::Codes { block, scales, codes } => (*block, *scales, codes),
-            Held::Floats(at) => {
-                self.graph.external(&matrix.name, floats, &[rows, cols], *at);
-                // onnxruntime turns it once, when it loads the file. Without `perm`, the dimensions are reversed.
-                let turned =
-                    NodeProto::onnx("Transpose", &format!("{node}/transposed")).reads(&[&matrix.name]);
-                let turned = self.push(turned, rows).name;
-                return self.push(NodeProto::onnx("MatMul", node).reads(&[x, &turned]), rows);
-            }
-        };
-        let scales_name = format!("{}_scales", matrix.name);
-        self.graph.external(&scales_name, floats, &[rows, cols / block], scales);
-        self.codes(codes, node, |this, node, part| {
-            let name = format!("{}_{}", matrix.name, part.suffix);
-            this.graph.external(&name, UINT8, &[rows, cols / block, block / 2], part.at);
-            let zeros = this.zeros(matrix, block, part.zeros);
-            let mut inputs = vec![x, &name, &scales_name];
-            inputs.extend(zeros.as_deref());
-            let product = NodeProto::microsoft("MatMulNBits", node)
-                .reads(&inputs)
-                .int("K", cols as i64)
-                .int("N", rows as i64)
-                .int("bits", BITS as i64)
-                .int("block_size", block as i64)
-                .int("accuracy_level", accuracy_level(matrix.activations));
-            this.push(product, rows)
-        })
-    }
-
-    /// The zero points at `zeros`, if the matrix has its own: two to a byte, each row's from a new byte on.
-    fn zeros(&mut self, matrix: &Matrix, block: usize, zeros: Option<Extent>) -> Option<String> {
-        let name = format!("{}_zeros", matrix.name);
-        let dims = [matrix.rows, (matrix.cols / block).div_ceil(2)];
-        zeros.map(|at| {
-            self.graph.external(&name, UINT8, &dims, at);
-            name
-        })
     }
 
     /// An RMS norm over the last dimension of `x`.
@@ -223,14 +155,6 @@ fn angles(number: usize) -> [String; 2] {
     })
 }
 
-/// How onnxruntime is to round inputs: not at all (0), or, where that is what was trained, to 8 bits (4).
-fn accuracy_level(activations: Activations) -> i64 {
-    match activations {
-        Activations::Float => 0,
-        Activations::Int8Token => 4,
-    }
-}
-
 /// The name of the module that the tensor `name` belongs to.
 pub(super) fn module(name: &str) -> &str {
     name.strip_suffix(".weight").unwrap_or(name)
@@ -243,34 +167,7 @@ impl Exec for Recorder<'_> {
     type Error = Error;
 
     fn embed(&mut self, table: &Matrix, _: &[u32]) -> Result<Value> {
-        let &Matrix { rows, cols, .. } = table;
-        let floats = self.floats();
-        let node = module(&table.name);
-        let (block, scales, codes) = match &table.held {
-            Held::Codes { block, scales, codes } => (*block, *scales, codes),
-            Held::Floats(at) => {
-                self.graph.external(&table.name, floats, &[rows, cols], *at);
-                let rows_of = NodeProto::onnx("Gather", node).reads(&[&table.name, IDS]).int("axis", 0);
-                return Ok(self.push(rows_of, cols));
-            }
-        };
-        let scales_name = format!("{}_scales", table.name);
-        self.graph.external(&scales_name, floats, &[rows, cols / block], scales);
-        Ok(self.codes(codes, node, |this, node, part| {
-            // The bytes of the head's matrix, if it has the same, under the shape that this operator wants.
-            let name = format!("{}_{}_table", table.name, part.suffix);
-            this.graph.external(&name, UINT8, &[rows, cols / 2], part.at);
-            let zeros = this.zeros(table, block, part.zeros);
-            let mut inputs = vec![name.as_str(), IDS, &scales_name];
-            inputs.extend(zeros.as_deref());
-            let rows_of = NodeProto::microsoft("GatherBlockQuantized", node)
-                .reads(&inputs)
-                .int("bits", BITS as i64)
-                .int("block_size", block as i64)
-                .int("gather_axis", 0)
-                .int("quantize_axis", 1);
-            this.push(rows_of, cols)
-        }))
+        Ok(self.rows(table, IDS, module(&table.name)))
     }
 
     fn rms_norm(&mut self, x: &Value, weight: &Vector, eps: f32) -> Result<Value> {

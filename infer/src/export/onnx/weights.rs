@@ -7,7 +7,7 @@ use qat_quant::kernels::FloatType;
 use super::data::{DataWriter, Extent};
 use super::grid::{Grid, Part};
 use crate::export::Source;
-use crate::files::{Activations, store};
+use crate::files::{Activations, store_floats};
 use crate::model::{Param, Weights};
 use crate::{Error, Result};
 
@@ -61,7 +61,7 @@ pub(super) struct Writer<'a> {
 impl Writer<'_> {
     /// Appends `values` as the graph's floats.
     pub fn floats(&mut self, name: &str, values: &[f32]) -> Result<Extent> {
-        let bytes = store(self.float, values).map_err(|problem| Error::tensor(name, problem))?;
+        let bytes = store_floats(self.float, values).map_err(|problem| Error::tensor(name, problem))?;
         self.data.add(&bytes)
     }
 }

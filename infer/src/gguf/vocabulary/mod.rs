@@ -10,7 +10,7 @@ mod scores;
 mod special;
 mod write;
 
-pub(crate) use read::to_json;
+pub(crate) use read::{settings, to_json};
 pub(crate) use write::{Files, write};
 
 /// What llama.cpp calls byte-level BPE.

@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value as Json, json};
 
 use super::{
-    ADD_BOS, ADD_EOS, ADD_SPACE, BYTE_LEVEL, MERGES, MODEL, PRE, SCORES, SENTENCE_PIECE, SPACE, TOKENS,
-    TYPES, TokenType, pre, scores,
+    ADD_BOS, ADD_EOS, ADD_SPACE, BYTE_LEVEL, MERGES, MODEL, PRE, SCORES, SENTENCE_PIECE, SPACE, TEMPLATE,
+    TOKENS, TYPES, TokenType, pre, scores,
 };
 use crate::gguf::{Array, Metadata, Value};
 use crate::{Error, Result};
@@ -50,6 +50,37 @@ pub(crate) fn to_json(metadata: &Metadata, vocab_size: usize) -> Result<Json> {
         "decoder": decoder,
         "model": model,
     }))
+}
+
+/// The `tokenizer_config.json` that `metadata` describe.
+///
+/// # Errors
+/// A value of another type than it should have, or an id without a token.
+pub(crate) fn settings(metadata: &Metadata) -> Result<Json> {
+    let mut settings = Map::new();
+    settings.insert("tokenizer_class".into(), "PreTrainedTokenizerFast".into());
+    let texts = metadata.texts(TOKENS)?.unwrap_or_default();
+    for (ours, theirs) in [("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")] {
+        let token = special(metadata, texts, theirs)?;
+        settings.insert(format!("{ours}_token"), json!(token.map(|(_, text)| text)));
+    }
+    for (ours, theirs) in [("add_bos_token", ADD_BOS), ("add_eos_token", ADD_EOS)] {
+        if let Some(flag) = metadata.flag(theirs)? {
+            settings.insert(ours.into(), flag.into());
+        }
+    }
+    if let Some(template) = metadata.text(TEMPLATE)? {
+        settings.insert("chat_template".into(), template.into());
+    }
+    Ok(Json::Object(settings))
+}
+
+/// Id and text of the token with the task `name`.
+fn special<'a>(metadata: &Metadata, texts: &'a [String], name: &str) -> Result<Option<(usize, &'a str)>> {
+    let key = format!("tokenizer.ggml.{name}_token_id");
+    let Some(id) = metadata.size(&key)? else { return Ok(None) };
+    let text = texts.get(id).ok_or_else(|| metadata.wrong(&key, &format!("an id below {}", texts.len())))?;
+    Ok(Some((id, text)))
 }
 
 /// What differs between the two kinds.
@@ -198,17 +229,13 @@ fn bpe(vocab: Map<String, Json>, merges: Vec<Json>, bytes: Option<Option<&str>>,
 
 /// What is put around a text.
 fn around(metadata: &Metadata, tokens: &Tokens<'_>, adds_bos: bool) -> Result<Json> {
-    let token = |key: &str| -> Result<Option<(usize, &str)>> {
-        let key = format!("tokenizer.ggml.{key}_token_id");
-        let Some(id) = metadata.size(&key)? else { return Ok(None) };
-        let text = tokens
-            .texts
-            .get(id)
-            .ok_or_else(|| metadata.wrong(&key, &format!("an id below {}", tokens.texts.len())))?;
-        Ok(Some((id, text)))
+    let front = if metadata.flag(ADD_BOS)?.unwrap_or(adds_bos) {
+        special(metadata, tokens.texts, "bos")?
+    } else {
+        None
     };
-    let front = if metadata.flag(ADD_BOS)?.unwrap_or(adds_bos) { token("bos")? } else { None };
-    let back = if metadata.flag(ADD_EOS)?.unwrap_or(false) { token("eos")? } else { None };
+    let back =
+        if metadata.flag(ADD_EOS)?.unwrap_or(false) { special(metadata, tokens.texts, "eos")? } else { None };
     if front.is_none() && back.is_none() {
         return Ok(Json::Null);
     }

@@ -1,7 +1,7 @@
 //! The tokens with a task: begin, end, end of a turn, padding, unknown.
 //!
 //! Knows no bytes. They are looked for where transformers and llama.cpp's converter look: in `tokenizer_config.json`, then `config.json`,
-//! then `generation_config.json`.
+//! then `generation_config.json`; the beginning also in what `tokenizer.json` puts in front of a text.
 
 use serde_json::Value;
 
@@ -31,7 +31,10 @@ impl Special {
             }
         }
         Self {
-            bos: by_text("bos").or(config.bos_token_id).or_else(|| first("bos")),
+            bos: by_text("bos")
+                .or(config.bos_token_id)
+                .or_else(|| first("bos"))
+                .or_else(|| files.put_around(true).and_then(&id_of)),
             eos,
             unk: by_text("unk").or_else(|| files.tokenizer["model"]["unk_token"].as_str().and_then(&id_of)),
             pad: by_text("pad").or_else(|| first("pad")),

@@ -7,13 +7,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value as Json;
+use tokenizers::{Model as _, Tokenizer};
 
 use super::special::Special;
 use super::{
     ADD_BOS, ADD_EOS, ADD_SPACE, BYTE_LEVEL, MERGES, MODEL, NO_VOCABULARY, PRE, SCORES, SENTENCE_PIECE,
     SPACE, TEMPLATE, TOKENS, TYPES, TokenType, pre, scores,
 };
-use crate::files::TOKENIZER_FILE;
+use crate::files::{TOKENIZER_CONFIG_FILE, TOKENIZER_FILE};
 use crate::gguf::{Array, Metadata, Value};
 use crate::model::{Config, Family};
 use crate::{Error, Result};
@@ -55,7 +56,7 @@ impl Files {
         Ok(Self {
             path: find(TOKENIZER_FILE).cloned().unwrap_or_default(),
             tokenizer: json(TOKENIZER_FILE)?,
-            tokenizer_config: json("tokenizer_config.json")?,
+            tokenizer_config: json(TOKENIZER_CONFIG_FILE)?,
             generation_config: json("generation_config.json")?,
             template: template.transpose()?,
         })
@@ -76,12 +77,16 @@ impl Files {
         if let Some(said) = self.tokenizer_config[format!("add_{which}_token")].as_bool() {
             return said;
         }
+        token.is_some() && self.put_around(which == "bos") == token
+    }
+
+    /// The token that the tokenizer itself puts in `front` of a text, or behind it.
+    pub(super) fn put_around(&self, front: bool) -> Option<&str> {
         let after = &self.tokenizer["post_processor"];
         let steps = after["processors"].as_array().map_or(std::slice::from_ref(after), Vec::as_slice);
-        steps.iter().filter_map(|step| step["single"].as_array()).any(|single| {
-            let place = if which == "bos" { single.first() } else { single.last() };
-            place.is_some_and(|piece| token.is_some() && piece["SpecialToken"]["id"].as_str() == token)
-        })
+        let single = steps.iter().find_map(|step| step["single"].as_array())?;
+        let piece = if front { single.first() } else { single.last() };
+        piece?["SpecialToken"]["id"].as_str()
     }
 }
 
@@ -135,6 +140,9 @@ fn byte_level(
     metadata: &mut Metadata,
 ) -> Result<(), String> {
     let pre = pre::recognize(&files.tokenizer)?;
+    if pre.whole_words != (files.tokenizer["model"]["ignore_merges"] == true) {
+        merges_make_every_token(&files.tokenizer, tokens)?;
+    }
     let merges = merges(&files.tokenizer["model"])?;
     // Of no effect for these tokenizers; llama.cpp's converter writes it for the architecture llama.
     if let (Family::Llama, Some(prefix)) =
@@ -177,6 +185,24 @@ fn write_texts(tokens: &[Token], metadata: &mut Metadata) {
 
 fn write_types(tokens: &[Token], metadata: &mut Metadata) {
     metadata.set(TYPES, Value::Array(Array::I32(tokens.iter().map(|token| token.kind as i32).collect())));
+}
+
+/// Refuses a tokenizer for which it matters whether a word that is a token is taken whole or put together by merges.
+fn merges_make_every_token(tokenizer: &Json, tokens: &[Token]) -> Result<(), String> {
+    let mut tokenizer = tokenizer.clone();
+    tokenizer["model"]["ignore_merges"] = Json::Bool(false);
+    let tokenizer = Tokenizer::from_bytes(tokenizer.to_string()).map_err(|e| e.to_string())?;
+    for token in tokens.iter().filter(|token| token.kind == TokenType::Normal) {
+        let made = tokenizer.get_model().tokenize(&token.text).map_err(|e| e.to_string())?;
+        if made.len() != 1 {
+            let parts: Vec<&str> = made.iter().map(|part| part.value.as_str()).collect();
+            return Err(format!(
+                "the word {:?} is a token, and the merges make {parts:?} of it: llama.cpp decides otherwise between the two",
+                token.text
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// A merge, in either spelling: "a b" or ["a", "b"].

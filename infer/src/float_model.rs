@@ -1,0 +1,128 @@
+//! A model that is read for its values, whatever holds them: a Hugging Face directory of floats, or anybody's GGUF file.
+//!
+//! Runs nothing. Invariant: the tensors that are handed out have the shapes that the config asks for and finite values.
+
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+use tokenizers::Tokenizer;
+
+use crate::files::{Base, HfDir, TOKENIZER_FILE, companions, load_tokenizer};
+use crate::gguf::{self, GgufModel};
+use crate::model::{Config, Param, names};
+use crate::{Error, Result};
+
+/// A model to be read as floats.
+#[derive(Debug)]
+pub struct FloatModel {
+    /// The shape of the model.
+    pub config: Config,
+    tensors: Tensors,
+    /// The directory of the tokenizer and the other files that travel along.
+    surroundings: Surroundings,
+}
+
+#[derive(Debug)]
+enum Tensors {
+    Directory(HfDir),
+    Gguf(GgufModel),
+}
+
+#[derive(Debug)]
+enum Surroundings {
+    There(PathBuf),
+    /// Made of the metadata of a GGUF file.
+    Made(TempDir),
+}
+
+impl FloatModel {
+    /// Opens the directory or the GGUF file at `path`.
+    ///
+    /// # Errors
+    /// It is neither, it is damaged, or it has a shape or a type of numbers that is not supported.
+    pub fn open(path: &Path) -> Result<Self> {
+        if let Some(file) = gguf::at(path) {
+            return Self::open_gguf(&file);
+        }
+        let directory = HfDir::open(path)?;
+        let config = Config::from_json(&directory.config, &directory.config_path())?;
+        Ok(Self {
+            config,
+            tensors: Tensors::Directory(directory),
+            surroundings: Surroundings::There(path.to_owned()),
+        })
+    }
+
+    fn open_gguf(file: &Path) -> Result<Self> {
+        let model = GgufModel::open(file)?;
+        let beside = file.parent().filter(|folder| folder.join(TOKENIZER_FILE).is_file());
+        let surroundings = match beside {
+            Some(folder) => Surroundings::There(folder.to_owned()),
+            None => {
+                let made = TempDir::new()
+                    .map_err(|e| Error::io("cannot make a directory in", &std::env::temp_dir(), e))?;
+                if model.has_tokenizer() {
+                    for (name, bytes) in model.tokenizer_files()? {
+                        let path = made.path().join(name);
+                        std::fs::write(&path, bytes).map_err(|e| Error::io("cannot write", &path, e))?;
+                    }
+                }
+                Surroundings::Made(made)
+            }
+        };
+        Ok(Self { config: model.config.clone(), tensors: Tensors::Gguf(model), surroundings })
+    }
+
+    /// What the model says of its name and licence.
+    ///
+    /// # Errors
+    /// The metadata of a GGUF file have something else under the keys of these.
+    pub fn base(&self) -> Result<Base> {
+        match &self.tensors {
+            Tensors::Directory(directory) => Ok(Base::of(directory)),
+            Tensors::Gguf(model) => model.base(),
+        }
+    }
+
+    /// The values of `param`, row-major.
+    ///
+    /// # Errors
+    /// It is missing, has another shape or a value that is not finite.
+    pub fn values(&self, param: &Param) -> Result<Vec<f32>> {
+        match &self.tensors {
+            Tensors::Directory(directory) => {
+                let stored = names::stored_name(param, &self.config, |name| directory.tensors.contains(name));
+                directory.tensors.f32(stored, &param.shape)
+            }
+            Tensors::Gguf(model) => model.values(param),
+        }
+    }
+
+    /// Path of `tokenizer.json`, which a model that reads no text lacks. It lasts as long as this value.
+    pub fn tokenizer_path(&self) -> PathBuf {
+        self.folder().join(TOKENIZER_FILE)
+    }
+
+    /// The tokenizer.
+    ///
+    /// # Errors
+    /// There is none, or it gives ids that the model doesn't have.
+    pub fn tokenizer(&self) -> Result<Tokenizer> {
+        load_tokenizer(&self.tokenizer_path(), self.config.vocab_size)
+    }
+
+    /// The files that travel along. They last as long as this value.
+    ///
+    /// # Errors
+    /// The directory can't be listed.
+    pub fn companions(&self) -> Result<Vec<PathBuf>> {
+        companions(self.folder())
+    }
+
+    fn folder(&self) -> &Path {
+        match &self.surroundings {
+            Surroundings::There(folder) => folder,
+            Surroundings::Made(made) => made.path(),
+        }
+    }
+}
