@@ -63,14 +63,14 @@ pub fn evaluate<R: Runtime>(
     let peak_rss_bytes = peak_rss_bytes();
 
     let reference = against.map(Opened::<R::Matrix>::open).transpose()?;
-    if let Some(reference) = &reference {
-        if !same_tokens(&tokenizer, &reference.tokenizer()?)? {
-            return Err(Error::Invalid(format!(
-                "{} and {} have different tokenizers; predictions can only be compared over the same tokens",
-                dir.display(),
-                reference.origin.display()
-            )));
-        }
+    if let Some(reference) = &reference
+        && !same_tokens(&tokenizer, &reference.tokenizer()?)?
+    {
+        return Err(Error::Invalid(format!(
+            "{} and {} have different tokenizers; predictions can only be compared over the same tokens",
+            dir.display(),
+            reference.origin.display()
+        )));
     }
     let mut compared = match &reference {
         Some(reference) => {

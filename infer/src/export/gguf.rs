@@ -178,7 +178,7 @@ fn bytes(source: &Source, param: &Param, kind: Kind) -> Result<Vec<u8>> {
     let rows = Rows::of(&param.name, &source.config);
     let cols = if param.shape.len() == 2 { param.shape[1] } else { 1 };
     let Some(packed) = tensor.packed()? else {
-        let values = rows.to_file(&tensor.values()?, cols);
+        let values = rows.in_file_order(&tensor.values()?, cols);
         return floats(&param.name, kind.float().unwrap_or(FloatType::F32), &values);
     };
     let ours = match kind {
@@ -192,7 +192,7 @@ fn bytes(source: &Source, param: &Param, kind: Kind) -> Result<Vec<u8>> {
     } else {
         packed.blocks().to_vec()
     };
-    let blocks = if rows.plain() { blocks } else { rows.to_file(&blocks, ours.row_bytes(cols)) };
+    let blocks = if rows.plain() { blocks } else { rows.in_file_order(&blocks, ours.row_bytes(cols)) };
     if kind != Kind::TQ1_0 {
         return Ok(blocks);
     }
@@ -222,14 +222,19 @@ fn metadata(
     let weights = weights + factors.map_or(0, <[f32]>::len);
     metadata.set("general.architecture", Value::from(hparams::architecture(config.family)));
     metadata.set("general.type", Value::from("model"));
-    metadata.set("general.name", Value::from(name));
-    let origin = &source.dir.manifest.source;
-    if let Some(base) = base_name(origin) {
+    let base = base_name(&source.dir.manifest.source);
+    // A run's exports lie in directories that are called after their formats.
+    let of_base = base.as_deref().and_then(|base| Path::new(base).file_name());
+    metadata.set(
+        "general.name",
+        Value::String(of_base.map_or_else(|| name.to_owned(), |base| base.to_string_lossy().into_owned())),
+    );
+    if let Some(base) = base {
         metadata.set("general.base_model.count", Value::U32(1));
         metadata.set("general.base_model.0.name", Value::String(base));
     }
     metadata.set("general.size_label", Value::String(size_label(weights)));
-    if let Some(licence) = licence(origin) {
+    if let Some(licence) = licence(&source.dir.manifest.source) {
         metadata.set("general.license", Value::String(licence));
     }
     hparams::write(config, options.context.unwrap_or(config.max_position_embeddings), &mut metadata);

@@ -94,7 +94,7 @@ impl GgufModel {
     pub fn values(&self, param: &Param) -> Result<Vec<f32>> {
         let Located { name, info, bytes, shape, rows } = self.located(param)?;
         let values = finite(&self.file, &name, blocks::decode(&name, info.kind, shape, &bytes)?)?;
-        Ok(if rows.plain() { values } else { rows.from_file(&values, shape[1]) })
+        Ok(if rows.plain() { values } else { rows.in_our_order(&values, shape[1]) })
     }
 
     /// The matrix `param` as a runtime takes it.
@@ -134,7 +134,8 @@ impl GgufModel {
         if PackedRef::new(&name, format, count, cols, &bytes, None)?.validate(&name).is_err() {
             return Ok(None);
         }
-        let bytes = if rows.plain() { bytes } else { rows.from_file(&bytes, format.row_bytes(cols)).into() };
+        let bytes =
+            if rows.plain() { bytes } else { rows.in_our_order(&bytes, format.row_bytes(cols)).into() };
         Ok(Some((format, bytes)))
     }
 

@@ -84,7 +84,7 @@ impl Rows {
     }
 
     /// `rows`, runs of `len` elements in Hugging Face's order, in the file's.
-    pub fn to_file<T: Copy>(self, rows: &[T], len: usize) -> Vec<T> {
+    pub fn in_file_order<T: Copy>(self, rows: &[T], len: usize) -> Vec<T> {
         let mut out = rows.to_vec();
         for (row, from) in rows.chunks_exact(len).enumerate() {
             out[self.in_file(row) * len..][..len].copy_from_slice(from);
@@ -93,7 +93,7 @@ impl Rows {
     }
 
     /// `rows`, runs of `len` elements in the file's order, in Hugging Face's.
-    pub fn from_file<T: Copy>(self, rows: &[T], len: usize) -> Vec<T> {
+    pub fn in_our_order<T: Copy>(self, rows: &[T], len: usize) -> Vec<T> {
         let from = |row: usize| &rows[self.in_file(row) * len..][..len];
         (0..rows.len() / len).flat_map(from).copied().collect()
     }
@@ -122,12 +122,12 @@ mod tests {
     fn halves_of_a_head_are_interleaved_and_come_apart_again() {
         // Two heads of width 4: pairs (0, 2), (1, 3) of each become neighbours.
         let rows = Rows { interleaved: Some(4) };
-        let there = rows.to_file(&[0, 1, 2, 3, 4, 5, 6, 7], 1);
+        let there = rows.in_file_order(&[0, 1, 2, 3, 4, 5, 6, 7], 1);
         assert_eq!(there, [0, 2, 1, 3, 4, 6, 5, 7]);
-        assert_eq!(rows.from_file(&there, 1), [0, 1, 2, 3, 4, 5, 6, 7]);
+        assert_eq!(rows.in_our_order(&there, 1), [0, 1, 2, 3, 4, 5, 6, 7]);
         let wide: Vec<u8> = (0..24).collect();
-        assert_eq!(rows.from_file(&rows.to_file(&wide, 3), 3), wide);
-        assert_eq!(Rows { interleaved: None }.to_file(&wide, 3), wide);
+        assert_eq!(rows.in_our_order(&rows.in_file_order(&wide, 3), 3), wide);
+        assert_eq!(Rows { interleaved: None }.in_file_order(&wide, 3), wide);
     }
 
     #[test]

@@ -32,8 +32,11 @@ pub struct GgufWriter {
     path: PathBuf,
     file: BufWriter<File>,
     /// Tensors that are still to come, the next one last, with their bytes.
-    pending: Vec<(String, usize)>,
+    pending: Vec<Pending>,
 }
+
+/// Name and bytes of a tensor that is still to come.
+type Pending = (String, usize);
 
 impl GgufWriter {
     /// Begins the file `path` with all that stands before the tensors. It is for the caller to see that `path` is in a place that
@@ -89,7 +92,7 @@ impl GgufWriter {
 }
 
 /// All that stands before the tensors, and the tensors' bytes.
-fn header(metadata: &Metadata, tensors: &[Announced]) -> Result<(Vec<u8>, Vec<(String, usize)>)> {
+fn header(metadata: &Metadata, tensors: &[Announced]) -> Result<(Vec<u8>, Vec<Pending>)> {
     let mut out = Vec::new();
     out.extend(MAGIC);
     out.extend(VERSION.to_le_bytes());
@@ -100,7 +103,7 @@ fn header(metadata: &Metadata, tensors: &[Announced]) -> Result<(Vec<u8>, Vec<(S
         out.extend(value.id().to_le_bytes());
         put_value(value, &mut out);
     }
-    let mut pending: Vec<(String, usize)> = Vec::new();
+    let mut pending: Vec<Pending> = Vec::new();
     let mut offset = 0;
     for Announced { name, shape, kind } in tensors {
         if name.len() > MAX_NAME {

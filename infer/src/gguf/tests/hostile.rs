@@ -192,7 +192,7 @@ fn every_byte_of_a_header_may_be_any_other() {
         .data(96);
     assert!(sound.open().is_ok());
     for at in 0..sound.0.len() - 96 {
-        for change in [1, 2, 4, 8, 16, 32, 64, 128, 255] {
+        for change in [1, 16, 128, 255] {
             let mut damaged = sound.clone();
             damaged.0[at] ^= change;
             let _ = damaged.open();

@@ -197,6 +197,7 @@ fn tokenizers_that_contradict_themselves_are_refused() {
         "at most 512, the rows of the embedding",
     );
     refused("tokenizer.ggml.tokens", texts(&["a", "a"]), "an array of 2 I32");
+    refused("tokenizer.ggml.tokens", texts(&["a".repeat(4097).as_str()]), "a token has 4097 bytes");
     refused(
         "tokenizer.ggml.token_type",
         Value::Array(Array::I32(vec![1])),

@@ -13,6 +13,9 @@ use super::{
 use crate::gguf::{Array, Metadata, Value};
 use crate::{Error, Result};
 
+/// Longest token: several times what any model has.
+const MAX_TOKEN: usize = 1 << 12;
+
 /// The tokens with their types.
 struct Tokens<'a> {
     texts: &'a [String],
@@ -97,6 +100,11 @@ fn tokens(metadata: &Metadata, vocab_size: usize) -> Result<Tokens<'_>> {
     let texts = metadata.texts(TOKENS)?.ok_or_else(|| {
         metadata.wrong(TOKENS, "a tokenizer; put the model's tokenizer.json beside the file")
     })?;
+    // Work on a token grows faster than its length.
+    if let Some(text) = texts.iter().find(|text| text.len() > MAX_TOKEN) {
+        let problem = format!("{TOKENS}: a token has {} bytes; at most {MAX_TOKEN} are read", text.len());
+        return Err(Error::file(metadata.origin(), problem));
+    }
     if texts.len() > vocab_size {
         return Err(metadata.wrong(TOKENS, &format!("at most {vocab_size}, the rows of the embedding")));
     }

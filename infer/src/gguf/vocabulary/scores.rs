@@ -57,7 +57,7 @@ pub(super) fn to_merges<'a>(
 }
 
 /// The ways to cut `text` into two tokens.
-fn splits<'a>(text: &'a str, is_token: impl Fn(&str) -> bool) -> impl Iterator<Item = (&'a str, &'a str)> {
+fn splits(text: &str, is_token: impl Fn(&str) -> bool) -> impl Iterator<Item = (&str, &str)> {
     let places = text.char_indices().skip(1).map(|(at, _)| at);
     places.map(|at| text.split_at(at)).filter(move |(left, right)| is_token(left) && is_token(right))
 }
