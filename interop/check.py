@@ -53,6 +53,7 @@ TARGETS = [
     Target("gguf", "llama.cpp", ["int4-g32", "int8-g32", "ternary-g64", "ternary-g256"]),
     Target("gguf", "llama.cpp", ["ternary-g256"], options=("--tq1",)),
     Target("onnx", "onnxruntime", ["int4-g32"], rounds=False),
+    Target("ollama", "llama.cpp", ["int4-g32"], rounds=False),
     Target("bitnet", "transformers", ["ternary-tensor"], "float", "int8", rounds=False),
 ]
 
@@ -161,7 +162,7 @@ class Check:
         """Texts through every runtime's own tokenizer."""
         for target in TARGETS:
             first = next(other for other in TARGETS if other.name == target.name)
-            if target is not first or target.name == "bitnet" or not self.wants(name, "tokenizer", target.name):
+            if target is not first or target.name in ("bitnet", "ollama") or not self.wants(name, "tokenizer", target.name):
                 continue
             what = (name, "tokenizer", target.label)
             try:

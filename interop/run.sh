@@ -78,5 +78,5 @@ say "building qat"
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-export LLAMA_CPP_LIB_PATH=$llama/build/bin
+export LLAMA_CPP_LIB_PATH=$llama/build/bin PYTHONDONTWRITEBYTECODE=1
 "$python" "$here/check.py" "${CARGO_TARGET_DIR:-$root/target}/release/qat" "$work" "$@"

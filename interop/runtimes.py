@@ -23,14 +23,14 @@ def parts(ids, prompt):
 
 
 class Transformers:
-    """transformers on PyTorch, in f32."""
+    """transformers on PyTorch, in the type of the files: f32."""
 
     def __init__(self, folder, exact):
         import torch
         from transformers import AutoModelForCausalLM
 
         self.torch, self.folder = torch, folder
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+        self.model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
 
     def logits(self, ids, prompt):
         logits, past = [], None

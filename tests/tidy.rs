@@ -105,7 +105,8 @@ fn sources() -> Vec<Source> {
     assert!(found.len() > 50, "the tree has more than {} sources", found.len());
     let modules: Vec<String> = found.iter().flat_map(Source::test_modules).collect();
     for source in &mut found {
-        let by_place = source.path.split('/').any(|part| ["tests", "examples", "benches"].contains(&part));
+        let by_place =
+            source.path.split('/').any(|part| ["tests", "examples", "benches", "fuzz"].contains(&part));
         let declared = |module: &String| {
             source
                 .path

@@ -10,7 +10,9 @@ use serde_json::json;
 
 fuzz_target!(|source: &str| {
     let config = json!({"bos_token": "<s>", "eos_token": "</s>"});
-    let Ok(template) = ChatTemplate::new(Path::new("chat_template.jinja"), source.to_owned(), &config) else { return };
+    let Ok(template) = ChatTemplate::new(Path::new("chat_template.jinja"), source.to_owned(), &config) else {
+        return;
+    };
     let messages = [Message::new("system", "Be brief."), Message::new("user", "Why {{ 7 * 7 }}?")];
     let _ = template.render(&messages, true);
 });

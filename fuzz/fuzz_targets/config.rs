@@ -14,7 +14,9 @@ fuzz_target!(|bytes: &[u8]| {
     let Ok(json) = serde_json::from_slice(bytes) else { return };
     let path = Path::new("config.json");
     let Ok(config) = Config::from_json(&json, path) else { return };
-    let Ok(again) = Config::from_json(&config.to_json(), path) else { panic!("{config:?} is not read again") };
+    let Ok(again) = Config::from_json(&config.to_json(), path) else {
+        panic!("{config:?} is not read again")
+    };
     assert_eq!(config, again);
     if config.layers <= LISTED {
         assert!(!params(&config).is_empty());

@@ -9,9 +9,11 @@ use qat_train::data::{Corpus, Source};
 fuzz_target!(|bytes: &[u8]| {
     let lines = file("data.jsonl", bytes);
     let text = file("data.txt", bytes);
-    for (source, separator) in
-        [(Source::Jsonl(lines), None), (Source::Text(text.clone()), None), (Source::Text(text), Some("<|endoftext|>"))]
-    {
+    for (source, separator) in [
+        (Source::Jsonl(lines), None),
+        (Source::Text(text.clone()), None),
+        (Source::Text(text), Some("<|endoftext|>")),
+    ] {
         let Ok(corpus) = Corpus::new(vec![source], None, separator) else { continue };
         let mut documents = corpus.documents();
         let read: usize = documents.by_ref().map_while(Result::ok).map(|piece| piece.text.len()).sum();

@@ -29,7 +29,9 @@ fuzz_target!(|bytes: &[u8]| {
 /// Makes the manifest say what sums the tensor file has.
 fn mend(dir: &Path) {
     let path = dir.join(MANIFEST_FILE);
-    let (Ok(mut manifest), Ok(tensors)) = (Manifest::read(&path), TensorFiles::open_file(&dir.join(MODEL_FILE))) else {
+    let (Ok(mut manifest), Ok(tensors)) =
+        (Manifest::read(&path), TensorFiles::open_file(&dir.join(MODEL_FILE)))
+    else {
         return;
     };
     for (name, entry) in &mut manifest.tensors {
