@@ -20,7 +20,7 @@ GGUF_BLOCKS = {"Q4_0": (0, 2), "Q8_0": (0, 2), "Q2_0": (0, 2), "TQ2_0": (64, 0),
 
 def damage(folder, target, kind):
     """Does the damage `kind` to the export in `folder`."""
-    {"gguf": _gguf, "onnx": _onnx}.get(target, _safetensors)(folder, kind)
+    {"gguf": _gguf, "ollama": _gguf, "onnx": _onnx}.get(target, _safetensors)(folder, kind)
 
 
 def _double(bytes_, dtype):
