@@ -6,13 +6,14 @@ activations that the runtime rounds to 8 bits, or 16-bit floats.
 
 import contextlib
 import os
-import shutil
 from pathlib import Path
 
 import numpy as np
 
 CONTEXT = 256
-os.environ |= {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "TORCHDYNAMO_DISABLE": "1"}
+
+# Nothing from the network, no GPU, and one thread each: threads that wait for each other by spinning cost more than such models.
+os.environ |= {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "TORCHDYNAMO_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error", "OMP_NUM_THREADS": "1"}
 
 
 class Transformers:
@@ -109,7 +110,7 @@ class LlamaCpp:
         with kept:
             # Keys and values in f32 (type 0), as qat has them here.
             self.model = llama_cpp.Llama(
-                str(path), n_ctx=CONTEXT, n_batch=CONTEXT, n_ubatch=ubatch, n_threads=2, logits_all=True, verbose=False, type_k=0, type_v=0, use_mmap=not exact
+                str(path), n_ctx=CONTEXT, n_batch=CONTEXT, n_ubatch=ubatch, n_threads=1, n_threads_batch=1, logits_all=True, verbose=False, type_k=0, type_v=0, use_mmap=not exact
             )
 
     def logits(self, ids):
@@ -140,32 +141,20 @@ def llama_cpp_encode(folder):
     return lambda text: model.tokenize(text.encode(), add_bos=False, special="<|" in text)
 
 
-def _onnx_in_f32(folder):
-    """A copy of the folder whose MatMulNBits takes f32 activations."""
-    import onnx
-
-    copy = Path(folder).with_name(Path(folder).name + "-f32")
-    shutil.copytree(folder, copy, dirs_exist_ok=True)
-    model = onnx.load(copy / "model.onnx", load_external_data=False)
-    for node in model.graph.node:
-        for attribute in node.attribute:
-            if attribute.name == "accuracy_level":
-                attribute.i = 1
-    onnx.save(model, copy / "model.onnx")
-    return copy
-
-
 class OnnxRuntime:
-    """ONNX Runtime for logits, onnxruntime-genai to generate; exact: with f32 activations."""
+    """ONNX Runtime for logits, onnxruntime-genai to generate; a graph whose model takes float activations computes in f32."""
 
     def __init__(self, folder, exact):
         import onnxruntime
         import onnxruntime_genai
 
-        folder = _onnx_in_f32(folder) if exact else folder
         self.genai = onnxruntime_genai
-        self.session = onnxruntime.InferenceSession(str(Path(folder) / "model.onnx"), providers=["CPUExecutionProvider"])
-        self.model = onnxruntime_genai.Model(str(folder))
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        self.session = onnxruntime.InferenceSession(str(Path(folder) / "model.onnx"), options, providers=["CPUExecutionProvider"])
+        config = onnxruntime_genai.Config(str(folder))
+        config.overlay('{"model": {"decoder": {"session_options": {"intra_op_num_threads": 1}}}}')
+        self.model = onnxruntime_genai.Model(config)
 
     def logits(self, ids):
         feeds = {"input_ids": np.array([ids], np.int64), "attention_mask": np.ones((1, len(ids)), np.int64)}

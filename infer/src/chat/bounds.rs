@@ -196,6 +196,11 @@ fn environment(meter: &Arc<Meter>, now: u64) -> Environment<'static> {
         environment.remove_filter(name);
     }
     environment.remove_global("debug");
+    // For minijinja, nothing is a list of nothing.
+    let is_iterable = |value: &Value| {
+        matches!(value.kind(), ValueKind::String | ValueKind::Seq | ValueKind::Map | ValueKind::Iterable)
+    };
+    environment.add_test("iterable", is_iterable);
     environment.add_filter("tojson", |value: &Value, kwargs: Kwargs| tojson(value, kwargs));
     environment.add_filter("replace", |text: Cow<'_, str>, old: Cow<'_, str>, new: Cow<'_, str>| {
         replace(&text, &old, &new, None)
@@ -245,10 +250,15 @@ fn environment(meter: &Arc<Meter>, now: u64) -> Environment<'static> {
     let of = Arc::clone(meter);
     environment.set_formatter(move |out, _, value| {
         of.weigh(value)?;
-        match value.is_undefined() {
-            true => Ok(()),
-            false => write!(out, "{value}").map_err(Error::from),
-        }
+        // As Python writes them.
+        let written = match (value.kind(), value.is_true()) {
+            (ValueKind::Undefined, _) => Ok(()),
+            (ValueKind::None, _) => out.write_str("None"),
+            (ValueKind::Bool, true) => out.write_str("True"),
+            (ValueKind::Bool, false) => out.write_str("False"),
+            _ => write!(out, "{value}"),
+        };
+        written.map_err(Error::from)
     });
     environment
 }
@@ -326,9 +336,16 @@ fn method(state: &State, value: &Value, name: &str, args: &[Value]) -> Result<Va
         (Some(by), "join") => join(args.first().unwrap_or(&Value::UNDEFINED), by),
         // Python counts the places between characters.
         (Some(own), "count") if text(0) == Some("") => Ok(Value::from(own.chars().count() + 1)),
-        (Some(_), "format") => Err(refused("str.format is not supported; write ~ instead".into())),
+        (Some(own), "format") if has_long_number(own) => {
+            Err(refused("str.format: widths have at most three digits here".into()))
+        }
         _ => unknown_method_callback(state, value, name, args),
     }
+}
+
+/// Whether more than three digits follow each other, as in the width of a field that would fill the memory.
+fn has_long_number(format: &str) -> bool {
+    format.as_bytes().windows(4).any(|four| four.iter().all(u8::is_ascii_digit))
 }
 
 fn replace(text: &str, old: &str, new: &str, count: Option<usize>) -> Result<Value, Error> {

@@ -150,7 +150,7 @@ fn config(source: &Source, class: Class, float: FloatType) -> Value {
     let mut floats = vec!["lm_head".to_owned()];
     for param in source.params() {
         if param.role == Role::Projection && matches!(source.storage(&param), Storage::Float(_)) {
-            floats.push(module(&param).to_owned());
+            floats.push(param.module().to_owned());
         }
     }
     config["quantization_config"] = json!({
@@ -164,7 +164,7 @@ fn config(source: &Source, class: Class, float: FloatType) -> Value {
 
 fn write_matrix(writer: &mut ShardWriter, param: &Param, matrix: PackedRef<'_>, class: Class) -> Result<()> {
     let scale = matrix.tensor_scale().unwrap_or(0.0);
-    let name = format!("{}.weight_scale", module(param));
+    let name = format!("{}.weight_scale", param.module());
     match class {
         Class::AutoBitLinear => writer.add_values(&name, FloatType::BF16, &[1], &[scale])?,
         Class::BitLinear => {
@@ -208,11 +208,6 @@ fn quarters(matrix: &PackedRef<'_>) -> Vec<u8> {
     bytes
 }
 
-/// The module that holds a matrix: its name without `.weight`.
-fn module(param: &Param) -> &str {
-    param.name.strip_suffix(".weight").unwrap_or(&param.name)
-}
-
 struct Written {
     tensors: TensorFiles,
     class: Class,
@@ -225,7 +220,7 @@ impl ReadBack for Written {
         }
         let (rows, cols) = (param.shape[0], param.shape[1]);
         self.tensors.check_shape(&param.name, &[rows / ROWS, cols])?;
-        let stored = self.tensors.f32(&format!("{}.weight_scale", module(param)), &[1])?[0];
+        let stored = self.tensors.f32(&format!("{}.weight_scale", param.module()), &[1])?[0];
         let scale = match self.class {
             Class::AutoBitLinear => stored,
             Class::BitLinear => scale_of(stored),

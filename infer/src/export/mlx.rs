@@ -197,7 +197,7 @@ fn write_matrix(
         Error::tensor(&param.name, format!("MLX has no group that divides rows of {cols} weights"))
     })?;
     let MlxGrid { bits, group } = lifted.grid;
-    let module = module(param);
+    let module = param.module();
     let (scales, biases) = lifted.scales(&matrix);
     writer.add(&param.name, Dtype::U32, &[rows, cols / 32 * bits], &lifted.words(&matrix))?;
     writer.add_values(&format!("{module}.scales"), float, &[rows, cols / group], &scales)?;
@@ -223,7 +223,7 @@ fn config(source: &Source, float: FloatType) -> Value {
     let Some((&default, _)) = counts.iter().max_by_key(|(_, count)| **count) else { return config };
     let mut quantization = json!({"group_size": default.group, "bits": default.bits, "mode": "affine"});
     for (param, grid) in matrices.iter().filter(|(_, grid)| *grid != Some(default)) {
-        quantization[module(param)] = match grid {
+        quantization[param.module()] = match grid {
             Some(grid) => json!({"group_size": grid.group, "bits": grid.bits}),
             None => json!(false),
         };
@@ -247,11 +247,6 @@ fn write_index(source: &Source, into: &StagedDir) -> Result<()> {
     let metadata = json!({"total_size": bytes, "total_parameters": parameters});
     let index = json!({"metadata": metadata, "weight_map": weight_map});
     into.write(INDEX_FILE, format!("{index:#}\n").as_bytes())
-}
-
-/// The module that holds a matrix: its name without `.weight`.
-fn module(param: &Param) -> &str {
-    param.name.strip_suffix(".weight").unwrap_or(&param.name)
 }
 
 struct Written(MlxDir);

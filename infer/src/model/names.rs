@@ -40,6 +40,13 @@ pub struct Param {
     pub role: Role,
 }
 
+impl Param {
+    /// The module that a matrix belongs to: its name without `.weight`.
+    pub fn module(&self) -> &str {
+        self.name.strip_suffix(".weight").unwrap_or(&self.name)
+    }
+}
+
 /// Gives a decoder its tensors, in whatever representation an executor works with.
 pub trait Weights {
     /// A matrix.

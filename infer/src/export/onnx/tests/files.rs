@@ -21,7 +21,10 @@ fn every_grid_reads_back_to_the_bit_in_every_family() {
 fn a_format_with_a_bias_is_refused_with_those_that_fit() {
     let (folder, _) = packed(&config("llama", true), all("int4-affine-g64"), &[]);
     let message = try_export(&folder, &Options::default()).expect_err("refused").to_string();
-    assert!(message.contains("model.embed_tokens.weight: onnx can't hold int4-affine-g64"), "{message}");
+    assert!(
+        message.contains("model.embed_tokens.weight: onnx can't hold the grid of int4-affine-g64"),
+        "{message}"
+    );
     assert!(message.contains(&HELD.join(", ")), "{message}");
     assert!(!folder.path().join("onnx").exists());
 }
