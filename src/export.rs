@@ -44,9 +44,15 @@ pub fn run(args: &cli::Export) -> anyhow::Result<Ending> {
 }
 
 fn pack(args: &cli::Export) -> anyhow::Result<Ending> {
-    let unused = [("--requantize", args.requantize), ("--tq1", args.tq1), ("--dtype", args.dtype.is_some())];
+    let unused = [
+        ("--requantize", args.requantize),
+        ("--tq1", args.tq1),
+        ("--dtype", args.dtype.is_some()),
+        ("--context", args.context.is_some()),
+        ("--report", args.report.is_some()),
+    ];
     if let Some((flag, _)) = unused.into_iter().find(|(_, given)| *given) {
-        bail!("{flag}: the packed format holds every grid as it is; leave it out with --format qat");
+        bail!("{flag}: is for the files of other runtimes; leave it out with --format qat");
     }
     announce(&args.out, &shipment(args)?.write(&args.out)?);
     Ok(Ending::Done)

@@ -84,6 +84,15 @@ fn wrong_formats_and_flags_are_refused() {
         &["model.embed_tokens.weight", "exact only in f32"],
     );
     shop.refused("export teacher --format qat --weights int4-g32 --requantize --out x", &["--requantize"]);
+    shop.refused("export teacher --format mlx --weights int4-g32 --tq1 --out x", &["--tq1", "mlx"]);
+    shop.refused(
+        "export teacher --format mlx --weights int4-g32 --context 32 --out x",
+        &["--context", "mlx"],
+    );
+    shop.refused(
+        "export teacher --format gguf --weights int4-g32 --context 0 --out x",
+        &["--context 0", "want 1 to"],
+    );
     shop.refused(
         "train tiny.toml --out run --set export.format=[\"hf\",\"hf\"]",
         &["export.format", "twice"],

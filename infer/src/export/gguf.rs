@@ -47,13 +47,7 @@ impl Exporter for LlamaCpp {
         )
     }
 
-    fn check(&self, source: &Source, options: &Options) -> Result<()> {
-        let longest = source.config.max_position_embeddings;
-        if let Some(context) = options.context.filter(|context| !(1..=longest).contains(context)) {
-            return Err(Error::Invalid(format!(
-                "--context {context}: want 1 to {longest}, the context of the model"
-            )));
-        }
+    fn check(&self, source: &Source, _options: &Options) -> Result<()> {
         for param in source.params() {
             if source.storage(&param) == Storage::Packed(Format::TernaryTensor) {
                 shared_scale(&param, &source.tensor(&param)?)?;

@@ -219,6 +219,7 @@ impl Export<'_> {
     pub fn run(&self, packed: &Path, staged: StagedDir) -> Result<Written> {
         let mut source = Source::open(packed)?;
         self.check_report(&source)?;
+        self.check_options(&source.config)?;
         let exporter = self.target.exporter();
         exporter.check(&source, self.options)?;
         let mut requantized = None;
@@ -241,6 +242,27 @@ impl Export<'_> {
     /// The longest context that the files announce.
     fn context(&self, config: &Config) -> usize {
         self.options.context.unwrap_or(config.max_position_embeddings)
+    }
+
+    /// Refuses what would have no effect.
+    fn check_options(&self, config: &Config) -> Result<()> {
+        let Self { target, options, .. } = self;
+        let is_gguf = matches!(target, Target::Gguf | Target::Ollama);
+        if options.tq1 && !is_gguf {
+            return Err(Error::Invalid(format!("--tq1: a type of GGUF's; leave it out with {target}")));
+        }
+        let Some(context) = options.context else { return Ok(()) };
+        let longest = config.max_position_embeddings;
+        if !is_gguf && *target != Target::Onnx {
+            return Err(Error::Invalid(format!(
+                "--context: files for {target} don't announce one; leave it out"
+            )));
+        }
+        if !(1..=longest).contains(&context) {
+            let problem = format!("--context {context}: want 1 to {longest}, the context of the model");
+            return Err(Error::Invalid(problem));
+        }
+        Ok(())
     }
 
     fn check_report(&self, source: &Source) -> Result<()> {

@@ -187,3 +187,33 @@ fn what_was_exported_opens_with_the_config_and_the_values_that_it_came_from() {
         }
     }
 }
+
+#[test]
+fn biases_move_with_their_rows_and_a_linear_scaling_is_said() {
+    let packed = Packed::made(&serde_json::json!({
+        "model_type": "llama", "vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 64, "rms_norm_eps": 1e-6,
+        "attention_bias": true, "mlp_bias": true, "rope_scaling": {"rope_type": "linear", "factor": 2.5},
+    }));
+    let source = crate::export::Source::open(&packed.packed).unwrap();
+    let path = packed.export("out", &Options::default()).unwrap();
+    let file = Gguf::open(&path).unwrap();
+    assert_eq!(file.metadata.text("llama.rope.scaling.type").unwrap(), Some("linear"));
+    assert_eq!(file.metadata.number("llama.rope.scaling.factor").unwrap(), Some(2.5));
+    let stored = |name: &str| -> Vec<f32> {
+        let (_, bytes) = file.tensor(name).unwrap();
+        bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+    };
+    let model = GgufModel::open(&path).unwrap();
+    assert_eq!(model.config, source.config);
+    for param in params(&source.config) {
+        let want = source.tensor(&param).unwrap().values().unwrap();
+        assert!(model.values(&param).unwrap() == want, "{}", param.name);
+        if param.name == "model.layers.1.self_attn.k_proj.bias" {
+            // Element 8 of a head of 16 follows element 0.
+            let k = stored("blk.1.attn_k.bias");
+            assert_eq!(k[..4], [want[0], want[8], want[1], want[9]]);
+            assert_eq!(k[16..18], [want[16], want[24]]);
+        }
+    }
+}

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use qat_quant::kernels::FloatType;
 use qat_quant::{Format, ScaleRule, Scales, pack};
-use serde_json::json;
+use serde_json::{Value as Json, json};
 
 use crate::export::{Export, Options, Target};
 use crate::files::{Activations, HfDir, PackedWriter, companions};
@@ -58,6 +58,23 @@ impl Packed {
                 }
                 None => writer.float(&param.name, FloatType::F32, &param.shape, &values).unwrap(),
             }
+        }
+        writer.finish().unwrap();
+        Self { folder, packed }
+    }
+
+    /// A float model of the shape `config` whose every number is another, without a tokenizer.
+    pub fn made(config: &Json) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let packed = folder.path().join("packed");
+        let mut writer = PackedWriter::create(&packed, config, &[], json!({})).unwrap();
+        let mut next = 0;
+        for Param { name, shape, .. } in params(&Config::from_json(config, Path::new("config.json")).unwrap())
+        {
+            let values: Vec<f32> =
+                (next..next + shape.iter().product::<usize>()).map(|n| n as f32 * 1e-3).collect();
+            next += values.len();
+            writer.float(&name, FloatType::F32, &shape, &values).unwrap();
         }
         writer.finish().unwrap();
         Self { folder, packed }
