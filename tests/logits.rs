@@ -33,10 +33,12 @@ fn the_likeliest_tokens_are_those_that_generate_writes() {
     for at in 2..14 {
         assert_eq!(ids[at + 1], top(&logits[at * VOCAB..(at + 1) * VOCAB]), "after token {at}");
     }
-    // The tokenizer has a token for each byte, in the order of the bytes.
+    // The tokenizer has a token for each byte, in the order of the bytes. Bytes that begin a character are held back until it ends.
     let text: Vec<u8> = ids[3..].iter().map(|id| *id as u8).collect();
     let said = shop.done("generate model --prompt abc --tokens 12 --device cpu --kv f32");
-    assert_eq!(said.out, format!("{}\n", String::from_utf8_lossy(&text)));
+    let text = String::from_utf8_lossy(&text);
+    let whole = text.trim_end_matches(char::REPLACEMENT_CHARACTER);
+    assert!(!whole.is_empty() && said.out == format!("{whole}\n"), "{text:?}, {said:?}");
 }
 
 #[test]
@@ -56,8 +58,10 @@ fn rounded_activations_change_the_numbers_of_a_packed_model() {
     shop.model("model");
     shop.done("export model --format qat --weights int4-g32 --out packed");
     let numbers = |inputs: &str| {
-        shop.done(&format!("logits packed --ids 1,2,3 --activations {inputs} --out {inputs} --device cpu"));
-        written(&shop, inputs).1
+        shop.done(&format!(
+            "logits packed --ids 1,2,3 --activations {inputs} --out {inputs}.safetensors --device cpu"
+        ));
+        written(&shop, &format!("{inputs}.safetensors")).1
     };
     assert_eq!(numbers("float"), numbers("model"), "rounded without training, it takes floats");
     assert_ne!(numbers("float"), numbers("int8"));
