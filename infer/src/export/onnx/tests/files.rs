@@ -83,6 +83,7 @@ fn tensors_begin_where_they_can_be_mapped() {
 #[test]
 fn angles_are_written_for_the_context_that_is_asked_for() {
     let mut stretched = config("llama", true);
+    stretched["max_position_embeddings"] = json!(256);
     stretched["rope_scaling"] = json!({
         "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
         "original_max_position_embeddings": 64,
