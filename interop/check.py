@@ -174,9 +174,11 @@ class Check:
                 continue
             try:
                 expected = tokenization.expectations(name, model)
-                wrong = tokenization.mismatches(ENCODERS[target.runtime](folder), expected)
+                differs = tokenization.mismatches(ENCODERS[target.runtime](folder), expected)
+                wrong = [each for each in differs if not tokenization.known(target.runtime, model, each[0])]
                 shown = "; ".join(f"{text!r}: {found} instead of {ids}" for text, ids, found in wrong[:1])
-                read = f"{len(expected) - len(wrong)}/{len(expected)} texts"
+                excused = f", {len(differs) - len(wrong)} known" if len(differs) > len(wrong) else ""
+                read = f"{len(expected) - len(differs)}/{len(expected)} texts{excused}"
                 self.rows.append((*what, target.runtime, "", "", "", read, "FAIL" if wrong else "pass", shown[:200]))
                 print(" | ".join(self.rows[-1]), file=sys.stderr, flush=True)
             except Exception as error:

@@ -124,7 +124,7 @@ def llama_cpp_encode(folder):
     import llama_cpp
 
     model = llama_cpp.Llama(str(next(Path(folder).glob("*.gguf"))), vocab_only=True, verbose=False)
-    return lambda text: model.tokenize(text.encode(), add_bos=False, special="<|" in text)
+    return lambda text: model.tokenize(text.encode(), add_bos=False, special=True)
 
 
 class OnnxRuntime:

@@ -4,6 +4,9 @@ Knows no weights. What is right: the ids of ../shared's vectors where there are 
 which qat uses.
 """
 
+import json
+import unicodedata
+
 from tokenizers import Tokenizer
 
 from models import SHARED
@@ -45,6 +48,19 @@ def expectations(name, folder):
     texts += [f"{one}user\nhi{other} {one}" for one, other in zip(special, special[1:] + special[:1])]
     own = [(text, tokenizer.encode(text, add_special_tokens=False).ids) for text in texts]
     return vectors(name) + own
+
+
+def known(runtime, folder, text):
+    """Whether the runtime has no means to read this text as the model's tokenizer does, whatever an export tells it."""
+    steps = json.loads((folder / "tokenizer.json").read_text())
+    if runtime not in ("llama.cpp", "onnxruntime"):
+        return False
+    # Neither has normal forms of Unicode.
+    if '"NFC"' in json.dumps(steps["normalizer"]) and unicodedata.normalize("NFC", text) != text:
+        return True
+    # To onnxruntime-genai a digit is decimal; to the step Digits of tokenizer.json, a half is one too.
+    individual = '"Digits"' in json.dumps(steps["pre_tokenizer"])
+    return runtime == "onnxruntime" and individual and any(c.isnumeric() and not c.isdecimal() for c in text)
 
 
 def mismatches(encode, expected):

@@ -3,10 +3,10 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use qat_fuzz::file;
+use qat_fuzz::{catch_panics, file};
 use qat_train::data::{Corpus, Source};
 
-fuzz_target!(|bytes: &[u8]| {
+fuzz_target!(init: catch_panics(), |bytes: &[u8]| {
     let Ok(corpus) = Corpus::new(vec![Source::Parquet(file("data.parquet", bytes))], None, None) else {
         return;
     };

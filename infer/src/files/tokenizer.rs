@@ -3,8 +3,10 @@
 //! Knows no text. Invariant: no id that the tokenizer gives is outside the model's vocabulary, and no text is cut
 //! or padded behind the caller's back.
 
+use std::fmt;
 use std::path::Path;
 
+use serde::de::IgnoredAny;
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
@@ -28,8 +30,12 @@ pub fn load_tokenizer(path: &Path, vocab_size: usize) -> Result<Tokenizer> {
 
 /// The same for the content `json` of a `tokenizer.json` that came from `path`.
 pub(crate) fn parse_tokenizer(path: &Path, json: &[u8], vocab_size: usize) -> Result<Tokenizer> {
-    let mut tokenizer = Tokenizer::from_bytes(json)
-        .map_err(|e| Error::file(path, format!("not a tokenizer.json of the tokenizers library: {e}")))?;
+    let refused = |e: &dyn fmt::Display| {
+        Error::file(path, format!("not a tokenizer.json of the tokenizers library: {e}"))
+    };
+    // The library takes it for granted that the parts are JSON, and panics where one isn't.
+    serde_json::from_slice::<IgnoredAny>(json).map_err(|e| refused(&e))?;
+    let mut tokenizer = Tokenizer::from_bytes(json).map_err(|e| refused(&e))?;
     let highest = tokenizer.get_vocab(true).into_values().max();
     let Some(highest) = highest else {
         return Err(Error::file(path, "has an empty vocabulary; use the tokenizer of the model"));
