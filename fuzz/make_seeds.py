@@ -7,7 +7,6 @@ The seeds are in the tree; this is how they came about.
 
 import hashlib
 import json
-import shutil
 import struct
 import subprocess
 import sys
@@ -120,7 +119,8 @@ def models(qat):
         put("packed", "both", packed + SEPARATOR + (folder / "bare" / "model.safetensors").read_bytes())
         put("mlx", "config", (folder / "mlx" / "config.json").read_bytes())
         put("mlx", "tensors", SEPARATOR + (folder / "mlx" / "model.safetensors").read_bytes())
-        put("gguf", "model", next((folder / "gguf").glob("*.gguf")).read_bytes())
+        for target in ("gguf", "gguf_tokenizer"):
+            put(target, "model", next((folder / "gguf").glob("*.gguf")).read_bytes())
 
 
 def texts():
@@ -168,7 +168,10 @@ def parquet():
 
 
 def main():
-    shutil.rmtree(SEEDS, ignore_errors=True)
+    # What fuzzing found (found-…) stays.
+    for path in SEEDS.rglob("*"):
+        if path.is_file() and not path.name.startswith("found-"):
+            path.unlink()
     models(sys.argv[1])
     hostile_safetensors()
     hostile_gguf()

@@ -6,7 +6,6 @@
 use std::fmt;
 use std::path::Path;
 
-use serde::de::IgnoredAny;
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
@@ -33,8 +32,8 @@ pub(crate) fn parse_tokenizer(path: &Path, json: &[u8], vocab_size: usize) -> Re
     let refused = |e: &dyn fmt::Display| {
         Error::file(path, format!("not a tokenizer.json of the tokenizers library: {e}"))
     };
-    // The library takes it for granted that the parts are JSON, and panics where one isn't.
-    serde_json::from_slice::<IgnoredAny>(json).map_err(|e| refused(&e))?;
+    // The library takes it for granted that the parts are JSON, strings and all, and panics where one isn't.
+    serde_json::from_slice::<Value>(json).map_err(|e| refused(&e))?;
     let mut tokenizer = Tokenizer::from_bytes(json).map_err(|e| refused(&e))?;
     let highest = tokenizer.get_vocab(true).into_values().max();
     let Some(highest) = highest else {

@@ -9,6 +9,7 @@ mod digest;
 mod documents;
 mod eval_text;
 mod jsonl;
+mod pages;
 mod parquet;
 mod permutation;
 mod source;

@@ -8,13 +8,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use parquet::basic::{Compression, ConvertedType, LogicalType, Type as Physical};
-use parquet::column::reader::{ColumnReader, ColumnReaderImpl};
+use parquet::column::reader::ColumnReaderImpl;
 use parquet::data_type::{ByteArray, ByteArrayType};
 use parquet::errors::ParquetError;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::schema::types::ColumnDescriptor;
 
 use super::documents::{Piece, Pieces};
+use super::pages::CheckedPages;
 use crate::{Error, Result};
 
 /// Rows taken at a time. They keep the pages they lie on in memory, so the number is small.
@@ -78,12 +79,9 @@ impl ParquetColumn {
             }
             let group = self.file.get_row_group(self.next_group)?;
             self.next_group += 1;
-            self.group = match group.get_column_reader(self.column)? {
-                ColumnReader::ByteArrayColumnReader(reader) => Some(reader),
-                _ => {
-                    return Err(ParquetError::General("the column is of another type in a row group".into()));
-                }
-            };
+            let pages = CheckedPages(group.get_column_page_reader(self.column)?);
+            let descriptor = group.metadata().column(self.column).column_descr_ptr();
+            self.group = Some(ColumnReaderImpl::new(descriptor, Box::new(pages)));
         }
     }
 }

@@ -89,6 +89,16 @@ fn a_tokenizer_larger_than_the_model_is_refused() {
 }
 
 #[test]
+fn a_tokenizer_with_a_mistake_in_its_decoder_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("tokenizer.json");
+    // Where this stands, the library panics.
+    std::fs::write(&path, r#"{"decoder": {"type": "ByteLevel" "use_regex": true}}"#).unwrap();
+    let text = message(&dir, load_tokenizer(&path, 3));
+    assert!(text.contains("expected `,` or `}` at line 1 column 34"), "{text}");
+}
+
+#[test]
 fn a_tokenizer_is_known_by_what_it_does_not_by_its_white_space() {
     let dir = TempDir::new().unwrap();
     let identity = |json: &serde_json::Value, pretty: bool| {

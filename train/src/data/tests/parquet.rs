@@ -202,3 +202,14 @@ fn damage_anywhere_is_an_error_or_other_text_but_never_a_panic() {
         }
     }
 }
+
+#[test]
+fn a_dictionary_that_claims_more_values_than_it_has_bytes_is_refused() {
+    let folder = Folder::new();
+    let seed = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/seeds/parquet/found-dictionary");
+    std::fs::copy(seed, folder.path().join("a.parquet")).unwrap();
+    let corpus = folder.corpus(&["a.parquet"], None);
+    let problem = corpus.documents().find_map(Result::err).unwrap().to_string();
+    // The library would make room for 29 GB.
+    assert!(problem.contains("a dictionary of ") && problem.contains("values in "), "{problem}");
+}

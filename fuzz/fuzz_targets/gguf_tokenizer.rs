@@ -1,0 +1,14 @@
+//! The tokenizer that the metadata of a GGUF file describe: what is made of them encodes.
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use qat_fuzz::file;
+use qat_infer::gguf::GgufModel;
+
+fuzz_target!(|bytes: &[u8]| {
+    let Ok(model) = GgufModel::open(&file("model.gguf", bytes)) else { return };
+    if let Ok(tokenizer) = model.tokenizer() {
+        let _ = tokenizer.encode("It's 42 ☕\n  naïve", true);
+    }
+});
