@@ -68,7 +68,7 @@ pub struct Export {
     /// A run of qat train, a packed model, a Hugging Face model directory or a GGUF file.
     #[arg(value_name = "MODEL")]
     pub from: PathBuf,
-    /// qat (packed), or the files of another runtime: hf (float values of the grid).
+    /// qat (packed), or the files of another runtime: mlx, gguf, ollama, bitnet, onnx, or hf (the values of the grid as floats).
     #[arg(long)]
     pub format: String,
     /// Round a float model's layers to this format, such as int4-g32.

@@ -254,7 +254,7 @@ pub struct Train {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Export {
-    /// `qat` (packed), or the files of a runtime: `hf`, …; or a list of such.
+    /// `qat` (packed), or the files of a runtime: `mlx`, `gguf`, `ollama`, `bitnet`, `onnx`, `hf`; or a list of such.
     pub format: OneOrMore,
     /// How floats that stay float are stored, `f32`, `f16` or `bf16`; without it as the format has them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
