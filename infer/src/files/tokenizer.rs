@@ -33,7 +33,8 @@ pub(crate) fn parse_tokenizer(path: &Path, json: &[u8], vocab_size: usize) -> Re
         Error::file(path, format!("not a tokenizer.json of the tokenizers library: {e}"))
     };
     // The library takes it for granted that the parts are JSON, strings and all, and panics where one isn't.
-    serde_json::from_slice::<Value>(json).map_err(|e| refused(&e))?;
+    let parts: Value = serde_json::from_slice(json).map_err(|e| refused(&e))?;
+    check_templates(&parts["post_processor"]).map_err(|problem| refused(&problem))?;
     let mut tokenizer = Tokenizer::from_bytes(json).map_err(|e| refused(&e))?;
     let highest = tokenizer.get_vocab(true).into_values().max();
     let Some(highest) = highest else {
@@ -52,6 +53,25 @@ pub(crate) fn parse_tokenizer(path: &Path, json: &[u8], vocab_size: usize) -> Re
         .with_truncation(None)
         .map_err(|e| Error::file(path, format!("truncation can't be switched off: {e}")))?;
     Ok(tokenizer)
+}
+
+/// Every template in the step `processor` names special tokens that it has, and the one text that there is: the library looks them
+/// up without asking.
+fn check_templates(processor: &Value) -> Result<(), String> {
+    let steps = processor["processors"].as_array();
+    steps.into_iter().flatten().try_for_each(check_templates)?;
+    for (form, texts) in [("single", &["A"][..]), ("pair", &["A", "B"])] {
+        for piece in processor[form].as_array().into_iter().flatten() {
+            let (token, text) = (&piece["SpecialToken"]["id"], &piece["Sequence"]["id"]);
+            if token.as_str().is_some_and(|id| processor["special_tokens"].get(id).is_none()) {
+                return Err(format!("its template names the special token {token}, which it lacks"));
+            }
+            if text.as_str().is_some_and(|id| !texts.contains(&id)) {
+                return Err(format!("its template for {form} texts has a text {text}"));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// SHA-256, in hex, of what the tokenizer does: two files that differ only in white space, or in the truncation and

@@ -126,3 +126,27 @@ fn a_digest_is_sha256_in_hex() {
         "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     );
 }
+
+#[test]
+fn a_template_of_what_is_not_there_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("tokenizer.json");
+    let refused = |single: &str| {
+        let template = format!(
+            r#"{{"type": "TemplateProcessing", "single": [{single}], "pair": [], "special_tokens": {{"<s>": {{"id": "<s>", "ids": [0], "tokens": ["<s>"]}}}}}}"#
+        );
+        let steps = format!(r#"{{"type": "Sequence", "processors": [{template}]}}"#);
+        let mut json: serde_json::Value = serde_json::from_str(&word_tokenizer(4)).unwrap();
+        json["post_processor"] = serde_json::from_str(&steps).unwrap();
+        std::fs::write(&path, json.to_string()).unwrap();
+        load_tokenizer(&path, 4).map(|_| ()).map_err(|e| e.to_string())
+    };
+    assert_eq!(
+        refused(r#"{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}"#),
+        Ok(())
+    );
+    let problem = refused(r#"{"SpecialToken": {"id": "</s>", "type_id": 0}}"#).unwrap_err();
+    assert!(problem.contains(r#"the special token "</s>", which it lacks"#), "{problem}");
+    let problem = refused(r#"{"Sequence": {"id": "B", "type_id": 0}}"#).unwrap_err();
+    assert!(problem.contains(r#"single texts has a text "B""#), "{problem}");
+}
