@@ -199,7 +199,7 @@ pub struct Logits {
     /// What the inputs of packed matrices are rounded to, head and all; or model: as the model says.
     #[arg(long, default_value = "model")]
     pub activations: Inputs,
-    /// The safetensors file to write: ids (I64 [tokens]) and logits (F32 [tokens, vocabulary]).
+    /// The safetensors file to write: ids (I64 `[tokens]`) and logits (F32 `[tokens, vocabulary]`).
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
     /// auto, cpu or metal.

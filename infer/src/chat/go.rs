@@ -4,7 +4,7 @@
 //! that are easily found again. A template whose text depends on anything else (the date, the contents, how many turns there
 //! were) is found out by further conversations, which both templates have to write alike; it then has no Go template here.
 //!
-//! Knows no files. Invariant: what [`derive`] gives writes every conversation of the probes as the Jinja template does.
+//! Knows no files. Invariant: what [`derive()`] gives writes every conversation of the probes as the Jinja template does.
 
 use std::borrow::Cow;
 
