@@ -52,7 +52,7 @@ TARGETS = [
     Target("mlx", "mlx-lm", [f"{affine}-bf16" for affine in AFFINE], "int8-affine-g64-bf16", noise=16),
     Target("gguf", "llama.cpp", ["int4-g32", "int8-g32", "ternary-g64", "ternary-g256"]),
     Target("gguf", "llama.cpp", ["ternary-g256"], options=("--tq1",)),
-    Target("onnx", "onnxruntime", ["int4-g32"], modes=("exact",)),
+    Target("onnx", "onnxruntime", ["int4-g32", "int8-g32", "ternary-g64", "ternary-g256", "ternary-tensor"], modes=("exact",)),
     Target("ollama", "llama.cpp", ["int4-g32"], modes=("exact",)),
     Target("bitnet", "transformers", ["ternary-tensor"], "float", "int8", modes=("as shipped",)),
 ]
