@@ -202,7 +202,7 @@ impl LogitsGradient for KernelGradient {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::check::{assert_close, bits, flat, uniform};
+    use crate::ops::check::{bits, uniform};
     use candle_core::Var;
 
     #[test]
