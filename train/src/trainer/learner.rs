@@ -12,9 +12,9 @@ use super::{
 };
 use crate::{
     Result,
-    adamw::AdamW,
     data::Batch,
     exec::RopeTable,
+    optim::Optimizer,
     recipe::{Plan, TeacherPlan},
     schedule,
     student::{Floats, Quantization, Student},
@@ -25,7 +25,7 @@ pub(super) struct Learner {
     pub student: Student,
     teacher: Teacher,
     rope: RopeTable,
-    pub optimizer: AdamW,
+    pub optimizer: Optimizer,
 }
 
 impl Learner {
@@ -42,7 +42,7 @@ impl Learner {
             TeacherPlan::Latent => Teacher::Latent,
             TeacherPlan::Model(_) => Teacher::frozen(teacher, ctx, device)?,
         };
-        let optimizer = AdamW::new(plan.optim.clone(), student.variables())?;
+        let optimizer = Optimizer::new(plan.optim.clone(), student.variables())?;
         Ok(Self { student, teacher, rope, optimizer })
     }
 

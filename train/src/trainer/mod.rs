@@ -101,7 +101,7 @@ pub fn train(job: &Job, report: &mut dyn FnMut(Event), stop: &AtomicBool) -> Res
     Ok(Outcome::Finished)
 }
 
-/// One optimizer step: gradients of `accumulate` micro-batches, then AdamW.
+/// One optimizer step: gradients of `accumulate` micro-batches, then the optimizer.
 fn take_step(job: &Job, run: &mut Prepared) -> Result<(Sums, f64)> {
     let plan = job.plan;
     let settings = &plan.recipe.train;
