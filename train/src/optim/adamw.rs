@@ -8,15 +8,16 @@ use super::clip::Clip;
 use crate::{
     Error, Result,
     ops::{
-        Floats, for_each_chunk, in_place,
-        metal::{Bind, Grid, Library, Path, Work, library, path, word},
+        Floats, for_each_chunk,
+        gpu::{Bind, Grid, Library, Path, Work, library, path, word},
+        in_place,
     },
     recipe::OptimPlan,
     student::Kind,
 };
 
 const NAME: &str = "adamw";
-const LIBRARY: Library = library!("adamw", "../ops/metal/common.metal", "adamw.metal");
+const LIBRARY: Library = library!("adamw", "../ops/gpu/common.metal", "adamw.metal");
 
 /// Running means of a variable's gradient and of its square.
 #[derive(Debug)]
@@ -100,8 +101,8 @@ impl Numbers {
 pub(super) fn step(updates: &[Update], clip: &Clip) -> Result<()> {
     let Some(first) = updates.first() else { return Ok(()) };
     match path(first.value.device()) {
-        Path::Metal => with_kernels(updates, clip),
-        Path::Cpu | Path::Composed => updates.iter().try_for_each(|update| on_cpu(update, clip)),
+        Path::Kernels => with_kernels(updates, clip),
+        Path::Cpu => updates.iter().try_for_each(|update| on_cpu(update, clip)),
     }
 }
 

@@ -10,15 +10,15 @@ use super::of_grid;
 use crate::{
     Result,
     ops::{
-        Floats, lanes,
-        metal::{Bind, Grid, Library, Path, Work, library, path, word},
-        rows_per_chunk,
+        Floats,
+        gpu::{Bind, Grid, Library, Path, Work, library, path, word},
+        lanes, rows_per_chunk,
     },
     student::{Kind, Variable},
 };
 
 const NAME: &str = "clip";
-const LIBRARY: Library = library!("clip", "../ops/metal/common.metal", "clip.metal");
+const LIBRARY: Library = library!("clip", "../ops/gpu/common.metal", "clip.metal");
 
 /// Elements that one threadgroup sums.
 const CHUNK: usize = 16 * 1024;
@@ -33,7 +33,7 @@ impl Clip {
     /// The device is out of memory.
     pub fn measure(variables: &[Variable], gradients: &[Tensor], limit: Option<f64>) -> Result<Self> {
         let device = gradients.first().map_or(&candle_core::Device::Cpu, Tensor::device);
-        if path(device) == Path::Metal {
+        if path(device) == Path::Kernels {
             return Ok(Self(with_kernels(variables, gradients, limit)?));
         }
         let mut squares = [0f64; 2];

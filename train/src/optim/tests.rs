@@ -6,7 +6,7 @@ use super::*;
 use crate::{
     ops::{
         check::uniform,
-        metal::host::{self, Care},
+        gpu::host::{self, Care},
     },
     recipe::{MuonPlan, Schedule},
 };

@@ -15,7 +15,7 @@ use crate::{
     loss::Divergence,
     ops::{
         Gradient,
-        metal::host::{self, Care},
+        gpu::host::{self, Care},
     },
     recipe::{LossPlan, Rules},
     student::{Quantization, Student},
