@@ -69,6 +69,24 @@ impl Choice {
     }
 }
 
+impl Opened {
+    /// Bytes of a GPU's own memory that are taken at this moment, by whomever; none where tensors are in the process's memory.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn memory_taken(&self) -> Result<Option<u64>> {
+        match &self.device {
+            #[cfg(feature = "cuda")]
+            Device::Cuda(device) => {
+                let (free, total) =
+                    device.cuda_stream().context().mem_get_info().map_err(candle_core::Error::wrap)?;
+                Ok(Some((total - free) as u64))
+            }
+            _ => Ok(None),
+        }
+    }
+}
+
 /// What `auto` stands for, and why.
 fn preferred(metal: std::result::Result<(), &str>, cuda: bool) -> (Choice, String) {
     match metal {

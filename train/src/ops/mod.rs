@@ -37,7 +37,7 @@ pub use swiglu::swiglu;
 
 pub(crate) use linear::gradients as linear_gradients;
 
-pub(crate) use cpu::{Floats, blend, floats, floats_out, for_each_chunk, rows_per_chunk};
+pub(crate) use cpu::{Floats, blend, floats, floats_out, for_each_chunk, in_place, rows_per_chunk};
 
 #[cfg(test)]
 mod tests {

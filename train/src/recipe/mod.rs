@@ -11,7 +11,7 @@ use std::path::Path;
 
 use serde::Deserialize as _;
 
-pub use plan::{EvalPlan, ExportPlan, LossPlan, OptimPlan, Origin, Plan, Schedule, TeacherPlan};
+pub use plan::{EvalPlan, ExportPlan, LossPlan, MuonPlan, OptimPlan, Origin, Plan, Schedule, TeacherPlan};
 pub use raw::Recipe;
 pub use rules::{Choice, Rules};
 
@@ -217,6 +217,8 @@ batch = 2
             ("quant.weights=int5-g32", "quant.weights"),
             ("quant.overrides.model.layers.0.*=int9", "quant.overrides.\"model.layers.0.*\""),
             ("optim.schedule=linear", "optim.schedule = \"linear\": want cosine, wsd or constant"),
+            ("optim.kind=sgd", "optim.kind = \"sgd\": want adamw or muon"),
+            ("optim.momentum=1.0", "optim.momentum = 1.0: want a number from 0 to below 1"),
             ("optim.lr=-1.0", "optim.lr = -1: want a finite number above 0"),
             ("loss.forward_kl=0.0", "[loss]: every weight is 0"),
             ("data.held_out=0.9", "data.held_out = 0.9: want more than 0 and at most 0.5"),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use candle_core::Tensor;
 use qat_infer::files::Activations;
 use qat_quant::{Format, ScaleRule};
 use rand::{Rng as _, SeedableRng as _};
@@ -18,7 +19,7 @@ use crate::{
     },
     recipe::{LossPlan, Rules},
     student::{Quantization, Student},
-    trainer::teacher::Teacher,
+    trainer::{objective::Objective, teacher::Teacher},
 };
 
 const CTX: usize = 8;
