@@ -38,41 +38,27 @@ impl Teacher {
         Ok(Self::Frozen { decoder: Box::new(decoder), rope })
     }
 
-    /// Logits `[batch · ctx, vocab]` without a gradient; none where there is no teacher.
+    /// What its logits `[batch · ctx, vocab]` are a product of, outside any graph; none where there is no teacher.
     ///
     /// # Errors
     /// The device is out of memory.
-    pub fn logits(
+    pub fn head(
         &self,
         student: &Student,
         student_rope: &RopeTable,
         ids: &[u32],
         ctx: usize,
-    ) -> Result<Option<Tensor>> {
-        match self {
-            Self::None => Ok(None),
-            Self::Latent => logits(&student.decoder(None)?, student_rope, ids, ctx).map(|l| Some(l.detach())),
-            Self::Frozen { decoder, rope } => logits(decoder, rope, ids, ctx).map(Some),
-        }
+    ) -> Result<Option<Head>> {
+        let found = match self {
+            Self::None => return Ok(None),
+            Self::Latent => head(&student.decoder(None)?, student_rope, ids, ctx)?,
+            Self::Frozen { decoder, rope } => head(decoder, rope, ids, ctx)?,
+        };
+        Ok(Some(Head { input: found.input.detach(), weight: found.weight.detach() }))
     }
 }
 
-/// Logits of windows of `ctx` tokens, one after the other in `ids`.
-///
-/// # Errors
-/// The device is out of memory.
-pub fn logits(
-    decoder: &Decoder<Matrix, Tensor>,
-    rope: &RopeTable,
-    ids: &[u32],
-    ctx: usize,
-) -> Result<Tensor> {
-    let mut exec = TrainExec::new(ids.len() / ctx, ctx, rope);
-    let hidden = decoder.forward(&mut exec, ids)?;
-    decoder.logits(&mut exec, &hidden)
-}
-
-/// What those logits are a product of.
+/// What the logits of windows of `ctx` tokens, one after the other in `ids`, are a product of.
 ///
 /// # Errors
 /// The device is out of memory.
