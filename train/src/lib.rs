@@ -15,6 +15,7 @@ pub mod ops;
 pub mod recipe;
 pub mod schedule;
 pub mod student;
+pub mod teacher_cache;
 #[cfg(test)]
 mod tiny;
 pub mod trainer;

@@ -1,7 +1,7 @@
 //! Losses behind a large vocabulary never hold tokens × vocabulary. Alone in its process, because it counts all there is.
 
 use candle_core::{DType, Device, Tensor, Var};
-use qat_train::loss::{Answers, Divergence, Head, Term};
+use qat_train::loss::{Answers, Divergence, Head, Reference, Term};
 
 #[global_allocator]
 static HEAP: dhat::Alloc = dhat::Alloc;
@@ -23,7 +23,7 @@ fn losses_and_their_gradients_take_a_few_chunks_of_logits_and_never_all() {
     let [input, weight] = [input, weight].map(|t| Var::from_tensor(&t).expect("a variable"));
     let head = Head { input: input.as_tensor().clone(), weight: weight.as_tensor().clone() };
     let text = vec![7; TOKENS];
-    let answers = Answers { text: &text, teacher: Some(&teacher), temperature: 1.0 };
+    let answers = Answers { text: &text, teacher: Reference::Head(&teacher), temperature: 1.0 };
     let terms = [(Term::CrossEntropy, 0.5), (Term::Divergence(Divergence::ForwardKl), 1.0)];
 
     let profiler = dhat::Profiler::builder().testing().build();

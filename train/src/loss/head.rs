@@ -7,7 +7,7 @@
 
 use candle_core::{DType, Result, Tensor};
 
-use super::{NAME, Rows, Term, evaluate};
+use super::{NAME, Rows, Term, TopRows, buckets::evaluate_top, evaluate};
 use crate::ops::{
     accumulate, linear, linear_gradients,
     metal::{Backward, attach},
@@ -28,9 +28,20 @@ pub struct Answers<'a> {
     /// The next token, one a row; read by [`Term::CrossEntropy`].
     pub text: &'a [u32],
     /// Whose predictions are the target of [`Term::Divergence`]; gets no gradient.
-    pub teacher: Option<&'a Head>,
+    pub teacher: Reference<'a>,
     /// Temperature τ of the divergences.
     pub temperature: f32,
+}
+
+/// A teacher's predictions.
+#[derive(Debug, Clone, Copy)]
+pub enum Reference<'a> {
+    /// There are none.
+    None,
+    /// All of them.
+    Head(&'a Head),
+    /// Those of its most probable tokens.
+    Top(&'a TopRows),
 }
 
 /// Losses of a head.
@@ -40,6 +51,33 @@ pub struct Losses {
     pub total: Tensor,
     /// The sum of each term over the rows, in nats, outside the graph; `[terms]`.
     pub sums: Tensor,
+}
+
+impl Answers<'_> {
+    /// The losses of `logits`, those of the rows from `start` on.
+    fn evaluate(
+        &self,
+        logits: &Tensor,
+        start: usize,
+        terms: &[(Term, f64)],
+        with_gradient: bool,
+    ) -> Result<(Tensor, Option<Tensor>)> {
+        let (len, temperature) = (logits.dim(0)?, self.temperature);
+        let text = self.text.get(start..start + len).unwrap_or_default();
+        let teacher = match self.teacher {
+            Reference::None => None,
+            Reference::Head(teacher) => Some(teacher.outside().logits(start, len)?),
+            Reference::Top(top) => {
+                return evaluate_top(
+                    logits,
+                    terms,
+                    (text, &top.narrow(start, len)?, temperature),
+                    with_gradient,
+                );
+            }
+        };
+        evaluate(logits, terms, &Rows { text, teacher: teacher.as_ref(), temperature }, with_gradient)
+    }
 }
 
 impl Head {
@@ -58,6 +96,15 @@ impl Head {
     pub fn scores(&self, terms: &[Term], answers: &Answers) -> Result<Tensor> {
         let terms: Vec<(Term, f64)> = terms.iter().map(|term| (*term, 1.0)).collect();
         Ok(self.walk(self.rows_at_once()?, &terms, answers, false)?.sums)
+    }
+
+    /// Gives `f` the logits of all rows, outside any graph, some rows at a time.
+    ///
+    /// # Errors
+    /// The first that `f` gives; a device out of memory.
+    pub fn for_logits(&self, f: &mut dyn FnMut(&Tensor) -> crate::Result<()>) -> crate::Result<()> {
+        let (rows, n, head) = (self.rows_at_once()?, self.input.dim(0)?, self.outside());
+        (0..n).step_by(rows).try_for_each(|start| f(&head.logits(start, rows.min(n - start))?))
     }
 
     fn losses_by(&self, rows: usize, terms: &[(Term, f64)], answers: &Answers) -> Result<Losses> {
@@ -80,20 +127,14 @@ impl Head {
         if terms.iter().any(|(term, _)| *term == Term::CrossEntropy) && answers.text.len() != n {
             candle_core::bail!("{NAME}: text: want {n} ids, one a row, found {}", answers.text.len());
         }
-        let (student, teacher) = (self.outside(), answers.teacher.map(Self::outside));
-        let mut walk = Walk {
-            sums: Tensor::zeros(terms.len(), DType::F32, self.input.device())?,
-            input: Vec::new(),
-            weight: None,
-        };
+        let student = self.outside();
+        let sums = Tensor::zeros(terms.len(), DType::F32, self.input.device())?;
+        let mut walk = Walk { sums, input: Vec::new(), weight: None };
         for start in (0..n).step_by(rows) {
             let len = rows.min(n - start);
             let input = student.input.narrow(0, start, len)?;
-            let theirs = teacher.as_ref().map(|teacher| teacher.logits(start, len)).transpose()?;
-            let text = answers.text.get(start..start + len).unwrap_or_default();
-            let against = Rows { text, teacher: theirs.as_ref(), temperature: answers.temperature };
-            let (sums, gradient) =
-                evaluate(&linear(&input, &student.weight)?, terms, &against, with_gradient)?;
+            let logits = linear(&input, &student.weight)?;
+            let (sums, gradient) = answers.evaluate(&logits, start, terms, with_gradient)?;
             walk.sums = (walk.sums + sums)?;
             if let Some(gradient) = gradient {
                 walk.add(linear_gradients(&input, &student.weight, &gradient)?)?;
@@ -198,7 +239,7 @@ mod tests {
         }
 
         fn answers(&self) -> Answers<'_> {
-            Answers { text: &TEXT, teacher: Some(&self.teacher), temperature: 2.0 }
+            Answers { text: &TEXT, teacher: Reference::Head(&self.teacher), temperature: 2.0 }
         }
 
         /// A quarter of the loss and its gradients, with `rows` at a time.

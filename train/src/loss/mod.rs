@@ -8,14 +8,16 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod buckets;
 mod cross_entropy;
 mod divergence;
 mod head;
 mod kernels;
 mod rows;
 
+pub use buckets::TopRows;
 pub use divergence::Divergence;
-pub use head::{Answers, Head, Losses};
+pub use head::{Answers, Head, Losses, Reference};
 
 use candle_core::{Result, Tensor};
 
@@ -113,8 +115,12 @@ mod tests {
     use crate::ops::check::{bits, uniform};
     use candle_core::{DType, Device};
 
-    /// The sum of `term` over the rows of `logits`, in the graph of `logits`.
-    pub(super) fn sum_of(logits: &Tensor, term: Term, against: &Rows) -> Result<Tensor> {
+    /// What [`evaluate`] found for `terms`, as a scalar in the graph of `logits`.
+    pub(super) fn attached(
+        logits: &Tensor,
+        (sums, gradient): (Tensor, Option<Tensor>),
+        terms: &[(Term, f64)],
+    ) -> Result<Tensor> {
         struct Gradient(Tensor);
         impl crate::ops::metal::Backward for Gradient {
             const NAME: &'static str = NAME;
@@ -123,9 +129,15 @@ mod tests {
                 Ok(vec![Some(self.0.broadcast_mul(grad)?)])
             }
         }
-        let (sums, gradient) = evaluate(&logits.detach(), &[(term, 1.0)], against, true)?;
-        let gradient = Gradient(gradient.expect("was asked for"));
-        crate::ops::metal::attach(sums.squeeze(0)?, &[logits], gradient)
+        let factors: Vec<f32> = terms.iter().map(|(_, factor)| *factor as f32).collect();
+        let total = (sums * Tensor::new(factors, logits.device())?)?.sum_all()?;
+        crate::ops::metal::attach(total, &[logits], Gradient(gradient.expect("was asked for")))
+    }
+
+    /// The sum of `term` over the rows of `logits`, in the graph of `logits`.
+    pub(super) fn sum_of(logits: &Tensor, term: Term, against: &Rows) -> Result<Tensor> {
+        let terms = [(term, 1.0)];
+        attached(logits, evaluate(&logits.detach(), &terms, against, true)?, &terms)
     }
 
     #[test]
@@ -173,7 +185,7 @@ mod tests {
                 &x,
                 Term::Divergence(Divergence::Jsd { beta: 0.0 }),
                 with(&x),
-                "beta: want a number strictly between 0 and 1",
+                "Jsd { beta: 0.0 }: want a number strictly between 0 and 1",
             ),
         ] {
             let message = evaluate(logits, &[(term, 1.0)], &against, true).unwrap_err().to_string();

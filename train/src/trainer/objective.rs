@@ -6,12 +6,12 @@ use std::collections::BTreeMap;
 
 use candle_core::Tensor;
 
-use super::teacher::{Teacher, head};
+use super::teacher::{Predictions, Teacher, head};
 use crate::{
     Error, Result,
     data::Batch,
     exec::RopeTable,
-    loss::{Answers, Divergence, Head, Losses, Term},
+    loss::{Answers, Divergence, Losses, Term},
     ops::accumulate,
     recipe::LossPlan,
     student::{Student, Variable},
@@ -43,6 +43,8 @@ fn name(term: Term) -> &'static str {
         Term::Divergence(Divergence::ForwardKl) => "forward_kl",
         Term::Divergence(Divergence::ReverseKl) => "reverse_kl",
         Term::Divergence(Divergence::Jsd { .. }) => "jsd",
+        Term::Divergence(Divergence::SkewKl { .. }) => "skew_kl",
+        Term::Divergence(Divergence::SkewReverseKl { .. }) => "skew_reverse_kl",
     }
 }
 
@@ -73,10 +75,10 @@ impl Objective<'_> {
         gradients: &mut Vec<Tensor>,
     ) -> Result<Sums> {
         // The teacher first: nothing of the student's is in memory meanwhile.
-        let teacher = self.teacher_head(student, batch)?;
+        let teacher = self.predictions(student, batch)?;
         let head = head(&student.decoder(Some(lambda))?, self.rope, &batch.inputs, self.ctx)?;
         let terms = self.terms();
-        let Losses { total, sums } = head.losses(&terms, &self.answers(batch, teacher.as_ref()))?;
+        let Losses { total, sums } = head.losses(&terms, &self.answers(batch, &teacher))?;
         drop((head, teacher));
         let mut store = (total / step_tokens as f64)?.backward()?;
         for (index, variable) in student.variables().iter().enumerate() {
@@ -98,18 +100,20 @@ impl Objective<'_> {
         text.into_iter().chain(divergences).collect()
     }
 
-    fn teacher_head(&self, student: &Student, batch: &Batch) -> Result<Option<Head>> {
+    fn predictions(&self, student: &Student, batch: &Batch) -> Result<Predictions> {
         if self.plan.divergences.is_empty() {
-            return Ok(None);
+            return Ok(Predictions::None);
         }
-        self.teacher.head(student, self.rope, &batch.inputs, self.ctx)
+        self.teacher.predictions(student, self.rope, batch)
     }
 
-    fn answers<'b>(&self, batch: &'b Batch, teacher: Option<&'b Head>) -> Answers<'b> {
-        Answers { text: &batch.targets, teacher, temperature: self.plan.temperature as f32 }
+    fn answers<'b>(&self, batch: &'b Batch, teacher: &'b Predictions) -> Answers<'b> {
+        let temperature = self.plan.temperature as f32;
+        Answers { text: &batch.targets, teacher: teacher.reference(), temperature }
     }
 
-    /// Cross entropy and, where there is a teacher, KL(teacher ‖ student) of held-out windows, on the grid that would ship.
+    /// Cross entropy and, where there is a teacher, KL(teacher ‖ student) of held-out windows, on the grid that would ship. Of a teacher
+    /// with a cache, the KL over its most probable tokens and the rest, which is never more than over all.
     ///
     /// # Errors
     /// The device is out of memory.
@@ -122,10 +126,10 @@ impl Objective<'_> {
         let (mut scores, mut tokens) = ([0.0; 2], 0usize);
         let terms = [Term::CrossEntropy, Term::Divergence(Divergence::ForwardKl)];
         let terms = if matches!(self.teacher, Teacher::None) { &terms[..1] } else { &terms };
-        for batch in batches {
-            let theirs = self.teacher.head(student, self.rope, &batch.inputs, self.ctx)?;
+        for (index, batch) in batches.enumerate() {
+            let theirs = self.teacher.valid_predictions(student, self.rope, (index, batch))?;
             let ours = head(&decoder, self.rope, &batch.inputs, self.ctx)?;
-            let answers = Answers { temperature: 1.0, ..self.answers(batch, theirs.as_ref()) };
+            let answers = Answers { temperature: 1.0, ..self.answers(batch, &theirs) };
             let sums = ours.scores(terms, &answers)?.to_vec1::<f32>()?;
             scores.iter_mut().zip(sums).for_each(|(score, sum)| *score += f64::from(sum));
             tokens += batch.targets.len();

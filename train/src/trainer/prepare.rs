@@ -74,15 +74,23 @@ impl Prepared {
         let (train, valid) = tokens(job, &source, vocab, report, stop)?;
         let teacher_floats = teacher_floats(plan, &source)?;
         let ctx = plan.recipe.data.ctx;
-        let batches = Batches::new(train, ctx, plan.recipe.train.batch, plan.recipe.seed)?;
+        let mut batches = Batches::new(train, ctx, plan.recipe.train.batch, plan.recipe.seed)?;
+        let all = batches.windows_per_epoch();
+        if plan.cache.is_some() {
+            let settings = &plan.recipe.train;
+            batches = batches.fixed((settings.steps * settings.accumulate * settings.batch) as u64);
+        }
+        let valid = valid_batches(valid, plan)?;
         let floats = prune_student(&source.floats, plan, &batches, &job.device)?;
         let student = Student::new(&floats, Quantization::of(plan), &job.device)?;
         let rope = RopeTable::new(&qat_infer::model::Rope::new(&student.config), ctx, &job.device)?;
-        let teacher = match (&plan.teacher, teacher_floats) {
+        let of_teacher = teacher_floats.as_ref().unwrap_or(&source.floats);
+        let teacher = match (&plan.teacher, &plan.cache) {
             (TeacherPlan::None, _) => Teacher::None,
             (TeacherPlan::Latent, _) => Teacher::Latent,
-            (TeacherPlan::Model(_), floats) => {
-                Teacher::frozen(floats.as_ref().unwrap_or(&source.floats), ctx, &job.device)?
+            (TeacherPlan::Model(_), None) => Teacher::frozen(of_teacher, ctx, &job.device)?,
+            (TeacherPlan::Model(_), Some(cache)) => {
+                Teacher::cached((job, cache), of_teacher, (&batches, all), &valid, report, stop)?
             }
         };
         let mut optimizer = AdamW::new(plan.optim.clone(), student.variables())?;
@@ -105,7 +113,7 @@ impl Prepared {
             tokens_per_step: plan.recipe.train.batch * plan.recipe.train.accumulate * ctx,
         });
         Ok(Self {
-            valid: valid_batches(valid, plan)?,
+            valid,
             log: Log::open(job.out, step)?,
             saved: found.map(|c| c.state.step),
             steps_above: 0,

@@ -55,6 +55,7 @@ impl Bench {
                 targets: ids[..ROWS * CTX].to_vec(),
                 rows: ROWS,
                 context: CTX,
+                windows: Vec::new(),
             },
         }
     }
