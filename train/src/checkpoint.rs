@@ -16,7 +16,7 @@ use qat_infer::files::{StagedDir, sha256_hex};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::{Error, Result, adamw::AdamW, data::Cursor, recipe::Recipe, student::Variable};
+use crate::{Error, Result, data::Cursor, optim::Optimizer, recipe::Recipe, student::Variable};
 
 const MODEL: &str = "model.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
@@ -71,7 +71,7 @@ impl Checkpoints {
         &self,
         mut state: State,
         variables: &[Variable],
-        optimizer: &AdamW,
+        optimizer: &Optimizer,
         keep: usize,
     ) -> Result<PathBuf> {
         fs::create_dir_all(&self.dir).map_err(|e| Error::io("cannot create", &self.dir, e))?;
@@ -149,7 +149,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// A tensor that is missing or has another shape.
-    pub fn restore(&self, variables: &[Variable], optimizer: &mut AdamW) -> Result<()> {
+    pub fn restore(&self, variables: &[Variable], optimizer: &mut Optimizer) -> Result<()> {
         self.restore_variables(variables)?;
         let moments = self.tensors(OPTIMIZER)?;
         optimizer.restore(variables, |name, like| take(&self.path, &moments, name, like), self.state.step)

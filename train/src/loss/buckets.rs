@@ -11,12 +11,12 @@ use rayon::prelude::*;
 
 use super::{NAME, Rows, Term, evaluate};
 use crate::ops::{
-    Floats, lanes,
-    metal::{Bind, Grid, Library, Path, Work, library, path, word},
-    rows_per_chunk,
+    Floats,
+    gpu::{Bind, Grid, Library, Path, Work, library, path, word},
+    lanes, rows_per_chunk,
 };
 
-const LIBRARY: Library = library!("buckets", "../ops/metal/common.metal", "buckets.metal");
+const LIBRARY: Library = library!("buckets", "../ops/gpu/common.metal", "buckets.metal");
 
 /// The rest's share of a softmax is taken to be at least e^−80, so that its logarithm stays finite.
 const LEAST: f32 = 1.804_851_4e-35;
@@ -96,7 +96,7 @@ impl<'a> Buckets<'a> {
         }
         let [logs, kept] = match path(logits.device()) {
             Path::Cpu => gather_on_cpu(logits, ids, sharpness)?,
-            _ => {
+            Path::Kernels => {
                 let mut work = Work::default();
                 let (logs, kept) = (work.output((n, k + 1)), work.output((n, 2)));
                 let binds = [Bind::Input(0), Bind::Input(1), Bind::Output(logs), Bind::Output(kept)];
@@ -236,7 +236,7 @@ mod tests {
         loss::{Divergence, tests::attached},
         ops::{
             check::{assert_close, assert_matches, flat, uniform},
-            metal::host::{self, Care},
+            gpu::host::{self, Care},
         },
     };
 

@@ -3,10 +3,10 @@
 use candle_core::{Result, Tensor};
 
 use super::kernels::RowKernels;
+use crate::ops::gpu::{Library, library, word};
 use crate::ops::lanes;
-use crate::ops::metal::{Library, library, word};
 
-const LIBRARY: Library = library!("cross_entropy", "../ops/metal/common.metal", "cross_entropy.metal");
+const LIBRARY: Library = library!("cross_entropy", "../ops/gpu/common.metal", "cross_entropy.metal");
 
 /// The loss of one row, in nats. Its gradient, softmax(x) less one at the `target`, unless `gradient` is empty.
 #[inline(always)]
@@ -40,7 +40,7 @@ mod tests {
     use super::super::{Rows, Term, tests::sum_of};
     use super::*;
     use crate::ops::check::{assert_matches, uniform};
-    use crate::ops::metal::host::{self, Care};
+    use crate::ops::gpu::host::{self, Care};
     use candle_core::{Device, Var};
 
     fn cross_entropy(logits: &Tensor, text: &[u32]) -> Result<Tensor> {

@@ -7,10 +7,10 @@
 use candle_core::{Result, Tensor};
 
 use super::{NAME, kernels::RowKernels};
+use crate::ops::gpu::{Library, library, word};
 use crate::ops::lanes;
-use crate::ops::metal::{Library, library, word};
 
-const LIBRARY: Library = library!("divergence", "../ops/metal/common.metal", "divergence.metal");
+const LIBRARY: Library = library!("divergence", "../ops/gpu/common.metal", "divergence.metal");
 
 /// Buffers of `vocab` floats that a row needs besides its gradient.
 pub(super) const SCRATCH: usize = 3;
@@ -200,7 +200,7 @@ mod tests {
     use super::super::{Rows, Term, tests::sum_of};
     use super::*;
     use crate::ops::check::{assert_matches, flat, uniform};
-    use crate::ops::metal::host::{self, Care};
+    use crate::ops::gpu::host::{self, Care};
     use candle_core::{DType, Device, Var};
 
     const KINDS: [Divergence; 6] = [

@@ -9,8 +9,9 @@ use candle_core::{DType, Result, Tensor};
 
 use super::{NAME, Rows, Term, TopRows, buckets::evaluate_top, evaluate};
 use crate::ops::{
-    accumulate, linear, linear_gradients,
-    metal::{Backward, attach},
+    accumulate,
+    gpu::{Backward, attach},
+    linear, linear_gradients,
 };
 
 /// What logits are a product of.
@@ -207,7 +208,7 @@ mod tests {
         loss::{Divergence, tests::sum_of},
         ops::{
             check::{assert_close, flat, uniform},
-            metal::host::{self, Care},
+            gpu::host::{self, Care},
         },
     };
 

@@ -4,7 +4,7 @@
 use candle_core::{Error, Result, Tensor};
 
 use super::{NAME, Rows, Term, cross_entropy, divergence};
-use crate::ops::metal::{Bind, Grid, Library, SUM, Work, word};
+use crate::ops::gpu::{Bind, Grid, Library, SUM, Work, word};
 
 /// A loss as a pair of kernels.
 pub(super) struct RowKernels {

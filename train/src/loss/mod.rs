@@ -21,7 +21,7 @@ pub use head::{Answers, Head, Losses, Reference};
 
 use candle_core::{Result, Tensor};
 
-use crate::ops::metal::{Path, path};
+use crate::ops::gpu::{Path, path};
 
 const NAME: &str = "loss";
 
@@ -59,7 +59,7 @@ pub(crate) fn evaluate(
     check(logits, terms, against)?;
     match path(logits.device()) {
         Path::Cpu => rows::evaluate(logits, terms, against, with_gradient),
-        _ => kernels::evaluate(logits, terms, against, with_gradient),
+        Path::Kernels => kernels::evaluate(logits, terms, against, with_gradient),
     }
 }
 
@@ -122,7 +122,7 @@ mod tests {
         terms: &[(Term, f64)],
     ) -> Result<Tensor> {
         struct Gradient(Tensor);
-        impl crate::ops::metal::Backward for Gradient {
+        impl crate::ops::gpu::Backward for Gradient {
             const NAME: &'static str = NAME;
 
             fn backward(&self, _: &[&Tensor], _: &Tensor, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
@@ -131,7 +131,7 @@ mod tests {
         }
         let factors: Vec<f32> = terms.iter().map(|(_, factor)| *factor as f32).collect();
         let total = (sums * Tensor::new(factors, logits.device())?)?.sum_all()?;
-        crate::ops::metal::attach(total, &[logits], Gradient(gradient.expect("was asked for")))
+        crate::ops::gpu::attach(total, &[logits], Gradient(gradient.expect("was asked for")))
     }
 
     /// The sum of `term` over the rows of `logits`, in the graph of `logits`.

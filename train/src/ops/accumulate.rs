@@ -4,11 +4,11 @@
 
 use candle_core::{CpuStorage, Error, InplaceOp2, Layout, Result, Tensor};
 
-use super::metal::{Bind, Grid, Library, Path, Work, library, path, word};
+use super::gpu::{Bind, Grid, Library, Path, Work, library, path, word};
 use super::{floats, for_each_chunk, lanes};
 
 const NAME: &str = "accumulate";
-const LIBRARY: Library = library!("accumulate", "metal/common.metal", "accumulate.metal");
+const LIBRARY: Library = library!("accumulate", "gpu/common.metal", "accumulate.metal");
 
 /// Adds `x` to `sum`, of the same shape, in place: whoever else holds the storage of `sum` sees it change.
 ///
@@ -57,7 +57,7 @@ impl InplaceOp2 for Accumulate {
 mod tests {
     use super::*;
     use crate::ops::check::{bits, uniform};
-    use crate::ops::metal::host::{self, Care};
+    use crate::ops::gpu::host::{self, Care};
 
     #[test]
     fn a_sum_in_place_has_the_bits_of_candles_on_the_cpu_and_in_the_kernel() -> Result<()> {

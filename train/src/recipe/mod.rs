@@ -11,7 +11,9 @@ use std::path::Path;
 
 use serde::Deserialize as _;
 
-pub use plan::{CachePlan, EvalPlan, ExportPlan, LossPlan, OptimPlan, Origin, Plan, Schedule, TeacherPlan};
+pub use plan::{
+    CachePlan, EvalPlan, ExportPlan, LossPlan, MuonPlan, OptimPlan, Origin, Plan, Schedule, TeacherPlan,
+};
 pub use raw::Recipe;
 pub use rules::{Choice, Rules};
 
@@ -217,6 +219,8 @@ batch = 2
             ("quant.weights=int5-g32", "quant.weights"),
             ("quant.overrides.model.layers.0.*=int9", "quant.overrides.\"model.layers.0.*\""),
             ("optim.schedule=linear", "optim.schedule = \"linear\": want cosine, wsd or constant"),
+            ("optim.kind=sgd", "optim.kind = \"sgd\": want adamw or muon"),
+            ("optim.momentum=1.0", "optim.momentum = 1.0: want a number from 0 to below 1"),
             ("optim.lr=-1.0", "optim.lr = -1: want a finite number above 0"),
             ("loss.forward_kl=0.0", "[loss]: every weight is 0"),
             ("loss.skew_alpha=1.0", "loss.skew_alpha = 1.0: want a number between 0 and 1"),

@@ -70,9 +70,20 @@ pub enum Schedule {
     Constant,
 }
 
-/// AdamW, its learning rates and their schedule.
+/// Muon's part of the optimizer.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct MuonPlan {
+    /// Peak learning rate.
+    pub lr: f64,
+    /// Share of the momentum that a step keeps.
+    pub momentum: f64,
+}
+
+/// The optimizer, its learning rates and their schedule.
 #[derive(Debug, Clone)]
 pub struct OptimPlan {
+    /// Moves the matrices inside the layers, where it is there; AdamW moves the rest.
+    pub muon: Option<MuonPlan>,
     /// Peak learning rate of matrices.
     pub lr: f64,
     /// Peak learning rate of scales and biases of the grid, relative to the scale.
@@ -353,6 +364,15 @@ fn loss(l: &raw::Loss, teacher: &TeacherPlan) -> Result<LossPlan> {
 
 fn optim(o: &raw::Optim) -> Result<OptimPlan> {
     positive("optim.lr", o.lr)?;
+    positive("optim.muon_lr", o.muon_lr)?;
+    if !(0.0..1.0).contains(&o.momentum) {
+        return fail("optim.momentum", o.momentum, "a number from 0 to below 1");
+    }
+    let muon = match o.kind.as_str() {
+        "adamw" => None,
+        "muon" => Some(MuonPlan { lr: o.muon_lr, momentum: o.momentum }),
+        other => return fail("optim.kind", other, "adamw or muon"),
+    };
     not_negative("optim.scale_lr", o.scale_lr)?;
     let norm_lr = o.norm_lr.unwrap_or(o.lr);
     not_negative("optim.norm_lr", norm_lr)?;
@@ -377,6 +397,7 @@ fn optim(o: &raw::Optim) -> Result<OptimPlan> {
         other => return fail("optim.schedule", other, "cosine, wsd or constant"),
     };
     Ok(OptimPlan {
+        muon,
         lr: o.lr,
         scale_lr: o.scale_lr,
         norm_lr,

@@ -188,12 +188,18 @@ impl Default for Loss {
     }
 }
 
-/// `[optim]`: AdamW and the learning-rate schedule.
+/// `[optim]`: the optimizer and the learning-rate schedule.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Optim {
-    /// Peak learning rate of the matrices.
+    /// `adamw`, or `muon`: Muon for the matrices inside the layers, AdamW for the rest.
+    pub kind: String,
+    /// Peak learning rate of the matrices that AdamW moves.
     pub lr: f64,
+    /// Peak learning rate of the matrices that Muon moves.
+    pub muon_lr: f64,
+    /// Muon: share of the momentum that a step keeps.
+    pub momentum: f64,
     /// Peak learning rate of learned scales and biases, relative to each scale's size.
     pub scale_lr: f64,
     /// Peak learning rate of norms and bias vectors; without it, `lr`.
@@ -220,7 +226,10 @@ pub struct Optim {
 impl Default for Optim {
     fn default() -> Self {
         Self {
+            kind: "adamw".into(),
             lr: 1e-4,
+            muon_lr: 0.02,
+            momentum: 0.95,
             scale_lr: 1e-3,
             norm_lr: None,
             betas: [0.9, 0.95],

@@ -27,8 +27,10 @@ use crate::{
 /// What a variable is, and so with which learning rate it moves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// A matrix.
+    /// A matrix inside a layer.
     Weight,
+    /// The table of embeddings, or an output head of its own.
+    Table,
     /// A norm's weight or a bias vector.
     Norm,
     /// Learned scales of a matrix, `[groups]`.
@@ -118,7 +120,11 @@ impl Student {
     }
 
     fn add(&mut self, param: &Param, values: &[f32], device: &Device) -> Result<()> {
-        let kind = if param.shape.len() == 2 { Kind::Weight } else { Kind::Norm };
+        let kind = match param.role {
+            Role::Projection => Kind::Weight,
+            Role::Embedding | Role::Head => Kind::Table,
+            Role::Norm | Role::Bias => Kind::Norm,
+        };
         self.push(param.name.clone(), kind, Tensor::from_slice(values, param.shape.as_slice(), device)?)?;
         let Some(format) = self.format(param) else { return Ok(()) };
         if self.quantization.gradient != Gradient::Lsq {

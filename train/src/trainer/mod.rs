@@ -5,7 +5,9 @@
 //! not; whatever goes wrong, the last good checkpoint stays.
 
 mod event;
+mod learner;
 mod lock;
+mod measure;
 mod objective;
 mod prepare;
 mod teacher;
@@ -18,13 +20,15 @@ use std::{
     time::Instant,
 };
 
-use candle_core::{Device, Tensor};
+use candle_core::Device;
 
 pub use event::{Event, Log, StepLog, ValidLog};
+pub use measure::{Measured, StepTime, measure};
 pub use prepare::{Start, student_dir};
 
 use self::{
-    objective::{Objective, Sums, every_variable_learns},
+    learner::{Learner, step_tokens},
+    objective::{Sums, every_variable_learns},
     prepare::Prepared,
 };
 use crate::{
@@ -80,7 +84,7 @@ pub fn train(job: &Job, report: &mut dyn FnMut(Event), stop: &AtomicBool) -> Res
         interval.sums.add(&sums);
         let last = run.step == settings.steps;
         if last || run.step % settings.log_every == 0 {
-            let line = interval.close(job.plan, run.step, norm, run.step_tokens(job.plan));
+            let line = interval.close(job.plan, run.step, norm);
             run.log.add(&line)?;
             report(Event::Step(line));
         }
@@ -97,28 +101,20 @@ pub fn train(job: &Job, report: &mut dyn FnMut(Event), stop: &AtomicBool) -> Res
     Ok(Outcome::Finished)
 }
 
-/// One optimizer step: gradients of `accumulate` micro-batches, then AdamW.
+/// One optimizer step: gradients of `accumulate` micro-batches, then the optimizer.
 fn take_step(job: &Job, run: &mut Prepared) -> Result<(Sums, f64)> {
     let plan = job.plan;
     let settings = &plan.recipe.train;
-    let lambda = schedule::rounding(run.step, plan.recipe.quant.warmup_steps);
-    let tokens = run.step_tokens(plan);
-    let objective =
-        Objective { plan: &plan.loss, teacher: &run.teacher, rope: &run.rope, ctx: plan.recipe.data.ctx };
-    let mut gradients: Vec<Tensor> = Vec::new();
-    let mut sums = Sums::default();
-    for micro in 0..settings.accumulate {
-        let batch = run.batches.at((run.step * settings.accumulate + micro) as u64);
-        sums.add(&objective.accumulate(&run.student, &batch, lambda, tokens, &mut gradients)?);
-    }
-    let loss = sums.loss / tokens as f64;
+    let first = run.step * settings.accumulate;
+    let batches = (first..first + settings.accumulate).map(|at| run.batches.at(at as u64));
+    let (sums, gradients) = run.learner.gradients(plan, run.step, batches)?;
+    let loss = sums.loss / step_tokens(plan) as f64;
     if run.step == 0 {
-        every_variable_learns(run.student.variables(), &gradients)?;
+        every_variable_learns(run.learner.student.variables(), &gradients)?;
         run.start_loss = Some(loss);
     }
     run.check_loss(loss, plan)?;
-    let rate = schedule::learning_rate(&plan.optim, run.step, settings.steps);
-    let norm = run.optimizer.step(run.student.variables(), &gradients, rate)?;
+    let norm = run.learner.update(plan, run.step, &gradients)?;
     if !norm.is_finite() {
         return Err(run.broken(run.step + 1, &format!("the gradient's norm is {norm}")));
     }
@@ -127,10 +123,8 @@ fn take_step(job: &Job, run: &mut Prepared) -> Result<(Sums, f64)> {
 }
 
 fn validate(job: &Job, run: &mut Prepared, report: &mut dyn FnMut(Event)) -> Result<()> {
-    let plan = job.plan;
-    let objective =
-        Objective { plan: &plan.loss, teacher: &run.teacher, rope: &run.rope, ctx: plan.recipe.data.ctx };
-    let (valid_cross_entropy, valid_kl) = objective.validate(&run.student, run.valid.iter())?;
+    let objective = run.learner.objective(job.plan);
+    let (valid_cross_entropy, valid_kl) = objective.validate(&run.learner.student, run.valid.iter())?;
     let line = ValidLog { step: run.step, valid_cross_entropy, valid_kl };
     run.log.add(&line)?;
     report(Event::Valid(line));
@@ -142,7 +136,7 @@ fn save(job: &Job, run: &mut Prepared, report: &mut dyn FnMut(Event)) -> Result<
         return Ok(());
     }
     // Weights that overflowed in this very step would be noticed by the loss of the next.
-    if let Some(name) = first_not_finite(run.student.variables())? {
+    if let Some(name) = first_not_finite(run.learner.student.variables())? {
         return Err(run.broken(run.step, &format!("{name} is no longer finite")));
     }
     let state = State {
@@ -154,7 +148,8 @@ fn save(job: &Job, run: &mut Prepared, report: &mut dyn FnMut(Event)) -> Result<
         sha256: Default::default(),
     };
     let keep = job.plan.recipe.train.keep_checkpoints;
-    let path = run.checkpoints.save(state, run.student.variables(), &run.optimizer, keep)?;
+    let Learner { student, optimizer, .. } = &run.learner;
+    let path = run.checkpoints.save(state, student.variables(), optimizer, keep)?;
     run.saved = Some(run.step);
     report(Event::Saved { step: run.step, path });
     Ok(())
@@ -184,9 +179,9 @@ impl Interval {
     }
 
     /// The line for the steps so far; a new interval begins.
-    fn close(&mut self, plan: &Plan, step: usize, grad_norm: f64, step_tokens: usize) -> StepLog {
+    fn close(&mut self, plan: &Plan, step: usize, grad_norm: f64) -> StepLog {
         let done = std::mem::replace(self, Self::begin(step));
-        let tokens = ((step - done.first_step) * step_tokens) as f64;
+        let tokens = ((step - done.first_step) * step_tokens(plan)) as f64;
         let steps = plan.recipe.train.steps;
         StepLog {
             step,
@@ -195,17 +190,13 @@ impl Interval {
             lr: plan.optim.lr * schedule::learning_rate(&plan.optim, step - 1, steps),
             lambda: schedule::rounding(step - 1, plan.recipe.quant.warmup_steps),
             grad_norm,
-            tokens: (step * step_tokens) as u64,
+            tokens: (step * step_tokens(plan)) as u64,
             tps: tokens / done.began.elapsed().as_secs_f64().max(1e-9),
         }
     }
 }
 
 impl Prepared {
-    fn step_tokens(&self, plan: &Plan) -> usize {
-        plan.recipe.train.batch * plan.recipe.train.accumulate * plan.recipe.data.ctx
-    }
-
     /// A loss that can't be followed ends the run before it can spoil the weights.
     fn check_loss(&mut self, loss: f64, plan: &Plan) -> Result<()> {
         if !loss.is_finite() {

@@ -16,15 +16,18 @@ use qat_infer::{
 };
 use qat_quant::kernels::FloatType;
 
-use super::{Event, Job, Log, lock::RunLock, teacher::Teacher};
+use super::{
+    Event, Job, Log,
+    learner::{Learner, step_tokens},
+    lock::RunLock,
+    teacher::Teacher,
+};
 use crate::{
     Error, Result,
-    adamw::AdamW,
     checkpoint::{Checkpoint, Checkpoints, same_recipe},
     data::{self, Batch, Batches, Corpus, Source, Tokenization, Tokens},
-    exec::RopeTable,
     recipe::{Origin, Plan, TeacherPlan},
-    student::{Floats, Quantization, Student, prune, read_config},
+    student::{Floats, prune, read_config},
 };
 
 /// What to do about a run that is there already.
@@ -43,10 +46,7 @@ const PROBE_WINDOWS: usize = 16;
 
 /// A run, ready for its next step.
 pub(super) struct Prepared {
-    pub student: Student,
-    pub teacher: Teacher,
-    pub rope: RopeTable,
-    pub optimizer: AdamW,
+    pub learner: Learner,
     pub batches: Batches,
     pub valid: Vec<Batch>,
     pub checkpoints: Checkpoints,
@@ -81,22 +81,18 @@ impl Prepared {
             batches = batches.fixed((settings.steps * settings.accumulate * settings.batch) as u64);
         }
         let valid = valid_batches(valid, plan)?;
-        let floats = prune_student(&source.floats, plan, &batches, &job.device)?;
-        let student = Student::new(&floats, Quantization::of(plan), &job.device)?;
-        let rope = RopeTable::new(&qat_infer::model::Rope::new(&student.config), ctx, &job.device)?;
+        let windows = (0..)
+            .flat_map(|step| batches.at(step).inputs.chunks(ctx).map(<[u32]>::to_vec).collect::<Vec<_>>());
+        let floats = prune_student(&source.floats, plan, windows, &job.device)?;
         let of_teacher = teacher_floats.as_ref().unwrap_or(&source.floats);
-        let teacher = match (&plan.teacher, &plan.cache) {
-            (TeacherPlan::None, _) => Teacher::None,
-            (TeacherPlan::Latent, _) => Teacher::Latent,
-            (TeacherPlan::Model(_), None) => Teacher::frozen(of_teacher, ctx, &job.device)?,
-            (TeacherPlan::Model(_), Some(cache)) => {
-                Teacher::cached((job, cache), of_teacher, (&batches, all), &valid, report, stop)?
-            }
+        let teacher = match &plan.cache {
+            Some(cache) => Teacher::cached((job, cache), of_teacher, (&batches, all), &valid, report, stop)?,
+            None => Teacher::new(plan, of_teacher, &job.device)?,
         };
-        let mut optimizer = AdamW::new(plan.optim.clone(), student.variables())?;
+        let mut learner = Learner::new(plan, &floats, teacher, &job.device)?;
         let (mut step, mut start_loss) = (0, None);
         if let Some(checkpoint) = &found {
-            checkpoint.restore(student.variables(), &mut optimizer)?;
+            checkpoint.restore(learner.student.variables(), &mut learner.optimizer)?;
             (step, start_loss) = (checkpoint.state.step, checkpoint.state.start_loss);
             batches.resume(&checkpoint.state.cursor)?;
         }
@@ -108,9 +104,9 @@ impl Prepared {
         report(Event::Begin {
             from: step,
             steps: plan.recipe.train.steps,
-            parameters: student.variables().iter().map(|v| v.var.elem_count()).sum(),
+            parameters: learner.student.variables().iter().map(|v| v.var.elem_count()).sum(),
             tokens: batches.windows_per_epoch() * ctx as u64,
-            tokens_per_step: plan.recipe.train.batch * plan.recipe.train.accumulate * ctx,
+            tokens_per_step: step_tokens(plan),
         });
         Ok(Self {
             valid,
@@ -118,10 +114,7 @@ impl Prepared {
             saved: found.map(|c| c.state.step),
             steps_above: 0,
             _lock: lock,
-            student,
-            teacher,
-            rope,
-            optimizer,
+            learner,
             batches,
             checkpoints,
             start_loss,
@@ -163,8 +156,8 @@ fn find_checkpoint(
 }
 
 /// Where the student comes from: weights, tokenizer, and the files that travel along.
-struct Beginning {
-    floats: Floats,
+pub(super) struct Beginning {
+    pub floats: Floats,
     tokenizer: PathBuf,
     companions: Vec<PathBuf>,
     /// The pretrained model, from which the files above may have been made, and what it says of itself.
@@ -173,7 +166,11 @@ struct Beginning {
 }
 
 impl Beginning {
-    fn open(origin: &Origin, seed: u64) -> Result<Self> {
+    /// Reads the weights, or draws them with `seed`.
+    ///
+    /// # Errors
+    /// A model that can't be read, a tokenizer of another name.
+    pub fn open(origin: &Origin, seed: u64) -> Result<Self> {
         match origin {
             Origin::Pretrained(path) => {
                 let model = FloatModel::open(path)?;
@@ -205,7 +202,7 @@ impl Beginning {
 }
 
 /// The weights of a teacher that is not the student's own beginning; checks that both speak the same tokens.
-fn teacher_floats(plan: &Plan, source: &Beginning) -> Result<Option<Floats>> {
+pub(super) fn teacher_floats(plan: &Plan, source: &Beginning) -> Result<Option<Floats>> {
     let TeacherPlan::Model(path) = &plan.teacher else { return Ok(None) };
     if source.pretrained.as_ref().is_some_and(|(own, _)| own == path) {
         return Ok(None);
@@ -293,17 +290,19 @@ fn valid_batches(valid: Tokens, plan: &Plan) -> Result<Vec<Batch>> {
     Ok((0..windows.div_ceil(rows)).map(batch).collect())
 }
 
-/// Depth first, then width by activations on the training text, then padding.
-fn prune_student(floats: &Floats, plan: &Plan, batches: &Batches, device: &Device) -> Result<Floats> {
+/// Depth first, then width by activations on the first of `windows`, then padding.
+pub(super) fn prune_student(
+    floats: &Floats,
+    plan: &Plan,
+    windows: impl Iterator<Item = Vec<u32>>,
+    device: &Device,
+) -> Result<Floats> {
     let wanted = &plan.recipe.student;
     let mut floats = floats.clone();
     if let Some(kept) = wanted.layers {
         floats = prune::layers(&floats, kept)?;
     }
     if wanted.hidden_size.is_some() || wanted.intermediate_size.is_some() {
-        let windows = (0..).flat_map(|step| {
-            batches.at(step).inputs.chunks(plan.recipe.data.ctx).map(<[u32]>::to_vec).collect::<Vec<_>>()
-        });
         let windows: Vec<Vec<u32>> = windows.take(PROBE_WINDOWS).collect();
         let importance = prune::Importance::measure(&floats, &windows, device)?;
         if let Some(kept) = wanted.intermediate_size {

@@ -15,7 +15,7 @@ use crate::{
     exec::{Matrix, RopeTable, TrainExec},
     loss::{Head, Reference, TopRows},
     ops,
-    recipe::CachePlan,
+    recipe::{CachePlan, Plan, TeacherPlan},
     student::{Floats, Student},
     teacher_cache::{self, Cache, Identity, records_of, rows_of},
 };
@@ -66,6 +66,18 @@ impl Predictions {
 }
 
 impl Teacher {
+    /// The teacher that `plan` asks for, at hand; a frozen one has the weights `floats`.
+    ///
+    /// # Errors
+    /// The device is out of memory.
+    pub fn new(plan: &Plan, floats: &Floats, device: &Device) -> Result<Self> {
+        match plan.teacher {
+            TeacherPlan::None => Ok(Self::None),
+            TeacherPlan::Latent => Ok(Self::Latent),
+            TeacherPlan::Model(_) => Self::frozen(floats, plan.recipe.data.ctx, device),
+        }
+    }
+
     /// A frozen teacher for windows of `ctx` tokens.
     ///
     /// # Errors

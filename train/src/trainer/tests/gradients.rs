@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use candle_core::Tensor;
 use qat_infer::files::Activations;
 use qat_quant::{Format, ScaleRule};
 use rand::{Rng as _, SeedableRng as _};
@@ -14,11 +15,11 @@ use crate::{
     loss::Divergence,
     ops::{
         Gradient,
-        metal::host::{self, Care},
+        gpu::host::{self, Care},
     },
     recipe::{LossPlan, Rules},
     student::{Quantization, Student},
-    trainer::teacher::Teacher,
+    trainer::{objective::Objective, teacher::Teacher},
 };
 
 const CTX: usize = 8;

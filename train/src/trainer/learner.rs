@@ -1,0 +1,82 @@
+//! What a step needs of a run: the student, whom it learns from, and the optimizer that moves it.
+//!
+//! Knows no files, no log and no clock. Invariant: gradients and update are functions of the plan, the step's number, its
+//! batches and what the step before left.
+
+use candle_core::{Device, Tensor};
+use qat_infer::model::Rope;
+
+use super::{
+    objective::{Objective, Sums},
+    teacher::Teacher,
+};
+use crate::{
+    Result,
+    data::Batch,
+    exec::RopeTable,
+    optim::Optimizer,
+    recipe::Plan,
+    schedule,
+    student::{Floats, Quantization, Student},
+};
+
+/// A student between two steps.
+pub(super) struct Learner {
+    pub student: Student,
+    teacher: Teacher,
+    rope: RopeTable,
+    pub optimizer: Optimizer,
+}
+
+impl Learner {
+    /// The student that starts from `floats`, before `teacher`.
+    ///
+    /// # Errors
+    /// A format that can't hold a tensor; a device out of memory.
+    pub fn new(plan: &Plan, floats: &Floats, teacher: Teacher, device: &Device) -> Result<Self> {
+        let ctx = plan.recipe.data.ctx;
+        let student = Student::new(floats, Quantization::of(plan), device)?;
+        let rope = RopeTable::new(&Rope::new(&student.config), ctx, device)?;
+        let optimizer = Optimizer::new(plan.optim.clone(), student.variables())?;
+        Ok(Self { student, teacher, rope, optimizer })
+    }
+
+    /// What is lowered, and measured on held-out windows.
+    pub fn objective<'a>(&'a self, plan: &'a Plan) -> Objective<'a> {
+        Objective { plan: &plan.loss, teacher: &self.teacher, rope: &self.rope, ctx: plan.recipe.data.ctx }
+    }
+
+    /// Sums of the losses over the micro-batches of step `step`, counted from 0, and the gradient of each variable.
+    ///
+    /// # Errors
+    /// A variable that receives no gradient, by name; a device out of memory.
+    pub fn gradients(
+        &self,
+        plan: &Plan,
+        step: usize,
+        batches: impl Iterator<Item = Batch>,
+    ) -> Result<(Sums, Vec<Tensor>)> {
+        let lambda = schedule::rounding(step, plan.recipe.quant.warmup_steps);
+        let (mut sums, mut gradients) = (Sums::default(), Vec::new());
+        for batch in batches {
+            let objective = self.objective(plan);
+            let tokens = step_tokens(plan);
+            sums.add(&objective.accumulate(&self.student, &batch, lambda, tokens, &mut gradients)?);
+        }
+        Ok((sums, gradients))
+    }
+
+    /// Moves the variables; returns the norm of the gradient of weights and norms before clipping.
+    ///
+    /// # Errors
+    /// A device out of memory.
+    pub fn update(&mut self, plan: &Plan, step: usize, gradients: &[Tensor]) -> Result<f64> {
+        let rate = schedule::learning_rate(&plan.optim, step, plan.recipe.train.steps);
+        self.optimizer.step(self.student.variables(), gradients, rate)
+    }
+}
+
+/// Tokens of an optimizer step.
+pub(super) fn step_tokens(plan: &Plan) -> usize {
+    plan.recipe.train.batch * plan.recipe.train.accumulate * plan.recipe.data.ctx
+}
