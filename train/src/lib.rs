@@ -15,6 +15,7 @@ mod optim;
 pub mod recipe;
 pub mod schedule;
 pub mod student;
+pub mod teacher_cache;
 #[cfg(test)]
 mod tiny;
 pub mod trainer;

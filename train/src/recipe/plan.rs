@@ -36,6 +36,15 @@ pub enum TeacherPlan {
     Model(PathBuf),
 }
 
+/// Where a teacher's predictions are kept.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CachePlan {
+    /// The folder.
+    pub dir: PathBuf,
+    /// Tokens kept of each prediction.
+    pub top_k: usize,
+}
+
 /// Weights of the loss terms.
 #[derive(Debug, Clone)]
 pub struct LossPlan {
@@ -159,6 +168,8 @@ pub struct Plan {
     pub origin: Origin,
     /// The teacher.
     pub teacher: TeacherPlan,
+    /// Where its predictions are kept, if they are.
+    pub cache: Option<CachePlan>,
     /// Formats by tensor.
     pub rules: Rules,
     /// How scales are chosen or start.
@@ -187,9 +198,11 @@ impl Plan {
         check_ranges(r)?;
         let quant = &r.quant;
         let teacher = teacher(r)?;
+        let loss = loss(&r.loss, &teacher)?;
         Ok(Self {
             origin: origin(&r.student)?,
-            loss: loss(&r.loss, &teacher)?,
+            cache: cache(r, &teacher, &loss)?,
+            loss,
             teacher,
             rules: Rules::new(&quant.weights, &quant.embeddings, &quant.head, &quant.overrides)?,
             scales: scale_rule("quant.scales", &quant.scales)?,
@@ -292,17 +305,44 @@ fn teacher(r: &Recipe) -> Result<TeacherPlan> {
     })
 }
 
+fn cache(r: &Recipe, teacher: &TeacherPlan, loss: &LossPlan) -> Result<Option<CachePlan>> {
+    let Some((dir, top_k)) = r.teacher.as_ref().and_then(|t| t.cache.as_ref().map(|dir| (dir, t.top_k)))
+    else {
+        return Ok(None);
+    };
+    at_least("teacher.top_k", top_k, 1)?;
+    if dir.is_empty() {
+        return fail("teacher.cache", dir, "a folder");
+    }
+    if *teacher == TeacherPlan::Latent {
+        return Err(Error::Config(format!(
+            "teacher.cache = {dir:?}: the latent weights say something else after every step; name a model in teacher.model"
+        )));
+    }
+    if loss.divergences.is_empty() {
+        return Err(Error::Config(format!(
+            "teacher.cache = {dir:?}: no term of [loss] reads it; set loss.forward_kl"
+        )));
+    }
+    Ok(Some(CachePlan { dir: dir.into(), top_k }))
+}
+
 fn loss(l: &raw::Loss, teacher: &TeacherPlan) -> Result<LossPlan> {
     use crate::loss::Divergence;
     positive("loss.temperature", l.temperature)?;
     not_negative("loss.cross_entropy", l.cross_entropy)?;
-    if !(l.jsd_beta > 0.0 && l.jsd_beta < 1.0) {
-        return fail("loss.jsd_beta", l.jsd_beta, "a number between 0 and 1");
+    for (key, share) in [("loss.jsd_beta", l.jsd_beta), ("loss.skew_alpha", l.skew_alpha)] {
+        if !(share > 0.0 && share < 1.0) {
+            return fail(key, share, "a number between 0 and 1");
+        }
     }
+    let alpha = l.skew_alpha as f32;
     let terms = [
         ("loss.forward_kl", l.forward_kl, Divergence::ForwardKl),
         ("loss.reverse_kl", l.reverse_kl, Divergence::ReverseKl),
         ("loss.jsd", l.jsd, Divergence::Jsd { beta: l.jsd_beta as f32 }),
+        ("loss.skew_kl", l.skew_kl, Divergence::SkewKl { alpha }),
+        ("loss.skew_reverse_kl", l.skew_reverse_kl, Divergence::SkewReverseKl { alpha }),
     ];
     let mut divergences = Vec::new();
     for (key, weight, kind) in terms {
@@ -316,7 +356,7 @@ fn loss(l: &raw::Loss, teacher: &TeacherPlan) -> Result<LossPlan> {
     }
     if l.cross_entropy == 0.0 && divergences.is_empty() {
         return Err(Error::Config(
-            "[loss]: every weight is 0; set cross_entropy, forward_kl, reverse_kl or jsd".into(),
+            "[loss]: every weight is 0; set cross_entropy, forward_kl, reverse_kl, jsd, skew_kl or skew_reverse_kl".into(),
         ));
     }
     Ok(LossPlan { cross_entropy: l.cross_entropy, divergences, temperature: l.temperature })

@@ -82,6 +82,13 @@ pub struct Scratch {
 pub struct Teacher {
     /// A Hugging Face directory, or `latent`: the student's own float weights of the moment, without quantization.
     pub model: String,
+    /// Folder in which its predictions are kept: made before the first step, read in all later ones and by all later runs with the
+    /// same teacher, text and window.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<String>,
+    /// Tokens of which the probability is kept, the most probable ones; the share of all others is kept as one number.
+    #[serde(default = "top_k")]
+    pub top_k: usize,
 }
 
 /// `[quant]`: which matrix is held in which format, and how gradients pass the rounding.
@@ -155,6 +162,12 @@ pub struct Loss {
     pub jsd: f64,
     /// Its β: towards 0 it acts like forward, towards 1 like reverse KL.
     pub jsd_beta: f64,
+    /// Weight of KL(teacher ‖ mixture), with `skew_alpha` of the teacher and the rest of the student in the mixture.
+    pub skew_kl: f64,
+    /// Weight of KL(student ‖ mixture), with the same mixture.
+    pub skew_reverse_kl: f64,
+    /// Share of the teacher in the mixture.
+    pub skew_alpha: f64,
     /// Temperature of the divergences.
     pub temperature: f64,
 }
@@ -167,6 +180,9 @@ impl Default for Loss {
             reverse_kl: 0.0,
             jsd: 0.0,
             jsd_beta: 0.5,
+            skew_kl: 0.0,
+            skew_reverse_kl: 0.0,
+            skew_alpha: 0.1,
             temperature: 1.0,
         }
     }
@@ -334,6 +350,9 @@ fn float() -> String {
 }
 fn text() -> String {
     "text".into()
+}
+fn top_k() -> usize {
+    64
 }
 fn held_out() -> f64 {
     0.01

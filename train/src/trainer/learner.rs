@@ -16,7 +16,7 @@ use crate::{
     device::set_tf32,
     exec::RopeTable,
     optim::Optimizer,
-    recipe::{Plan, TeacherPlan},
+    recipe::Plan,
     schedule,
     student::{Floats, Quantization, Student},
 };
@@ -30,20 +30,15 @@ pub(super) struct Learner {
 }
 
 impl Learner {
-    /// The student that starts from `floats`, and a teacher with the weights `teacher`, where the plan asks for one.
+    /// The student that starts from `floats`, before `teacher`.
     ///
     /// # Errors
     /// A format that can't hold a tensor; a device out of memory.
-    pub fn new(plan: &Plan, floats: &Floats, teacher: &Floats, device: &Device) -> Result<Self> {
+    pub fn new(plan: &Plan, floats: &Floats, teacher: Teacher, device: &Device) -> Result<Self> {
         set_tf32(plan.recipe.train.tf32);
         let ctx = plan.recipe.data.ctx;
         let student = Student::new(floats, Quantization::of(plan), device)?;
         let rope = RopeTable::new(&Rope::new(&student.config), ctx, device)?;
-        let teacher = match plan.teacher {
-            TeacherPlan::None => Teacher::None,
-            TeacherPlan::Latent => Teacher::Latent,
-            TeacherPlan::Model(_) => Teacher::frozen(teacher, ctx, device)?,
-        };
         let optimizer = Optimizer::new(plan.optim.clone(), student.variables())?;
         Ok(Self { student, teacher, rope, optimizer })
     }

@@ -77,7 +77,9 @@ pub fn measure(plan: &Plan, device: &Device, warm_up: usize, steps: usize) -> Re
     let mut tokens = RandomTokens::new(settings.seed, beginning.floats.config.vocab_size);
     let windows = std::iter::repeat_with(|| tokens.batch(1, ctx).inputs);
     let floats = prune_student(&beginning.floats, plan, windows, device)?;
-    let mut learner = Learner::new(plan, &floats, teacher.as_ref().unwrap_or(&beginning.floats), device)?;
+    // At hand also where the recipe has a cache: random tokens are in none.
+    let at_hand = Teacher::new(plan, teacher.as_ref().unwrap_or(&beginning.floats), device)?;
+    let mut learner = Learner::new(plan, &floats, at_hand, device)?;
     drop((floats, teacher, beginning));
     let mut measured = Measured {
         parameters: learner.student.variables().iter().map(|v| v.var.elem_count()).sum(),
@@ -127,7 +129,7 @@ impl RandomTokens {
             inputs.extend(&window[..context]);
             targets.extend(&window[1..]);
         }
-        Batch { inputs, targets, rows, context }
+        Batch { inputs, targets, rows, context, windows: Vec::new() }
     }
 }
 

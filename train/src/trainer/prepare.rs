@@ -16,7 +16,12 @@ use qat_infer::{
 };
 use qat_quant::kernels::FloatType;
 
-use super::{Event, Job, Log, learner::Learner, learner::step_tokens, lock::RunLock};
+use super::{
+    Event, Job, Log,
+    learner::{Learner, step_tokens},
+    lock::RunLock,
+    teacher::Teacher,
+};
 use crate::{
     Error, Result,
     checkpoint::{Checkpoint, Checkpoints, same_recipe},
@@ -69,11 +74,21 @@ impl Prepared {
         let (train, valid) = tokens(job, &source, vocab, report, stop)?;
         let teacher_floats = teacher_floats(plan, &source)?;
         let ctx = plan.recipe.data.ctx;
-        let batches = Batches::new(train, ctx, plan.recipe.train.batch, plan.recipe.seed)?;
+        let mut batches = Batches::new(train, ctx, plan.recipe.train.batch, plan.recipe.seed)?;
+        let all = batches.windows_per_epoch();
+        if plan.cache.is_some() {
+            let settings = &plan.recipe.train;
+            batches = batches.fixed((settings.steps * settings.accumulate * settings.batch) as u64);
+        }
+        let valid = valid_batches(valid, plan)?;
         let windows = (0..)
             .flat_map(|step| batches.at(step).inputs.chunks(ctx).map(<[u32]>::to_vec).collect::<Vec<_>>());
         let floats = prune_student(&source.floats, plan, windows, &job.device)?;
-        let teacher = teacher_floats.as_ref().unwrap_or(&source.floats);
+        let of_teacher = teacher_floats.as_ref().unwrap_or(&source.floats);
+        let teacher = match &plan.cache {
+            Some(cache) => Teacher::cached((job, cache), of_teacher, (&batches, all), &valid, report, stop)?,
+            None => Teacher::new(plan, of_teacher, &job.device)?,
+        };
         let mut learner = Learner::new(plan, &floats, teacher, &job.device)?;
         let (mut step, mut start_loss) = (0, None);
         if let Some(checkpoint) = &found {
@@ -94,7 +109,7 @@ impl Prepared {
             tokens_per_step: step_tokens(plan),
         });
         Ok(Self {
-            valid: valid_batches(valid, plan)?,
+            valid,
             log: Log::open(job.out, step)?,
             saved: found.map(|c| c.state.step),
             steps_above: 0,

@@ -56,6 +56,7 @@ impl Bench {
                 targets: ids[..ROWS * CTX].to_vec(),
                 rows: ROWS,
                 context: CTX,
+                windows: Vec::new(),
             },
         }
     }
