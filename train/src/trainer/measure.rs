@@ -10,6 +10,7 @@ use candle_core::Device;
 use super::{
     learner::{Learner, step_tokens},
     prepare::{Beginning, prune_student, teacher_floats},
+    teacher::Teacher,
 };
 use crate::{Result, data::Batch, recipe::Plan};
 
