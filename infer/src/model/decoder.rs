@@ -165,6 +165,7 @@ impl<M, V> Decoder<M, V> {
             x = exec.add(x, attended)?;
             let mixed = self.mlp(exec, layer, &x)?;
             x = exec.add(x, mixed)?;
+            exec.behind_layer(index, &x);
         }
         exec.rms_norm(&x, &self.norm, self.config.rms_norm_eps)
     }

@@ -11,12 +11,14 @@
 mod buckets;
 mod cross_entropy;
 mod divergence;
+mod features;
 mod head;
 mod kernels;
 mod rows;
 
 pub use buckets::TopRows;
 pub use divergence::Divergence;
+pub use features::{Features, hidden, relations};
 pub use head::{Answers, Head, Losses, Reference};
 
 use candle_core::{Result, Tensor};

@@ -12,7 +12,8 @@ use std::path::Path;
 use serde::Deserialize as _;
 
 pub use plan::{
-    CachePlan, EvalPlan, ExportPlan, LossPlan, MuonPlan, OptimPlan, Origin, Plan, Schedule, TeacherPlan,
+    CachePlan, EvalPlan, ExportPlan, FeaturePlan, LossPlan, MuonPlan, OptimPlan, Origin, Plan, Schedule,
+    TeacherPlan,
 };
 pub use raw::Recipe;
 pub use rules::{Choice, Rules};
@@ -223,6 +224,7 @@ batch = 2
             ("optim.momentum=1.0", "optim.momentum = 1.0: want a number from 0 to below 1"),
             ("optim.lr=-1.0", "optim.lr = -1: want a finite number above 0"),
             ("loss.forward_kl=0.0", "[loss]: every weight is 0"),
+            ("loss.relations=-1.0", "loss.relations = -1: want a finite number, 0 or more"),
             ("loss.skew_alpha=1.0", "loss.skew_alpha = 1.0: want a number between 0 and 1"),
             ("teacher.cache=", "teacher.cache = \"\": want a folder"),
             ("data.held_out=0.9", "data.held_out = 0.9: want more than 0 and at most 0.5"),
@@ -250,6 +252,8 @@ batch = 2
         );
         let m = message(SMALL, &["teacher.cache=c", "loss.forward_kl=0.0", "loss.cross_entropy=1.0"]);
         assert!(m.contains("teacher.cache = \"c\": no term of [loss] reads it"), "{m}");
+        let m = message(SMALL, &["teacher.cache=c", "loss.hidden=1.0"]);
+        assert!(m.contains("it keeps predictions and no hidden states"), "{m}");
         let m = message(SMALL, &["teacher.cache=c", "teacher.top_k=0"]);
         assert_eq!(m, "teacher.top_k = 0: want at least 1");
         let m = message(&format!("{SMALL}[variants.\"a/b\"]\nseed = 1\n"), &[]);

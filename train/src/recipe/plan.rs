@@ -54,6 +54,21 @@ pub struct LossPlan {
     pub divergences: Vec<(crate::loss::Divergence, f64)>,
     /// Temperature of the divergences.
     pub temperature: f64,
+    /// Terms on what happens inside, if there are any.
+    pub features: Option<FeaturePlan>,
+}
+
+/// Terms that compare a layer of the student with one of the teacher.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FeaturePlan {
+    /// Weight of the distance of hidden states.
+    pub hidden: f64,
+    /// Weight of the divergence of attention relations.
+    pub relations: f64,
+    /// The student's layer; without it the last.
+    pub layer: Option<usize>,
+    /// Whether the weights are lengths of the gradient relative to that of the other terms at the start.
+    pub balance: bool,
 }
 
 /// Shape of the learning rate over the run.
@@ -324,6 +339,11 @@ fn cache(r: &Recipe, teacher: &TeacherPlan, loss: &LossPlan) -> Result<Option<Ca
             "teacher.cache = {dir:?}: no term of [loss] reads it; set loss.forward_kl"
         )));
     }
+    if loss.features.is_some() {
+        return Err(Error::Config(format!(
+            "teacher.cache = {dir:?}: it keeps predictions and no hidden states, which loss.hidden and loss.relations read; leave one out"
+        )));
+    }
     Ok(Some(CachePlan { dir: dir.into(), top_k }))
 }
 
@@ -359,7 +379,19 @@ fn loss(l: &raw::Loss, teacher: &TeacherPlan) -> Result<LossPlan> {
             "[loss]: every weight is 0; set cross_entropy, forward_kl, reverse_kl, jsd, skew_kl or skew_reverse_kl".into(),
         ));
     }
-    Ok(LossPlan { cross_entropy: l.cross_entropy, divergences, temperature: l.temperature })
+    let features = features(l, teacher)?;
+    Ok(LossPlan { cross_entropy: l.cross_entropy, divergences, temperature: l.temperature, features })
+}
+
+fn features(l: &raw::Loss, teacher: &TeacherPlan) -> Result<Option<FeaturePlan>> {
+    for (key, weight) in [("loss.hidden", l.hidden), ("loss.relations", l.relations)] {
+        not_negative(key, weight)?;
+        if weight > 0.0 && *teacher == TeacherPlan::None {
+            return Err(Error::Config(format!("{key} = {weight}: needs a [teacher]")));
+        }
+    }
+    let plan = FeaturePlan { hidden: l.hidden, relations: l.relations, layer: l.layer, balance: l.balance };
+    Ok((l.hidden > 0.0 || l.relations > 0.0).then_some(plan))
 }
 
 fn optim(o: &raw::Optim) -> Result<OptimPlan> {

@@ -170,6 +170,17 @@ pub struct Loss {
     pub skew_alpha: f64,
     /// Temperature of the divergences.
     pub temperature: f64,
+    /// Weight of the distance between the hidden states of student and teacher behind one layer.
+    pub hidden: f64,
+    /// Weight of the divergence between the relations that queries, keys and values of that layer draw between tokens.
+    pub relations: f64,
+    /// The student's layer, counted from 0 as in tensor names, whose counterpart in the teacher stands at the same share of the depth;
+    /// without it the last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub layer: Option<usize>,
+    /// Whether `hidden` and `relations` are shares of the gradient rather than factors: with 1 the term's gradient is as long, at the
+    /// start, as that of the terms on predictions.
+    pub balance: bool,
 }
 
 impl Default for Loss {
@@ -184,6 +195,10 @@ impl Default for Loss {
             skew_reverse_kl: 0.0,
             skew_alpha: 0.1,
             temperature: 1.0,
+            hidden: 0.0,
+            relations: 0.0,
+            layer: None,
+            balance: true,
         }
     }
 }

@@ -5,6 +5,7 @@
 //! not; whatever goes wrong, the last good checkpoint stays.
 
 mod event;
+mod inside;
 mod learner;
 mod lock;
 mod measure;

@@ -6,7 +6,10 @@ use std::collections::BTreeMap;
 
 use candle_core::Tensor;
 
-use super::teacher::{Predictions, Teacher, head};
+use super::{
+    inside::{Found, Inside},
+    teacher::{Predictions, Teacher, forward},
+};
 use crate::{
     Error, Result,
     data::Batch,
@@ -59,6 +62,18 @@ pub struct Objective<'a> {
     pub rope: &'a RopeTable,
     /// Window.
     pub ctx: usize,
+    /// Terms on what happens inside.
+    pub inside: Option<&'a Inside>,
+}
+
+/// The terms of a batch in the graph of the student's variables.
+pub struct Parts {
+    /// Σ weight·sum over the terms on predictions.
+    pub total: Tensor,
+    /// The sum of each, outside the graph.
+    sums: Tensor,
+    /// Terms on what happens inside.
+    pub inside: Vec<Found>,
 }
 
 impl Objective<'_> {
@@ -74,13 +89,12 @@ impl Objective<'_> {
         step_tokens: usize,
         gradients: &mut Vec<Tensor>,
     ) -> Result<Sums> {
-        // The teacher first: nothing of the student's is in memory meanwhile.
-        let teacher = self.predictions(student, batch)?;
-        let head = head(&student.decoder(Some(lambda))?, self.rope, &batch.inputs, self.ctx)?;
-        let terms = self.terms();
-        let Losses { total, sums } = head.losses(&terms, &self.answers(batch, &teacher))?;
-        drop((head, teacher));
-        let mut store = (total / step_tokens as f64)?.backward()?;
+        let Parts { total, sums, inside } = self.parts(student, batch, lambda)?;
+        let mut whole = total;
+        for (_, factor, sum) in &inside {
+            whole = (whole + (sum * *factor)?)?;
+        }
+        let mut store = (whole / step_tokens as f64)?.backward()?;
         for (index, variable) in student.variables().iter().enumerate() {
             let gradient =
                 store.remove(variable.var.as_tensor()).ok_or_else(|| no_gradient(variable))?.detach();
@@ -90,7 +104,32 @@ impl Objective<'_> {
             }
         }
         // Read last, so that a GPU has all of the step to do meanwhile.
-        Ok(named(&terms, &sums.to_vec1::<f32>()?))
+        let mut values = vec![sums];
+        for (_, _, sum) in &inside {
+            values.push(sum.detach().reshape(1)?);
+        }
+        let predicted = self.terms().into_iter().map(|(term, weight)| (name(term), weight));
+        let names: Vec<_> =
+            predicted.chain(inside.iter().map(|(name, factor, _)| (*name, *factor))).collect();
+        Ok(named(&names, &Tensor::cat(&values, 0)?.to_vec1::<f32>()?))
+    }
+
+    /// The terms of a batch in the graph of the student's variables.
+    ///
+    /// # Errors
+    /// The device is out of memory.
+    pub fn parts(&self, student: &Student, batch: &Batch, lambda: f32) -> Result<Parts> {
+        let text = (&*batch.inputs, self.ctx);
+        // The teacher first: nothing of the student's is in memory meanwhile.
+        let teacher = self.predictions(student, batch)?;
+        let tap = self.inside.map(|inside| inside.layer);
+        let (head, features) = forward(&student.decoder(Some(lambda))?, self.rope, text, tap)?;
+        let Losses { total, sums } = head.losses(&self.terms(), &self.answers(batch, &teacher))?;
+        let inside = match (self.inside, features, teacher.features()) {
+            (Some(inside), Some(ours), Some(theirs)) => inside.terms(&ours, theirs, batch.rows)?,
+            _ => Vec::new(),
+        };
+        Ok(Parts { total, sums, inside })
     }
 
     fn terms(&self) -> Vec<(Term, f64)> {
@@ -101,10 +140,10 @@ impl Objective<'_> {
     }
 
     fn predictions(&self, student: &Student, batch: &Batch) -> Result<Predictions> {
-        if self.plan.divergences.is_empty() {
+        if self.plan.divergences.is_empty() && self.inside.is_none() {
             return Ok(Predictions::None);
         }
-        self.teacher.predictions(student, self.rope, batch)
+        self.teacher.predictions(student, self.rope, batch, self.inside.map(|inside| inside.of_teacher))
     }
 
     fn answers<'b>(&self, batch: &'b Batch, teacher: &'b Predictions) -> Answers<'b> {
@@ -128,7 +167,7 @@ impl Objective<'_> {
         let terms = if matches!(self.teacher, Teacher::None) { &terms[..1] } else { &terms };
         for (index, batch) in batches.enumerate() {
             let theirs = self.teacher.valid_predictions(student, self.rope, (index, batch))?;
-            let ours = head(&decoder, self.rope, &batch.inputs, self.ctx)?;
+            let (ours, _) = forward(&decoder, self.rope, (&batch.inputs, self.ctx), None)?;
             let answers = Answers { temperature: 1.0, ..self.answers(batch, &theirs) };
             let sums = ours.scores(terms, &answers)?.to_vec1::<f32>()?;
             scores.iter_mut().zip(sums).for_each(|(score, sum)| *score += f64::from(sum));
@@ -140,12 +179,12 @@ impl Objective<'_> {
 }
 
 /// The sums of the terms by name, and the weighted loss.
-fn named(terms: &[(Term, f64)], sums: &[f32]) -> Sums {
+fn named(terms: &[(&str, f64)], sums: &[f32]) -> Sums {
     let mut named = Sums::default();
-    for (&(term, weight), &nats) in terms.iter().zip(sums) {
+    for (&(name, weight), &nats) in terms.iter().zip(sums) {
         let nats = f64::from(nats);
         named.loss += weight * nats;
-        named.terms.insert(name(term).to_owned(), nats);
+        named.terms.insert(name.to_owned(), nats);
     }
     named
 }

@@ -90,6 +90,7 @@ impl Prepared {
             None => Teacher::new(plan, of_teacher, &job.device)?,
         };
         let mut learner = Learner::new(plan, &floats, teacher, &job.device)?;
+        learner.look_inside(plan, &batches.at(0))?.into_iter().for_each(|said| report(Event::Note(said)));
         let (mut step, mut start_loss) = (0, None);
         if let Some(checkpoint) = &found {
             checkpoint.restore(learner.student.variables(), &mut learner.optimizer)?;

@@ -17,9 +17,9 @@ use crate::{
         Gradient,
         gpu::host::{self, Care},
     },
-    recipe::{LossPlan, Rules},
+    recipe::{FeaturePlan, LossPlan, Rules},
     student::{Quantization, Student},
-    trainer::{objective::Objective, teacher::Teacher},
+    trainer::{inside::Inside, objective::Objective, teacher::Teacher},
 };
 
 const CTX: usize = 8;
@@ -31,6 +31,7 @@ struct Bench {
     teacher: Teacher,
     rope: RopeTable,
     batch: Batch,
+    inside: bool,
 }
 
 impl Bench {
@@ -48,7 +49,8 @@ impl Bench {
         let teacher = Teacher::frozen(&tiny::floats(config.clone(), 77), CTX, device).expect("teacher");
         let rope = qat_infer::model::Rope::new(config);
         Self {
-            plan: LossPlan { cross_entropy: 1.0, divergences, temperature: 2.0 },
+            plan: LossPlan { cross_entropy: 1.0, divergences, temperature: 2.0, features: None },
+            inside: false,
             teacher,
             rope: RopeTable::new(&rope, CTX, device).expect("rope"),
             batch: Batch {
@@ -63,7 +65,15 @@ impl Bench {
 
     /// The loss summed over the tokens, and its gradient by variable.
     fn gradients(&self, student: &Student) -> Result<(f64, Vec<Tensor>)> {
-        let objective = Objective { plan: &self.plan, teacher: &self.teacher, rope: &self.rope, ctx: CTX };
+        let features = FeaturePlan { hidden: 3.0, relations: 2.0, layer: None, balance: false };
+        let inside = Inside::new(&features, student, &self.teacher)?;
+        let objective = Objective {
+            plan: &self.plan,
+            teacher: &self.teacher,
+            rope: &self.rope,
+            ctx: CTX,
+            inside: self.inside.then_some(&inside),
+        };
         let mut gradients = Vec::new();
         let sums = objective.accumulate(student, &self.batch, 1.0, 1, &mut gradients)?;
         Ok((sums.loss, gradients))
@@ -188,8 +198,8 @@ fn gradients_of_the_whole_model_are_the_slopes_of_its_loss() {
     for (family, tied, bias) in [("llama", true, true), ("qwen2", true, false), ("qwen3", false, false)] {
         let config = tiny::config(json!({"model_type": family, "tie_word_embeddings": tied, "head_dim": 32,
             "attention_bias": bias, "mlp_bias": bias}));
-        let (bench, student) =
-            (Bench::new(&config), student(&config, "float", Gradient::Ste, ScaleRule::Absmax));
+        let student = student(&config, "float", Gradient::Ste, ScaleRule::Absmax);
+        let bench = Bench { inside: true, ..Bench::new(&config) };
         let (_, gradients) = bench.gradients(&student).expect("a gradient each");
         for (variable, gradient) in student.variables().iter().zip(&gradients) {
             let half: Vec<f32> =
