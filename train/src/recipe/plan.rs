@@ -45,6 +45,17 @@ pub struct CachePlan {
     pub top_k: usize,
 }
 
+/// Windows that the student writes itself.
+#[derive(Debug, Clone, PartialEq)]
+pub struct OnPolicyPlan {
+    /// Windows of a micro-batch, at least one.
+    pub rows: usize,
+    /// Steps between two times.
+    pub every: usize,
+    /// Tokens that stay the text's.
+    pub prompt: usize,
+}
+
 /// Weights of the loss terms.
 #[derive(Debug, Clone)]
 pub struct LossPlan {
@@ -185,6 +196,8 @@ pub struct Plan {
     pub teacher: TeacherPlan,
     /// Where its predictions are kept, if they are.
     pub cache: Option<CachePlan>,
+    /// Windows that the student writes, if any.
+    pub on_policy: Option<OnPolicyPlan>,
     /// Formats by tensor.
     pub rules: Rules,
     /// How scales are chosen or start.
@@ -217,6 +230,7 @@ impl Plan {
         Ok(Self {
             origin: origin(&r.student)?,
             cache: cache(r, &teacher, &loss)?,
+            on_policy: on_policy(r, &loss)?,
             loss,
             teacher,
             rules: Rules::new(&quant.weights, &quant.embeddings, &quant.head, &quant.overrides)?,
@@ -345,6 +359,35 @@ fn cache(r: &Recipe, teacher: &TeacherPlan, loss: &LossPlan) -> Result<Option<Ca
         )));
     }
     Ok(Some(CachePlan { dir: dir.into(), top_k }))
+}
+
+fn on_policy(r: &Recipe, loss: &LossPlan) -> Result<Option<OnPolicyPlan>> {
+    let (share, batch, ctx) = (r.loss.on_policy, r.train.batch, r.data.ctx);
+    if !(0.0..=1.0).contains(&share) {
+        return fail("loss.on_policy", share, "a share from 0 to 1");
+    }
+    if share == 0.0 {
+        return Ok(None);
+    }
+    let refused = |why: &str| Err(Error::Config(format!("loss.on_policy = {share}: {why}")));
+    if loss.cross_entropy > 0.0 || loss.divergences.is_empty() {
+        return refused(
+            "what the student writes has no right answers; set loss.forward_kl and loss.cross_entropy = 0",
+        );
+    }
+    if r.teacher.as_ref().is_some_and(|t| t.cache.is_some()) {
+        return refused("a cache knows nothing of what the student writes; leave teacher.cache out");
+    }
+    let rows = (share * batch as f64).round() as usize;
+    if rows == 0 {
+        return refused(&format!("less than half a window of a batch of {batch}; raise it or train.batch"));
+    }
+    at_least("loss.on_policy_every", r.loss.on_policy_every, 1)?;
+    let prompt = r.loss.on_policy_prompt.unwrap_or(ctx.div_ceil(4));
+    if prompt == 0 || prompt >= ctx {
+        return fail("loss.on_policy_prompt", prompt, &format!("at least 1 and less than data.ctx = {ctx}"));
+    }
+    Ok(Some(OnPolicyPlan { rows, every: r.loss.on_policy_every, prompt }))
 }
 
 fn loss(l: &raw::Loss, teacher: &TeacherPlan) -> Result<LossPlan> {
