@@ -34,7 +34,7 @@ struct Row {
     samples_seconds: Vec<f64>,
     /// Peak of the process.
     peak_rss_bytes: Option<u64>,
-    /// Of the GPU's own memory, after the last step.
+    /// Peak of what tensors took of the GPU's own memory.
     device_bytes: Option<u64>,
     /// The recipe's steps at this rate, without validation.
     recipe_seconds: f64,
@@ -58,7 +58,7 @@ impl Row {
             update_seconds: found.update().as_secs_f64(),
             samples_seconds: found.steps.iter().map(|step| step.total().as_secs_f64()).collect(),
             peak_rss_bytes: peak_rss_bytes(),
-            device_bytes: opened.memory_taken()?,
+            device_bytes: opened.peak_memory()?,
             recipe_seconds: plan.recipe.train.steps as f64 * step_seconds,
             losses: found.losses,
         })

@@ -127,14 +127,13 @@ fn the_kernels_take_the_same_steps_in_place_with_the_same_roundings() {
     }
 }
 
-#[cfg(target_os = "macos")]
+#[cfg(any(target_os = "macos", feature = "cuda"))]
 #[test]
-fn the_metal_device_takes_the_same_steps() {
-    match "metal".parse::<crate::device::Choice>().and_then(|choice| choice.open()) {
-        Ok(metal) => assert_steps_are_the_cpus(&metal.device, plan(), 0.0, |adam, variables, gradients| {
+fn the_gpu_takes_the_same_steps() {
+    if let Some(gpu) = crate::device::gpu() {
+        assert_steps_are_the_cpus(&gpu, plan(), 0.0, |adam, variables, gradients| {
             adam.step(variables, gradients, 0.7)
-        }),
-        Err(why) => eprintln!("SKIPPED: {why}"),
+        });
     }
 }
 

@@ -295,6 +295,10 @@ pub struct Train {
     /// Checkpoints kept; the newest ones.
     #[serde(default = "two")]
     pub keep_checkpoints: usize,
+    /// On an NVIDIA GPU, round the inputs of matrix products to TF32 (10 bits of mantissa instead of 23), which its matrix units
+    /// multiply several times as fast.
+    #[serde(default)]
+    pub tf32: bool,
     /// Stop when the loss has been this many nats above its start for ten steps in a row.
     #[serde(default = "divergence")]
     pub divergence: f64,

@@ -14,6 +14,7 @@ use super::{
 use crate::{
     Result,
     data::Batch,
+    device::set_tf32,
     exec::RopeTable,
     optim::Optimizer,
     recipe::Plan,
@@ -36,6 +37,7 @@ impl Learner {
     /// # Errors
     /// A format that can't hold a tensor; a device out of memory.
     pub fn new(plan: &Plan, floats: &Floats, teacher: Teacher, device: &Device) -> Result<Self> {
+        set_tf32(plan.recipe.train.tf32);
         let ctx = plan.recipe.data.ctx;
         let student = Student::new(floats, Quantization::of(plan), device)?;
         let rope = RopeTable::new(&Rope::new(&student.config), ctx, device)?;

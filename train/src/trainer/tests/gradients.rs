@@ -151,12 +151,11 @@ fn the_kernels_of_metal_tell_every_variable_what_the_cpu_tells_it() {
     }
 }
 
-#[cfg(target_os = "macos")]
+#[cfg(any(target_os = "macos", feature = "cuda"))]
 #[test]
-fn a_step_on_the_metal_device_tells_every_variable_what_the_cpu_tells_it() {
-    match "metal".parse::<crate::device::Choice>().and_then(|choice| choice.open()) {
-        Ok(metal) => assert_agrees_with_the_cpu(|quantizer| step_on(&metal.device, quantizer)),
-        Err(why) => eprintln!("SKIPPED: {why}"),
+fn a_step_on_the_gpu_tells_every_variable_what_the_cpu_tells_it() {
+    if let Some(gpu) = crate::device::gpu() {
+        assert_agrees_with_the_cpu(|quantizer| step_on(&gpu, quantizer));
     }
 }
 
