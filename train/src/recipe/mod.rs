@@ -6,17 +6,16 @@
 mod plan;
 mod raw;
 mod rules;
+mod teaching;
 
 use std::path::Path;
 
 use serde::Deserialize as _;
 
-pub use plan::{
-    CachePlan, EvalPlan, ExportPlan, FeaturePlan, LossPlan, MuonPlan, OnPolicyPlan, OptimPlan, Origin, Plan,
-    Schedule, TeacherPlan,
-};
+pub use plan::{EvalPlan, ExportPlan, MuonPlan, OptimPlan, Origin, Plan, Schedule};
 pub use raw::Recipe;
 pub use rules::{Choice, Rules};
+pub use teaching::{CachePlan, FeaturePlan, LossPlan, OnPolicyPlan, TeacherPlan};
 
 use crate::{Error, Result};
 
