@@ -85,8 +85,13 @@ fn terms_on_the_inside_bring_the_student_nearer_there_too_in_proportion_to_the_o
         assert!(resumed.checkpoint(12) == run.checkpoint(12));
     }
     // A teacher of another width and depth.
-    let small =
-        ["student.hidden_size=32", "student.intermediate_size=96", "student.layers=1", "loss.relations=0.5", "quant.weights=int2-affine-g32"];
+    let small = [
+        "student.hidden_size=32",
+        "student.intermediate_size=96",
+        "student.layers=1",
+        "loss.relations=0.5",
+        "quant.weights=int2-affine-g32",
+    ];
     let run =
         place.finish(&place.plan_from(&teacher, &[&sets("loss.hidden=0.5")[..], &small].concat()), "small");
     assert!(run.losses().iter().all(|l| l.is_finite()));
