@@ -1,6 +1,6 @@
 //! Losses as sums over rows of logits `[n, vocab]`: the caller divides once, where it knows the number of tokens.
 //!
-//! A loss is a pure function of one row that gives its value and, on demand, its gradient. [`evaluate`] does that for many rows and
+//! A loss is a pure function of one row that gives its value and, on demand, its gradient. `evaluate` does that for many rows and
 //! several losses at once; [`Head`] does it behind the output matrix, some rows at a time, so that nothing of the size tokens ×
 //! vocabulary ever exists. Knows no model.
 //!

@@ -3,7 +3,7 @@
 //! Knows no heads: rows are positions modulo `t`. Masked entries are exactly zero in the value and in the gradient,
 //! and are never read.
 
-use candle_core::{CpuStorage, CustomOp1, D, Device, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor};
 
 use super::gpu::{Backward, Bind, Grid, Library, Path, Work, attach, library, path, word};
 use super::{Floats, floats, floats_out, for_each_chunk, lanes};
@@ -83,7 +83,8 @@ pub(super) fn composed(scores: &Tensor, scale: f32, t: usize) -> Result<Tensor> 
 }
 
 /// 1 where the column is not after the row, as u8 `[t, t]`.
-fn lower_triangle(t: usize, device: &Device) -> Result<Tensor> {
+#[cfg(test)]
+fn lower_triangle(t: usize, device: &candle_core::Device) -> Result<Tensor> {
     let positions = Tensor::arange(0u32, t as u32, device)?;
     positions.reshape((1, t))?.broadcast_le(&positions.reshape((t, 1))?)
 }
@@ -227,7 +228,7 @@ mod tests {
     #[test]
     fn nan_and_infinite_scores_give_nan_rows_and_no_panic() -> Result<()> {
         for bad in [f32::NAN, f32::INFINITY] {
-            let scores = Tensor::new(&[[1f32, 0.0], [bad, 2.0]], &Device::Cpu)?;
+            let scores = Tensor::new(&[[1f32, 0.0], [bad, 2.0]], &candle_core::Device::Cpu)?;
             let weights = causal_softmax(&scores, 1.0, 2)?.to_vec2::<f32>()?;
             assert_eq!(weights[0], [1.0, 0.0]);
             assert!(weights[1].iter().all(|v| v.is_nan()), "{weights:?}");

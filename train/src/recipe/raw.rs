@@ -178,6 +178,13 @@ pub struct Loss {
     /// without it the last.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub layer: Option<usize>,
+    /// Share of the windows of a batch that the student writes itself, from their first tokens on.
+    pub on_policy: f64,
+    /// Steps that use what the student wrote at the first of them.
+    pub on_policy_every: usize,
+    /// First tokens of a window that stay the text's; without it a quarter.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_policy_prompt: Option<usize>,
     /// Whether `hidden` and `relations` are shares of the gradient rather than factors: with 1 the term's gradient is as long, at the
     /// start, as that of the terms on predictions.
     pub balance: bool,
@@ -198,6 +205,9 @@ impl Default for Loss {
             hidden: 0.0,
             relations: 0.0,
             layer: None,
+            on_policy: 0.0,
+            on_policy_every: 20,
+            on_policy_prompt: None,
             balance: true,
         }
     }

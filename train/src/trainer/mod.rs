@@ -10,6 +10,7 @@ mod learner;
 mod lock;
 mod measure;
 mod objective;
+mod on_policy;
 mod prepare;
 mod teacher;
 #[cfg(test)]
@@ -106,9 +107,14 @@ pub fn train(job: &Job, report: &mut dyn FnMut(Event), stop: &AtomicBool) -> Res
 fn take_step(job: &Job, run: &mut Prepared) -> Result<(Sums, f64)> {
     let plan = job.plan;
     let settings = &plan.recipe.train;
-    let first = run.step * settings.accumulate;
-    let batches = (first..first + settings.accumulate).map(|at| run.batches.at(at as u64));
-    let (sums, gradients) = run.learner.gradients(plan, run.step, batches)?;
+    let batches = match &mut run.author {
+        Some(author) => author.batches(&run.learner.student, &run.batches, run.step)?,
+        None => {
+            let first = run.step * settings.accumulate;
+            (first..first + settings.accumulate).map(|at| run.batches.at(at as u64)).collect()
+        }
+    };
+    let (sums, gradients) = run.learner.gradients(plan, run.step, batches.into_iter())?;
     let loss = sums.loss / step_tokens(plan) as f64;
     if run.step == 0 {
         every_variable_learns(run.learner.student.variables(), &gradients)?;

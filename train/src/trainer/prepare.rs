@@ -20,6 +20,7 @@ use super::{
     Event, Job, Log,
     learner::{Learner, step_tokens},
     lock::RunLock,
+    on_policy::Author,
     teacher::Teacher,
 };
 use crate::{
@@ -48,6 +49,8 @@ const PROBE_WINDOWS: usize = 16;
 pub(super) struct Prepared {
     pub learner: Learner,
     pub batches: Batches,
+    /// Who writes a part of them, if anybody does.
+    pub author: Option<Author>,
     pub valid: Vec<Batch>,
     pub checkpoints: Checkpoints,
     pub log: Log,
@@ -115,6 +118,7 @@ impl Prepared {
             saved: found.map(|c| c.state.step),
             steps_above: 0,
             _lock: lock,
+            author: Author::new(plan, job.out),
             learner,
             batches,
             checkpoints,
