@@ -232,10 +232,14 @@ impl Weights for Latent<'_> {
     fn matrix(&mut self, param: &Param) -> Result<Matrix> {
         let student = self.student;
         let (Some(lambda), Some(format)) = (self.lambda, student.format(param)) else {
-            return Ok(Matrix { weight: self.vector(param)?, int8_inputs: None });
+            return Ok(Matrix::of(self.vector(param)?));
         };
         let int8 = student.activations(param) == Activations::Int8Token;
-        Ok(Matrix { weight: student.fake_quant(param, format, lambda)?, int8_inputs: int8.then_some(lambda) })
+        Ok(Matrix {
+            weight: student.fake_quant(param, format, lambda)?,
+            int8_inputs: int8.then_some(lambda),
+            cache: None,
+        })
     }
 
     fn vector(&mut self, param: &Param) -> Result<Tensor> {
