@@ -7,6 +7,7 @@
 mod activations;
 mod error;
 mod format;
+mod gptq;
 pub mod gradient;
 mod grid;
 pub mod kernels;
@@ -18,6 +19,7 @@ mod simd;
 pub use activations::int8_tokens;
 pub use error::Error;
 pub use format::{Affine, Format, ScaleType};
+pub use gptq::{Feedback, Rounded, gptq};
 pub use grid::fake_quant;
 pub use layout::tq1_0;
 pub use packed::{Packed, PackedRef, pack};
