@@ -12,7 +12,7 @@ pub use feedback::Feedback;
 
 use crate::{
     Format, ScaleRule, Scales,
-    grid::{Grid, assert_shape},
+    grid::{Grid, Spans, TASK, assert_shape},
     simd::vectorized,
 };
 
@@ -27,6 +27,35 @@ pub struct Rounded {
     /// `[rows, cols]`, each on the grid of its group. [`crate::pack`] takes them as they are, as long as f32 tells a grid's steps apart
     /// beside its bias.
     pub values: Vec<f32>,
+}
+
+impl Rounded {
+    /// Weights that round to these values and are as near to `w` as that allows: where training goes on from. A weight that rounds
+    /// here by itself stays; another is moved into the cell of its code, a twentieth of a step behind the edge.
+    ///
+    /// # Panics
+    /// When `w` or the values are of another shape.
+    pub fn latent(&self, format: Format, w: &[f32], rows: usize, cols: usize) -> Vec<f32> {
+        /// From the middle of a cell, in steps of the grid.
+        const REACH: f32 = 0.45;
+        let spans = Spans::new(format, w.len(), rows, cols, &self.scales);
+        assert_eq!(self.values.len(), w.len(), "rounded values of a [{rows}, {cols}] matrix");
+        let mut latent = self.values.clone();
+        let tasks = latent.par_chunks_mut(TASK).zip(w.par_chunks(TASK)).enumerate();
+        tasks.for_each(|(task, (latent, w))| {
+            for (_, grid, span) in spans.of_task(task * TASK, w.len()) {
+                for (latent, &w) in latent[span.clone()].iter_mut().zip(&w[span]) {
+                    let code = grid.code(*latent);
+                    *latent = if grid.code(w) == code {
+                        w
+                    } else {
+                        grid.value(code + (grid.position(w) - code).clamp(-REACH, REACH))
+                    };
+                }
+            }
+        });
+        latent
+    }
 }
 
 /// Rounds `w` `[rows, cols]` so that its products with the inputs behind `feedback` change little.

@@ -133,6 +133,29 @@ fn what_it_gives_is_on_the_grid_and_packs_as_it_is() {
 }
 
 #[test]
+fn latent_weights_round_to_what_it_gave_and_stay_near_what_they_were() {
+    for format in ["int4-g32", "int3-affine-g64", "int2-affine-g128-bf16", "ternary-g64", "ternary-tensor"] {
+        let (rows, cols) = (9, 256);
+        let (w, h) = (normal(13, rows * cols), moments(14, 300, cols));
+        let found = rounded(format, ScaleRule::Mse, &w, cols, &h);
+        let kind: Format = format.parse().unwrap();
+        let latent = found.latent(kind, &w, rows, cols);
+        let mut values = vec![0.0; w.len()];
+        fake_quant(kind, &latent, rows, cols, &found.scales, &mut values);
+        assert_eq!(values, found.values, "{format}");
+        let mut plain = vec![0.0; w.len()];
+        fake_quant(kind, &w, rows, cols, &found.scales, &mut plain);
+        for i in 0..w.len() {
+            if plain[i] == found.values[i] {
+                assert_eq!(latent[i], w[i], "{format}: weight {i} rounds here by itself");
+            } else {
+                assert!((latent[i] - w[i]).abs() < (found.values[i] - w[i]).abs(), "{format}: weight {i}");
+            }
+        }
+    }
+}
+
+#[test]
 fn without_correlation_it_is_rounding_by_the_rule() {
     let (rows, cols) = (21, 128);
     let w = normal(9, rows * cols);

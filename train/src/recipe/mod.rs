@@ -4,6 +4,7 @@
 //! argument it came from, and a misspelt key is answered with the nearest one that exists.
 
 mod plan;
+mod quant;
 mod raw;
 mod rules;
 
@@ -12,6 +13,7 @@ use std::path::Path;
 use serde::Deserialize as _;
 
 pub use plan::{EvalPlan, ExportPlan, LossPlan, OptimPlan, Origin, Plan, Schedule, TeacherPlan};
+pub use quant::{Learn, Quantization, Rounding};
 pub use raw::Recipe;
 pub use rules::{Choice, Rules};
 
@@ -220,6 +222,10 @@ batch = 2
             ("optim.lr=-1.0", "optim.lr = -1: want a finite number above 0"),
             ("loss.forward_kl=0.0", "[loss]: every weight is 0"),
             ("data.held_out=0.9", "data.held_out = 0.9: want more than 0 and at most 0.5"),
+            ("quant.scales=awq", "quant.scales = \"awq\": \"awq\" is no rule"),
+            ("quant.gradient=dorefa", "quant.gradient = \"dorefa\": want ste, clipped-ste, lsq or seq"),
+            ("quant.learn=codes", "quant.learn = \"codes\": want all or scales"),
+            ("quant.calibration_windows=0", "quant.calibration_windows = 0: want at least 1"),
         ] {
             let m = message(SMALL, &[set]);
             assert!(m.contains(want), "{set}: {m}");
@@ -237,6 +243,13 @@ batch = 2
         assert!(m.starts_with("[student]: want `from` (a model directory) or [student.scratch]"), "{m}");
         let m = message(&format!("{SMALL}[eval]\ndata = [\"b.txt\"]\n"), &[]);
         assert!(m.contains("[eval] scores the exported model: add [export]"), "{m}");
+        let m = |sets: &[&str]| message(SMALL, sets);
+        let kept = "scales that are chosen anew in each step keep nothing of it";
+        assert!(m(&["quant.gradient=ste", "quant.scales=gptq"]).contains(kept));
+        assert!(m(&["quant.gradient=clipped-ste", "quant.learn=scales"]).contains(kept));
+        assert!(m(&["quant.gradient=seq", "quant.scales=absmax"]).contains("start at least squared error"));
+        assert!(m(&["quant.learn=scales", "quant.warmup_steps=5"]).contains("set quant.warmup_steps = 0"));
+        assert!(m(&["quant.learn=scales", "teacher.model=latent"]).contains("keeps no float weights"));
         let m = message(&format!("{SMALL}[variants.\"a/b\"]\nseed = 1\n"), &[]);
         assert!(m.contains("[variants.a/b]: it names a folder"), "{m}");
     }

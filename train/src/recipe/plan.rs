@@ -2,14 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use qat_infer::{
-    export::{self, Target},
-    files::Activations,
-};
-use qat_quant::{ScaleRule, kernels::FloatType};
+use qat_infer::export::{self, Target};
+use qat_quant::kernels::FloatType;
 
-use super::{Recipe, Rules, raw};
-use crate::{Error, Result, ops::Gradient};
+use super::{Learn, Quantization, Recipe, Rounding, quant::rounding, raw};
+use crate::{Error, Result};
 
 /// Where the student's weights come from.
 #[derive(Debug, Clone)]
@@ -133,8 +130,8 @@ pub struct EvalPlan {
     pub against: Option<PathBuf>,
     /// Put the model's beginning-of-sequence token in front of each window.
     pub bos: bool,
-    /// Scale rules of the untrained baselines.
-    pub baselines: Vec<ScaleRule>,
+    /// Roundings of the untrained baselines.
+    pub baselines: Vec<Rounding>,
     /// Gates, as written.
     pub require: Vec<String>,
 }
@@ -148,14 +145,8 @@ pub struct Plan {
     pub origin: Origin,
     /// The teacher.
     pub teacher: TeacherPlan,
-    /// Formats by tensor.
-    pub rules: Rules,
-    /// How scales are chosen or start.
-    pub scales: ScaleRule,
-    /// How gradients pass the rounding.
-    pub gradient: Gradient,
-    /// Input of the quantized projections.
-    pub activations: Activations,
+    /// How the student is quantized.
+    pub quantization: Quantization,
     /// Loss terms.
     pub loss: LossPlan,
     /// Optimizer.
@@ -174,25 +165,17 @@ impl Plan {
     pub fn new(recipe: &Recipe) -> Result<Self> {
         let r = recipe;
         check_ranges(r)?;
-        let quant = &r.quant;
+        let quantization = Quantization::new(&r.quant)?;
         let teacher = teacher(r)?;
+        if quantization.learn == Learn::Scales && teacher == TeacherPlan::Latent {
+            let problem = "teacher.model = \"latent\": quant.learn = \"scales\" keeps no float weights; name the directory of a model";
+            return Err(Error::Config(problem.into()));
+        }
         Ok(Self {
             origin: origin(&r.student)?,
             loss: loss(&r.loss, &teacher)?,
             teacher,
-            rules: Rules::new(&quant.weights, &quant.embeddings, &quant.head, &quant.overrides)?,
-            scales: scale_rule("quant.scales", &quant.scales)?,
-            gradient: match quant.gradient.as_str() {
-                "ste" => Gradient::Ste,
-                "clipped-ste" => Gradient::ClippedSte,
-                "lsq" => Gradient::Lsq,
-                other => return fail("quant.gradient", other, "ste, clipped-ste or lsq"),
-            },
-            activations: match quant.activations.as_str() {
-                "float" => Activations::Float,
-                "int8-token" => Activations::Int8Token,
-                other => return fail("quant.activations", other, "float or int8-token"),
-            },
+            quantization,
             optim: optim(&r.optim)?,
             export: r.export.as_ref().map(export).transpose()?,
             eval: r.eval.as_ref().map(|e| eval(e, r)).transpose()?,
@@ -201,7 +184,7 @@ impl Plan {
     }
 }
 
-fn fail<T>(key: &str, value: impl std::fmt::Debug, want: &str) -> Result<T> {
+pub(super) fn fail<T>(key: &str, value: impl std::fmt::Debug, want: &str) -> Result<T> {
     Err(Error::Config(format!("{key} = {value:?}: want {want}")))
 }
 
@@ -233,6 +216,7 @@ fn check_ranges(r: &Recipe) -> Result<()> {
     at_least("train.valid_windows", r.train.valid_windows, 1)?;
     at_least("train.keep_checkpoints", r.train.keep_checkpoints, 1)?;
     at_least("data.ctx", r.data.ctx, 2)?;
+    at_least("quant.calibration_windows", r.quant.calibration_windows, 1)?;
     positive("train.divergence", r.train.divergence)?;
     if !(r.data.held_out > 0.0 && r.data.held_out <= 0.5) {
         return fail("data.held_out", r.data.held_out, "more than 0 and at most 0.5");
@@ -384,11 +368,7 @@ fn eval(e: &raw::Eval, r: &Recipe) -> Result<EvalPlan> {
         ctx,
         bos: e.bos,
         against: e.against.as_ref().map(PathBuf::from),
-        baselines: e.baselines.iter().map(|b| scale_rule("eval.baselines", b)).collect::<Result<_>>()?,
+        baselines: e.baselines.iter().map(|b| rounding("eval.baselines", b)).collect::<Result<_>>()?,
         require: e.require.clone(),
     })
-}
-
-fn scale_rule(key: &str, spelling: &str) -> Result<ScaleRule> {
-    spelling.parse().map_err(|e| Error::Config(format!("{key} = {spelling:?}: {e}")))
 }

@@ -99,12 +99,20 @@ pub struct Quant {
     /// Tensor-name glob → format or `float`; the longest glob that matches wins over the three keys above.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub overrides: BTreeMap<String, String>,
-    /// How scales are chosen: `absmax` (each runtime's own rule) or `mse`. With `gradient = "lsq"`: how they start.
+    /// How scales are chosen: `absmax` (each runtime's own rule), `mse`, or `seq` (`mse` with the levels of affine grids evenly around
+    /// zero). With scales that are learned: how they start; then also `gptq`, which the weights start from as well.
     #[serde(default = "mse")]
     pub scales: String,
-    /// `ste` (straight-through), `clipped-ste`, or `lsq` (scales are learned too).
+    /// `ste` (straight-through), `clipped-ste`, `lsq` (scales are learned too), or `seq`: as `lsq` with the levels of affine grids held
+    /// evenly around zero, for 2 bits.
     #[serde(default = "lsq")]
     pub gradient: String,
+    /// `all`, or `scales`: the codes stay as they start, and only the scales and biases of the grids are trained.
+    #[serde(default = "all")]
+    pub learn: String,
+    /// Windows of the training text on which GPTQ measures the inputs of each matrix.
+    #[serde(default = "calibration_windows")]
+    pub calibration_windows: usize,
     /// Input of the quantized projections: `float` or `int8-token`.
     #[serde(default = "float")]
     pub activations: String,
@@ -299,7 +307,7 @@ pub struct Eval {
     /// Model whose predictions are the reference of KL and same-top-1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub against: Option<String>,
-    /// Scale rules whose untrained rounding of the student's start is scored beside it: `absmax`, `mse`.
+    /// Untrained roundings of the student's start that are scored beside it: `absmax`, `mse`, `seq`, `gptq`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub baselines: Vec<String>,
     /// Gates such as `kl<0.05` that set the exit code.
@@ -312,6 +320,12 @@ fn int8() -> String {
 }
 fn mse() -> String {
     "mse".into()
+}
+fn all() -> String {
+    "all".into()
+}
+fn calibration_windows() -> usize {
+    128
 }
 fn lsq() -> String {
     "lsq".into()

@@ -21,7 +21,7 @@ use std::{
 use candle_core::{Device, Tensor};
 
 pub use event::{Event, Log, StepLog, ValidLog};
-pub use prepare::{Start, student_dir};
+pub use prepare::{Start, calibration, student_dir};
 
 use self::{
     objective::{Objective, Sums, every_variable_learns},
@@ -154,7 +154,7 @@ fn save(job: &Job, run: &mut Prepared, report: &mut dyn FnMut(Event)) -> Result<
         sha256: Default::default(),
     };
     let keep = job.plan.recipe.train.keep_checkpoints;
-    let path = run.checkpoints.save(state, run.student.variables(), &run.optimizer, keep)?;
+    let path = run.checkpoints.save(state, &run.student, &run.optimizer, keep)?;
     run.saved = Some(run.step);
     report(Event::Saved { step: run.step, path });
     Ok(())

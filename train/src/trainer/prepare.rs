@@ -23,8 +23,12 @@ use crate::{
     checkpoint::{Checkpoint, Checkpoints, same_recipe},
     data::{self, Batch, Batches, Corpus, Source, Tokenization, Tokens},
     exec::RopeTable,
-    recipe::{Origin, Plan, TeacherPlan},
-    student::{Floats, Quantization, Student, prune, read_config},
+    recipe::{Origin, Plan, Rounding, TeacherPlan},
+    student::{
+        Floats, Student,
+        gptq::{self, Calibration},
+        prune, read_config,
+    },
 };
 
 /// What to do about a run that is there already.
@@ -76,7 +80,15 @@ impl Prepared {
         let ctx = plan.recipe.data.ctx;
         let batches = Batches::new(train, ctx, plan.recipe.train.batch, plan.recipe.seed)?;
         let floats = prune_student(&source.floats, plan, &batches, &job.device)?;
-        let student = Student::new(&floats, Quantization::of(plan), &job.device)?;
+        let student = Student::new(&floats, plan.quantization.clone(), &job.device)?;
+        if plan.quantization.start == Rounding::Gptq && found.is_none() {
+            let calibration = calibration_windows(plan, &batches);
+            report(Event::Note(format!(
+                "GPTQ on {} windows of the training text",
+                calibration.windows.len()
+            )));
+            student.start_from(&gptq::round(&floats, &plan.quantization, &calibration, &job.device)?)?;
+        }
         let rope = RopeTable::new(&qat_infer::model::Rope::new(&student.config), ctx, &job.device)?;
         let teacher = match (&plan.teacher, teacher_floats) {
             (TeacherPlan::None, _) => Teacher::None,
@@ -88,7 +100,7 @@ impl Prepared {
         let mut optimizer = AdamW::new(plan.optim.clone(), student.variables())?;
         let (mut step, mut start_loss) = (0, None);
         if let Some(checkpoint) = &found {
-            checkpoint.restore(student.variables(), &mut optimizer)?;
+            checkpoint.restore(&student, &mut optimizer)?;
             (step, start_loss) = (checkpoint.state.step, checkpoint.state.start_loss);
             batches.resume(&checkpoint.state.cursor)?;
         }
@@ -285,6 +297,31 @@ fn valid_batches(valid: Tokens, plan: &Plan) -> Result<Vec<Batch>> {
     Ok((0..windows.div_ceil(rows)).map(batch).collect())
 }
 
+/// Text of the run of `job` on which GPTQ measures the inputs of each matrix: the windows that its training sees first.
+///
+/// # Errors
+/// The text or the student's origin can't be read.
+pub fn calibration(job: &Job) -> Result<Calibration> {
+    let plan = job.plan;
+    let source = Beginning::open(&plan.origin, plan.recipe.seed)?;
+    let vocab = source.floats.config.vocab_size;
+    let (train, _) = tokens(job, &source, vocab, &mut |_| {}, &AtomicBool::new(false))?;
+    let batches = Batches::new(train, plan.recipe.data.ctx, plan.recipe.train.batch, plan.recipe.seed)?;
+    Ok(calibration_windows(plan, &batches))
+}
+
+fn calibration_windows(plan: &Plan, batches: &Batches) -> Calibration {
+    let windows = plan.recipe.quant.calibration_windows.min(batches.windows_per_epoch() as usize);
+    Calibration { windows: first_windows(batches, plan, windows), batch: plan.recipe.train.batch }
+}
+
+/// The inputs of the first `count` windows of the training.
+fn first_windows(batches: &Batches, plan: &Plan, count: usize) -> Vec<Vec<u32>> {
+    let ctx = plan.recipe.data.ctx;
+    let of_step = |step| batches.at(step).inputs.chunks(ctx).map(<[u32]>::to_vec).collect::<Vec<_>>();
+    (0..).flat_map(of_step).take(count).collect()
+}
+
 /// Depth first, then width by activations on the training text, then padding.
 fn prune_student(floats: &Floats, plan: &Plan, batches: &Batches, device: &Device) -> Result<Floats> {
     let wanted = &plan.recipe.student;
@@ -293,10 +330,7 @@ fn prune_student(floats: &Floats, plan: &Plan, batches: &Batches, device: &Devic
         floats = prune::layers(&floats, kept)?;
     }
     if wanted.hidden_size.is_some() || wanted.intermediate_size.is_some() {
-        let windows = (0..).flat_map(|step| {
-            batches.at(step).inputs.chunks(plan.recipe.data.ctx).map(<[u32]>::to_vec).collect::<Vec<_>>()
-        });
-        let windows: Vec<Vec<u32>> = windows.take(PROBE_WINDOWS).collect();
+        let windows = first_windows(batches, plan, PROBE_WINDOWS);
         let importance = prune::Importance::measure(&floats, &windows, device)?;
         if let Some(kept) = wanted.intermediate_size {
             floats = prune::neurons(&floats, kept, &importance)?;

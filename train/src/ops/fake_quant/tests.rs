@@ -189,6 +189,41 @@ fn defined_gradients(
 }
 
 #[test]
+fn frozen_codes_stand_for_what_was_rounded_and_teach_the_scales_alone() -> Result<()> {
+    let g = uniform(21, 1.0, &[ROWS, COLS])?;
+    for format in Format::all() {
+        let (w, scale, bias) = learned(format)?;
+        let biases = bias.as_ref().map(|b| b.to_vec1::<f32>()).transpose()?.unwrap_or_default();
+        let stored = Scales::rounded(format, &scale.to_vec1::<f32>()?, &biases);
+        let mut codes = vec![0f32; ROWS * COLS];
+        qat_quant::codes(format, &Floats::of("test", &w)?, ROWS, COLS, &stored, &mut codes);
+        let codes = Var::from_tensor(&Tensor::from_vec(codes, (ROWS, COLS), &Device::Cpu)?)?;
+        let scale = Var::from_tensor(&scale)?;
+        let bias = bias.map(|b| Var::from_tensor(&b)).transpose()?;
+        let bias_tensor = bias.as_ref().map(|b| b.as_tensor());
+        let lsq = fake_quant_learned(&w, &scale, bias_tensor, &spec(format, Gradient::Lsq, 1.0))?;
+        // λ has no part in it.
+        let found = fake_quant_learned(&codes, &scale, bias_tensor, &spec(format, Gradient::Codes, 0.5))?;
+        assert_eq!(bits(&found)?, bits(&lsq)?, "{format}");
+        let grads = found.mul(&g)?.sum_all()?.backward()?;
+        assert!(grads.get(&codes).is_none(), "{format}: codes receive a gradient");
+        let group = format.group_len().unwrap_or(ROWS * COLS);
+        let gamma = (group as f64 * f64::from(format.levels().1)).powf(-0.5);
+        let (mut ds, mut db) = (vec![0f64; stored.scale.len()], vec![0f64; stored.bias.len()]);
+        for (i, (q, g)) in flat(&codes)?.into_iter().zip(flat(&g)?).enumerate() {
+            ds[i / group] += gamma * q * g;
+            db.get_mut(i / group).into_iter().for_each(|db| *db += gamma * g);
+        }
+        for (what, var, want) in [("ds", Some(&scale), ds), ("db", bias.as_ref(), db)] {
+            let Some(var) = var else { continue };
+            let Some(found) = grads.get(var) else { panic!("{format}: no {what}") };
+            assert_close(&format!("{format} {what}"), found, &want, 4e-6)?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn nan_weights_are_seen_in_the_value_unless_their_scale_is_zero_and_never_panic() -> Result<()> {
     let mut values = uniform(20, 1.0, &[ROWS * COLS])?.to_vec1::<f32>()?;
     values[5] = f32::NAN;

@@ -16,8 +16,8 @@ use crate::{
         Gradient,
         metal::host::{self, Care},
     },
-    recipe::{LossPlan, Rules},
-    student::{Quantization, Student},
+    recipe::{LossPlan, Quantization, Rounding, Rules},
+    student::Student,
     trainer::teacher::Teacher,
 };
 
@@ -70,7 +70,8 @@ impl Bench {
 
 fn student(config: &Config, weights: &str, gradient: Gradient, scales: ScaleRule) -> Student {
     let rules = Rules::new(weights, weights, weights, &BTreeMap::new()).expect("rules");
-    let quantization = Quantization { rules, scales, gradient, activations: Activations::Int8Token };
+    let untrained = Quantization::untrained(rules, Rounding::Rule(scales), Activations::Int8Token);
+    let quantization = Quantization { gradient, ..untrained };
     Student::new(&tiny::floats(config.clone(), 5), quantization, &Device::Cpu).expect("student")
 }
 

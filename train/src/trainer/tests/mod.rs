@@ -3,6 +3,7 @@
 mod bits;
 mod gradients;
 mod pieces;
+mod rounding;
 mod trouble;
 
 use std::{
