@@ -14,7 +14,7 @@ use qat_train::recipe::{self, Plan};
 const LONGEST: usize = 600;
 
 /// Where `unsafe` may stand, each with a safety comment.
-const UNSAFE: [&str; 9] = [
+const UNSAFE: [&str; 10] = [
     // Intrinsics.
     "quant/src/kernels/",
     // The memory map of a model file.
@@ -23,6 +23,8 @@ const UNSAFE: [&str; 9] = [
     "infer/src/cpu/pool/",
     // Buffers of an Apple GPU, which are told as addresses.
     "infer/src/metal/chip.rs",
+    // Kernels of an NVIDIA GPU, which are told addresses.
+    "train/src/ops/gpu/cuda.rs",
     // mallopt.
     "src/heap.rs",
     // Kernels on raw memory, called from compiled libraries or on a Mac's GPU, for tests only.
@@ -32,8 +34,8 @@ const UNSAFE: [&str; 9] = [
     "tests/metal-host/src/symbols.rs",
 ];
 
-/// Where a cargo feature may be asked for: where devices are chosen.
-const FEATURES: [&str; 1] = ["train/src/device.rs"];
+/// Where a cargo feature may be asked for: where devices are chosen, and what carries work out on them.
+const FEATURES: [&str; 2] = ["train/src/device.rs", "train/src/ops/gpu/mod.rs"];
 
 /// A file of the tree.
 struct Source {

@@ -10,12 +10,12 @@ use candle_core::{Tensor, Var};
 
 use crate::{
     Error, Result,
-    ops::metal::{Bind, Grid, Library, Path, Work, library, path, word},
+    ops::gpu::{Bind, Grid, Library, Path, Work, library, path, word},
     recipe::OptimPlan,
     student::{Kind, Variable},
 };
 
-const LIBRARY: Library = library!("adamw", "ops/metal/common.metal", "adamw.metal");
+const LIBRARY: Library = library!("adamw", "ops/gpu/common.metal", "adamw.metal");
 
 /// Optimizer state: first and second moment of each variable's gradient, in the variables' order.
 #[derive(Debug)]
@@ -57,8 +57,8 @@ impl AdamW {
                 decay: decays.then_some(1.0 - lr * self.plan.weight_decay),
             };
             match path(gradient.device()) {
-                Path::Metal => self.update_on_metal(variables, index, gradient, &change)?,
-                Path::Cpu | Path::Composed => self.update(variables, index, gradient, &change)?,
+                Path::Kernels => self.update_on_gpu(variables, index, gradient, &change)?,
+                Path::Cpu => self.update(variables, index, gradient, &change)?,
             }
         }
         Ok(norms[0])
@@ -94,7 +94,7 @@ impl AdamW {
     }
 
     /// As `update`, in place and in one pass, with the same roundings.
-    fn update_on_metal(
+    fn update_on_gpu(
         &mut self,
         variables: &[Variable],
         index: usize,
@@ -229,7 +229,7 @@ mod tests {
     use crate::{
         ops::{
             check::uniform,
-            metal::host::{self, Care},
+            gpu::host::{self, Care},
         },
         recipe::Schedule,
     };
@@ -299,24 +299,24 @@ mod tests {
         };
         let plan = OptimPlan { clip, ..plan() };
         let (ours, theirs) = (variables(device), variables(&Device::Cpu));
-        let mut on_metal = AdamW::new(plan.clone(), &ours).expect("state");
+        let mut on_gpu = AdamW::new(plan.clone(), &ours).expect("state");
         let mut on_cpu = AdamW::new(plan, &theirs).expect("state");
         for taken in 0..3 {
             let gradients: Vec<Tensor> = (0..4).map(|i| random(10 + 4 * taken + i, 0.5)).collect();
             let moved: Vec<Tensor> = gradients.iter().map(|g| on(g, device)).collect();
-            step(&mut on_metal, &ours, &moved).expect("steps");
+            step(&mut on_gpu, &ours, &moved).expect("steps");
             on_cpu.step(&theirs, &gradients, 0.7).expect("steps");
         }
         for (index, (ours, theirs)) in ours.iter().zip(&theirs).enumerate() {
             assert_eq!(values(ours), values(theirs), "{}", ours.name);
             let moment = |t: &Tensor| t.to_vec1::<f32>().expect("values");
-            assert_eq!(moment(&on_metal.first[index]), moment(&on_cpu.first[index]), "{}", ours.name);
-            assert_eq!(moment(&on_metal.second[index]), moment(&on_cpu.second[index]), "{}", ours.name);
+            assert_eq!(moment(&on_gpu.first[index]), moment(&on_cpu.first[index]), "{}", ours.name);
+            assert_eq!(moment(&on_gpu.second[index]), moment(&on_cpu.second[index]), "{}", ours.name);
         }
     }
 
     #[test]
-    fn the_metal_kernel_takes_the_same_steps_in_place_with_the_same_roundings() {
+    fn the_kernel_takes_the_same_steps_in_place_with_the_same_roundings() {
         if host::available() {
             assert_steps_are_the_cpus(&Device::Cpu, Some(1.0), |adam, variables, gradients| {
                 host::emulating(Care::EveryMode, || adam.step(variables, gradients, 0.7))

@@ -53,9 +53,6 @@ impl Choice {
     /// # Errors
     /// This build, or this machine, has no such device.
     pub fn open(self) -> Result<Opened> {
-        let failed = |name: &str, e: candle_core::Error| {
-            Error::Config(format!("--device {name}: the device can't be opened: {e}"))
-        };
         let asked = |device| Opened { device, why: "as asked for".into() };
         match self {
             Self::Auto => {
@@ -64,17 +61,10 @@ impl Choice {
             }
             Self::Cpu => Ok(asked(Device::Cpu)),
             Self::Metal => match metal() {
-                Ok(()) => Device::new_metal(0).map(asked).map_err(|e| failed("metal", e)),
+                Ok(()) => Device::new_metal(0).map(asked).map_err(|e| failed("metal", &e)),
                 Err(why) => Err(Error::Config(format!("--device metal: {why} (use --device cpu)"))),
             },
-            // Without a stream of its own a device reads wrong values from another host thread.
-            Self::Cuda if cuda_is_available() => {
-                Device::new_cuda_with_stream(0).map(asked).map_err(|e| failed("cuda", e))
-            }
-            Self::Cuda => Err(Error::Config(
-                "--device cuda: this build has no CUDA; build with --features cuda (or use --device cpu)"
-                    .into(),
-            )),
+            Self::Cuda => cuda().map(asked),
         }
     }
 }
@@ -106,6 +96,23 @@ fn metal() -> std::result::Result<(), &'static str> {
 #[cfg(not(target_os = "macos"))]
 fn metal() -> std::result::Result<(), &'static str> {
     Err("Metal needs macOS")
+}
+
+fn failed(name: &str, problem: &candle_core::Error) -> Error {
+    Error::Config(format!("--device {name}: the device can't be opened: {problem}"))
+}
+
+/// NVIDIA's GPU.
+#[cfg(feature = "cuda")]
+fn cuda() -> Result<Device> {
+    crate::ops::gpu::cuda::open().map_err(|e| failed("cuda", &e))
+}
+
+/// NVIDIA's GPU.
+#[cfg(not(feature = "cuda"))]
+fn cuda() -> Result<Device> {
+    let problem = "--device cuda: this build has no CUDA; build with --features cuda (or use --device cpu)";
+    Err(Error::Config(problem.into()))
 }
 
 /// What `device` is, in one word.

@@ -7,7 +7,7 @@
 use candle_core::{Result, Tensor};
 
 use super::{LogitsGradient, Term};
-use crate::ops::metal::{Backward, attach};
+use crate::ops::gpu::{Backward, attach};
 use crate::ops::{linear, linear_gradients};
 
 /// What the logits are a product of, both in the graph.
@@ -76,7 +76,7 @@ mod tests {
         loss::{Divergence, cross_entropy, cross_entropy_sum, divergence, divergence_sum},
         ops::{
             check::{assert_close, flat, uniform},
-            metal::host::{self, Care},
+            gpu::host::{self, Care},
         },
     };
 
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn losses_behind_a_matrix_are_those_of_the_graph_on_the_cpu_and_in_the_metal_kernels() -> Result<()> {
+    fn losses_behind_a_matrix_are_those_of_the_graph_on_the_cpu_and_in_the_kernels() -> Result<()> {
         let input = Var::from_tensor(&uniform(1, 2.0, &[4, 5])?)?;
         let weight = Var::from_tensor(&uniform(2, 1.0, &[9, 5])?)?;
         let teacher = uniform(3, 4.0, &[4, 9])?;

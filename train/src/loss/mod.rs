@@ -20,7 +20,7 @@ use candle_core::{Device, Result, Tensor, Var};
 use qat_quant::vectorized;
 use rayon::prelude::*;
 
-use crate::ops::metal::{Backward, Bind, Grid, Library, SUM, Work, attach, word};
+use crate::ops::gpu::{Backward, Bind, Grid, Library, SUM, Work, attach, word};
 use crate::ops::{Floats, lanes, rows_per_chunk};
 
 /// A loss of some logits, outside their graph: its sum over the rows, and the way to the gradient of that.
@@ -58,25 +58,6 @@ impl Backward for OfLogits {
 trait LogitsGradient: Send + Sync + 'static {
     /// `to` + `upstream` · the gradient, as large as `logits` `[n, vocab]`; `upstream` is a scalar. `to` may be overwritten.
     fn gradient(&self, logits: &Tensor, upstream: &Tensor, to: Option<Tensor>) -> Result<Tensor>;
-}
-
-/// A loss composed of candle's operations, for devices that have no path of their own.
-struct Composition<F>(F);
-
-impl<F: Fn(&Tensor) -> Result<Tensor> + Send + Sync + 'static> Composition<F> {
-    fn term(self, logits: &Tensor) -> Result<Term> {
-        Ok(Term { sum: self.0(&logits.detach())?.detach(), gradient: Box::new(self) })
-    }
-}
-
-impl<F: Fn(&Tensor) -> Result<Tensor> + Send + Sync + 'static> LogitsGradient for Composition<F> {
-    fn gradient(&self, logits: &Tensor, upstream: &Tensor, to: Option<Tensor>) -> Result<Tensor> {
-        let leaf = Var::from_tensor(logits)?;
-        let Some(gradient) = self.0(&leaf)?.backward()?.remove(&leaf) else {
-            candle_core::bail!("a loss that doesn't depend on its logits")
-        };
-        sum_of(gradient.detach().broadcast_mul(upstream)?, to)
-    }
 }
 
 fn sum_of(gradient: Tensor, to: Option<Tensor>) -> Result<Tensor> {
@@ -248,22 +229,6 @@ mod tests {
         assert_eq!(one.len(), 4);
         assert!(one == on(5)?);
         Ok(())
-    }
-
-    #[test]
-    fn a_composition_adds_the_same_gradient_as_the_fused_pass() -> Result<()> {
-        let logits = uniform(1, 4.0, &[3, 7])?;
-        let targets = [6, 0, 2];
-        let ids = Tensor::new(&targets, logits.device())?;
-        let composed = Composition(move |x: &Tensor| {
-            candle_nn::ops::log_softmax(x, 1)?.gather(&ids.unsqueeze(1)?, 1)?.sum_all()?.neg()
-        });
-        let (composed, fused) = (composed.term(&logits)?, cross_entropy(&logits, &targets)?);
-        assert!((composed.sum()? - fused.sum()?).abs() < 1e-5);
-        let (upstream, before) = (Tensor::new(0.25f32, logits.device())?, uniform(2, 1.0, &[3, 7])?);
-        let gradient = |term: &Term| term.gradient.gradient(&logits, &upstream, Some(before.clone()));
-        // exp is good to 2.4e-7 in one, to half a unit in the last place in the other.
-        assert_close("gradient", &gradient(&composed)?, &flat(&gradient(&fused)?)?, 1e-6)
     }
 
     #[test]

@@ -5,11 +5,11 @@
 
 use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor};
 
-use super::metal::{Backward, Bind, Grid, Library, Path, Work, attach, library, path, word};
+use super::gpu::{Backward, Bind, Grid, Library, Path, Work, attach, library, path, word};
 use super::{blend, floats, floats_out};
 
 const NAME: &str = "quantize_activations";
-const LIBRARY: Library = library!("activations", "metal/common.metal", "activations.metal");
+const LIBRARY: Library = library!("activations", "gpu/common.metal", "activations.metal");
 
 /// Rounds each row of `x` `[.., cols]` to 8 bits: x̂ = a·clamp(round_ties_even(x/a), −128, 127) with a = max|x|/127.
 ///
@@ -23,12 +23,11 @@ pub fn quantize_activations(x: &Tensor, lambda: f32) -> Result<Tensor> {
     }
     match path(x.device()) {
         Path::Cpu => x.contiguous()?.apply_op1(Int8Tokens { lambda }),
-        Path::Metal => on_metal(x, lambda),
-        Path::Composed => composed(x, lambda),
+        Path::Kernels => on_gpu(x, lambda),
     }
 }
 
-fn on_metal(x: &Tensor, lambda: f32) -> Result<Tensor> {
+fn on_gpu(x: &Tensor, lambda: f32) -> Result<Tensor> {
     let x = x.contiguous()?;
     let width = x.dim(D::Minus1)?;
     let mut work = Work::default();
@@ -45,6 +44,8 @@ fn on_metal(x: &Tensor, lambda: f32) -> Result<Tensor> {
     attach(value, &[&x], StraightThrough)
 }
 
+/// What the tests hold every implementation to, in operations of candle.
+#[cfg(test)]
 fn composed(x: &Tensor, lambda: f32) -> Result<Tensor> {
     // Adding and subtracting 1.5·2²³, in two kernels, rounds |v| ≤ 2²² to the nearest integer, ties to even; candle's
     // own round takes ties away from zero. |x/a| ≤ 127 up to rounding, so that no clamp is needed.
@@ -98,7 +99,7 @@ impl Backward for StraightThrough {
 mod tests {
     use super::*;
     use crate::ops::check::{bits, uniform};
-    use crate::ops::metal::host;
+    use crate::ops::gpu::host;
     use candle_core::{Device, Var};
 
     /// Rows of several magnitudes, one of zeros, one with exact ties between codes.
@@ -123,14 +124,14 @@ mod tests {
     }
 
     #[test]
-    fn the_metal_kernel_gives_the_runtimes_value_to_the_bit() -> Result<()> {
+    fn the_kernel_gives_the_runtimes_value_to_the_bit() -> Result<()> {
         if !host::available() {
             return Ok(());
         }
         for x in [rows()?, uniform(24, 3.0, &[3, 1])?, uniform(25, 3.0, &[2, 1100])?] {
             for lambda in [1.0, 0.3] {
                 assert_eq!(
-                    bits(&on_metal(&x, lambda)?)?,
+                    bits(&on_gpu(&x, lambda)?)?,
                     bits(&quantize_activations(&x, lambda)?)?,
                     "{lambda}"
                 );

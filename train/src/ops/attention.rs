@@ -11,7 +11,7 @@ use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use self::heads::HeadShape;
-use super::metal::{Path, path};
+use super::gpu::{Path, path};
 use super::tile::{Left, TILE_ROWS, multiply_add};
 use super::{Floats, floats, floats_out, softmax};
 
@@ -45,8 +45,7 @@ pub fn causal_attention(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
             let shape = HeadShape { t, d, kv_heads, group: heads / kv_heads };
             q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, Attention { shape })
         }
-        Path::Metal => composed(q, k, v, softmax::on_metal),
-        Path::Composed => composed(q, k, v, softmax::composed),
+        Path::Kernels => composed(q, k, v, softmax::on_gpu),
     }
 }
 

@@ -6,11 +6,11 @@
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::metal::{Backward, Bind, Grid, Library, Path, Work, attach, library, path, word};
+use super::gpu::{Backward, Bind, Grid, Library, Path, Work, attach, library, path, word};
 use super::{Floats, floats, floats_out, lanes, rows_per_chunk};
 
 const NAME: &str = "embedding";
-const LIBRARY: Library = library!("embedding", "metal/common.metal", "embedding.metal");
+const LIBRARY: Library = library!("embedding", "gpu/common.metal", "embedding.metal");
 
 /// The rows of `table` `[vocab, d]` that `ids` name, as `[ids, d]`.
 ///
@@ -23,22 +23,21 @@ pub fn embedding(table: &Tensor, ids: &[u32]) -> Result<Tensor> {
     }
     match path(table.device()) {
         Path::Cpu => table.contiguous()?.apply_op1(Embedding { ids: ids.to_vec() }),
-        Path::Metal => on_metal(table, ids),
-        Path::Composed => table.index_select(&Tensor::new(ids, table.device())?, 0),
+        Path::Kernels => on_gpu(table, ids),
     }
 }
 
 /// candle's lookup with a gradient of our own: candle's adds one position after the other.
-fn on_metal(table: &Tensor, ids: &[u32]) -> Result<Tensor> {
+fn on_gpu(table: &Tensor, ids: &[u32]) -> Result<Tensor> {
     let rows = table.detach().index_select(&Tensor::new(ids, table.device())?, 0)?;
-    attach(rows, &[table], MetalEmbedding { occurrences: Occurrences::of(ids, table.dim(0)?) })
+    attach(rows, &[table], GpuEmbedding { occurrences: Occurrences::of(ids, table.dim(0)?) })
 }
 
-struct MetalEmbedding {
+struct GpuEmbedding {
     occurrences: Occurrences,
 }
 
-impl Backward for MetalEmbedding {
+impl Backward for GpuEmbedding {
     const NAME: &'static str = NAME;
 
     fn backward(&self, inputs: &[&Tensor], _: &Tensor, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
@@ -130,7 +129,7 @@ impl Occurrences {
 mod tests {
     use super::*;
     use crate::ops::check::{assert_matches, bits, uniform};
-    use crate::ops::metal::host;
+    use crate::ops::gpu::host;
 
     #[test]
     fn value_and_gradient_agree_with_finite_differences() -> Result<()> {
@@ -142,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn the_metal_kernel_gives_the_cpus_gradient_to_the_bit() -> Result<()> {
+    fn the_kernel_gives_the_cpus_gradient_to_the_bit() -> Result<()> {
         if !host::available() {
             return Ok(());
         }
@@ -154,7 +153,7 @@ mod tests {
                 let grads = rows.mul(&weights)?.sum_all()?.backward()?;
                 bits(grads.get(&table).expect("a gradient"))
             };
-            assert_eq!(gradient(on_metal(&table, &ids)?)?, gradient(embedding(&table, &ids)?)?, "{d}");
+            assert_eq!(gradient(on_gpu(&table, &ids)?)?, gradient(embedding(&table, &ids)?)?, "{d}");
         }
         Ok(())
     }

@@ -1,16 +1,16 @@
 //! Fake quantization of weights: the value that ships, with a gradient.
 //!
 //! Knows no codec: values, scales and gradients are `qat_quant`'s. The forward value is `qat_quant::fake_quant`, hence
-//! `decode(encode(w))`, to the bit; the only second expression for it are the kernels of `on_metal`, which are held to it.
+//! `decode(encode(w))`, to the bit; the only second expression for it are the kernels of `on_gpu`, which are held to it.
 //! Backward is straight through (arXiv 1308.3432), clipped, LSQ (arXiv 1902.08153), or that of frozen codes, as
 //! `qat_quant::gradient` defines them.
 
-mod on_metal;
+mod on_gpu;
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Device, Layout, Result, Shape, Tensor};
 use qat_quant::{Format, ScaleRule, Scales, gradient};
 
-use super::metal::{Path, path};
+use super::gpu::{Path, path};
 use super::{Floats, blend, floats, floats_out};
 
 const NAME: &str = "fake_quant";
@@ -61,8 +61,7 @@ pub fn fake_quant(w: &Tensor, spec: &FakeQuant) -> Result<Tensor> {
     let w = w.contiguous()?;
     match path(w.device()) {
         Path::Cpu => {}
-        Path::Metal => return on_metal::chosen(&w, spec),
-        Path::Composed => return fake_quant(&w.to_device(&Device::Cpu)?, spec)?.to_device(w.device()),
+        Path::Kernels => return on_gpu::chosen(&w, spec),
     }
     let scales = Scales::choose(spec.format, spec.rule, &Floats::of(NAME, &w)?, rows, cols);
     w.apply_op1(Quantizer { spec: *spec, scales })
@@ -89,13 +88,6 @@ pub fn fake_quant_learned(
             spec.gradient
         );
     }
-    if path(w.device()) == Path::Composed {
-        let (cpu, home) = (Device::Cpu, w.device());
-        let bias = bias.map(|b| b.to_device(&cpu)).transpose()?;
-        let quantized =
-            fake_quant_learned(&w.to_device(&cpu)?, &scale.to_device(&cpu)?, bias.as_ref(), spec)?;
-        return quantized.to_device(home);
-    }
     let (rows, cols) = held_by(spec.format, w)?;
     let groups = spec.format.groups(rows, cols);
     let biases = bias.map(|b| b.dims());
@@ -109,8 +101,8 @@ pub fn fake_quant_learned(
     }
     let (w, scale) = (w.contiguous()?, scale.contiguous()?);
     let bias = bias.map(Tensor::contiguous).transpose()?;
-    if path(w.device()) == Path::Metal {
-        return on_metal::learned(&w, &scale, bias.as_ref(), spec);
+    if path(w.device()) == Path::Kernels {
+        return on_gpu::learned(&w, &scale, bias.as_ref(), spec);
     }
     match bias {
         None => {

@@ -1,8 +1,8 @@
 //! The differentiable operations of the trainer, one file each.
 //!
 //! Every operation takes and gives f32 tensors, contiguous or not. On the CPU it is one fused pass with a
-//! hand-written backward, on Metal kernels of our own (the `.metal` files, run by `metal/`), on CUDA a composition of candle
-//! operations that have gradients. All are held to the same f64 reference. Knows no model, no optimizer and no loop.
+//! hand-written backward, on Metal and CUDA kernels of our own (the `.metal` files, run by `gpu/`). All are held to the same f64
+//! reference. Knows no model, no optimizer and no loop.
 //!
 //! Invariants: results do not depend on the number of threads (work is cut by shape, partial sums are joined in
 //! order), and an operation never silently cuts the graph: where an input gets no gradient, its documentation says so.
@@ -16,9 +16,9 @@ pub(crate) mod check;
 mod cpu;
 mod embedding;
 mod fake_quant;
+pub(crate) mod gpu;
 pub(crate) mod lanes;
 mod linear;
-pub(crate) mod metal;
 mod norm;
 mod rope;
 mod softmax;

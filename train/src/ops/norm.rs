@@ -7,11 +7,11 @@ use candle_core::{CpuStorage, CustomOp2, D, Layout, Result, Shape, Tensor};
 use qat_quant::vectorized;
 use rayon::prelude::*;
 
-use super::metal::{Backward, Bind, Grid, Library, Path, SUM, Work, attach, library, path, word};
+use super::gpu::{Backward, Bind, Grid, Library, Path, SUM, Work, attach, library, path, word};
 use super::{Floats, floats, floats_out, for_each_chunk, lanes, rows_per_chunk};
 
 const NAME: &str = "rms_norm";
-const LIBRARY: Library = library!("norm", "metal/common.metal", "norm.metal");
+const LIBRARY: Library = library!("norm", "gpu/common.metal", "norm.metal");
 
 /// Normalizes each row of `x` `[.., d]` to root mean square 1 and multiplies by `weight` `[d]`.
 ///
@@ -28,12 +28,11 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
     }
     match path(x.device()) {
         Path::Cpu => x.contiguous()?.apply_op2(&weight.contiguous()?, RmsNorm { eps }),
-        Path::Metal => on_metal(x, weight, eps),
-        Path::Composed => composed(x, weight, eps),
+        Path::Kernels => on_gpu(x, weight, eps),
     }
 }
 
-fn on_metal(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
+fn on_gpu(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
     let (x, weight) = (x.contiguous()?, weight.contiguous()?);
     let (d, rows) = (weight.elem_count(), x.elem_count() / weight.elem_count());
     let mut work = Work::default();
@@ -42,15 +41,15 @@ fn on_metal(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
     let shape = [word(rows)?, word(d)?, 1, eps.to_bits()];
     work.add(LIBRARY, "rms_norm", Grid::Rows { rows, width: d }, binds, &shape)?;
     let [y] = work.run(NAME, &[&x, &weight])?;
-    attach(y, &[&x, &weight], MetalRmsNorm { eps })
+    attach(y, &[&x, &weight], GpuRmsNorm { eps })
 }
 
 /// The gradients of `RmsNorm` in two kernels.
-struct MetalRmsNorm {
+struct GpuRmsNorm {
     eps: f32,
 }
 
-impl Backward for MetalRmsNorm {
+impl Backward for GpuRmsNorm {
     const NAME: &'static str = NAME;
 
     fn backward(&self, inputs: &[&Tensor], _: &Tensor, g: &Tensor) -> Result<Vec<Option<Tensor>>> {
@@ -74,6 +73,8 @@ impl Backward for MetalRmsNorm {
     }
 }
 
+/// What the tests hold every implementation to, in operations of candle.
+#[cfg(test)]
 fn composed(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
     let root = (x.sqr()?.mean_keepdim(D::Minus1)? + f64::from(eps))?.sqrt()?;
     x.broadcast_div(&root)?.broadcast_mul(weight)
@@ -176,7 +177,7 @@ impl CustomOp2 for RmsNorm {
 mod tests {
     use super::*;
     use crate::ops::check::{assert_matches, uniform};
-    use crate::ops::metal::host;
+    use crate::ops::gpu::host;
 
     /// A row's sums have d ≤ 70 terms in 16 lanes, about 8 sequential roundings of 6e-8 each, and five more in the
     /// expression: 1e-6 relative to the largest term; the weight gradient sums `rows` of them.
@@ -194,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn the_metal_kernels_agree_with_finite_differences() -> Result<()> {
+    fn the_kernels_agree_with_finite_differences() -> Result<()> {
         if !host::available() {
             return Ok(());
         }
@@ -203,7 +204,7 @@ mod tests {
             let inputs = [uniform(1, 2.0, &[rows, d])?, uniform(2, 1.5, &[d])?];
             let reference = |t: &[Tensor]| composed(&t[0], &t[1], 1e-3);
             // The weight gradient sums 301 rows one after the other: at most 301 roundings of 6e-8, typically 17.
-            assert_matches(|t| on_metal(&t[0], &t[1], 1e-3), reference, &inputs, TOLERANCE * 2.0)?;
+            assert_matches(|t| on_gpu(&t[0], &t[1], 1e-3), reference, &inputs, TOLERANCE * 2.0)?;
         }
         Ok(())
     }

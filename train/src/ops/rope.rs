@@ -6,11 +6,11 @@
 
 use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor};
 
-use super::metal::{Backward, Bind, Grid, Library, Path, Work, attach, library, path, word};
+use super::gpu::{Backward, Bind, Grid, Library, Path, Work, attach, library, path, word};
 use super::{Floats, floats, floats_out, for_each_chunk};
 
 const NAME: &str = "rope";
-const LIBRARY: Library = library!("rope", "metal/common.metal", "rope.metal");
+const LIBRARY: Library = library!("rope", "gpu/common.metal", "rope.metal");
 
 /// Rotates `x` `[b, t, heads, head_dim]` by the angles whose cosines and sines are `cos`, `sin` `[t, head_dim/2]`.
 /// `cos` and `sin` get no gradient.
@@ -31,19 +31,18 @@ pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     let (cos, sin) = (cos.detach().contiguous()?, sin.detach().contiguous()?);
     match path(x.device()) {
         Path::Cpu => x.contiguous()?.apply_op1(Rope { cos, sin, direction: 1.0 }),
-        Path::Metal => on_metal(x, cos, sin),
-        Path::Composed => composed(x, &cos, &sin),
+        Path::Kernels => on_gpu(x, cos, sin),
     }
 }
 
-fn on_metal(x: &Tensor, cos: Tensor, sin: Tensor) -> Result<Tensor> {
+fn on_gpu(x: &Tensor, cos: Tensor, sin: Tensor) -> Result<Tensor> {
     let x = x.contiguous()?;
-    let y = rotate_on_metal(&x, &cos, &sin, 1.0)?;
-    attach(y, &[&x], MetalRope { cos, sin })
+    let y = rotate_on_gpu(&x, &cos, &sin, 1.0)?;
+    attach(y, &[&x], GpuRope { cos, sin })
 }
 
 /// Turns `x` forward (`direction` 1) or back (−1).
-fn rotate_on_metal(x: &Tensor, cos: &Tensor, sin: &Tensor, direction: f32) -> Result<Tensor> {
+fn rotate_on_gpu(x: &Tensor, cos: &Tensor, sin: &Tensor, direction: f32) -> Result<Tensor> {
     let (_, t, heads, head_dim) = x.dims4()?;
     let pairs = x.elem_count() / 2;
     let mut work = Work::default();
@@ -55,19 +54,21 @@ fn rotate_on_metal(x: &Tensor, cos: &Tensor, sin: &Tensor, direction: f32) -> Re
     Ok(y)
 }
 
-struct MetalRope {
+struct GpuRope {
     cos: Tensor,
     sin: Tensor,
 }
 
-impl Backward for MetalRope {
+impl Backward for GpuRope {
     const NAME: &'static str = NAME;
 
     fn backward(&self, _: &[&Tensor], _: &Tensor, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
-        Ok(vec![Some(rotate_on_metal(grad, &self.cos, &self.sin, -1.0)?)])
+        Ok(vec![Some(rotate_on_gpu(grad, &self.cos, &self.sin, -1.0)?)])
     }
 }
 
+/// What the tests hold every implementation to, in operations of candle.
+#[cfg(test)]
 fn composed(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     let half = x.dim(D::Minus1)? / 2;
     let (cos, sin) = (cos.unsqueeze(1)?, sin.unsqueeze(1)?);
@@ -140,7 +141,7 @@ impl Rope {
 mod tests {
     use super::*;
     use crate::ops::check::{assert_close, assert_matches, flat, uniform};
-    use crate::ops::metal::host;
+    use crate::ops::gpu::host;
     use candle_core::DType;
 
     fn angles(t: usize, half: usize) -> Result<(Tensor, Tensor)> {
@@ -160,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn the_metal_kernels_agree_with_finite_differences() -> Result<()> {
+    fn the_kernels_agree_with_finite_differences() -> Result<()> {
         if !host::available() {
             return Ok(());
         }
@@ -168,7 +169,7 @@ mod tests {
         let (cos64, sin64) = (cos.to_dtype(DType::F64)?, sin.to_dtype(DType::F64)?);
         let x = [uniform(4, 2.0, &[2, 5, 3, 8])?];
         let reference = |t: &[Tensor]| composed(&t[0], &cos64, &sin64);
-        assert_matches(|t| on_metal(&t[0], cos.clone(), sin.clone()), reference, &x, 3e-7)
+        assert_matches(|t| on_gpu(&t[0], cos.clone(), sin.clone()), reference, &x, 3e-7)
     }
 
     #[test]

@@ -5,11 +5,11 @@
 
 use candle_core::{CpuStorage, CustomOp1, D, Device, Layout, Result, Shape, Tensor};
 
-use super::metal::{Backward, Bind, Grid, Library, Path, Work, attach, library, path, word};
+use super::gpu::{Backward, Bind, Grid, Library, Path, Work, attach, library, path, word};
 use super::{Floats, floats, floats_out, for_each_chunk, lanes};
 
 const NAME: &str = "causal_softmax";
-const LIBRARY: Library = library!("softmax", "metal/common.metal", "softmax.metal");
+const LIBRARY: Library = library!("softmax", "gpu/common.metal", "softmax.metal");
 
 /// softmax(`scale`·`scores`) over the last dimension of `scores` `[.., q_rows, t]`, where row r is the query at
 /// position r mod `t` (several heads that share their keys may be stacked in `q_rows`) and sees positions up to its
@@ -24,12 +24,11 @@ pub fn causal_softmax(scores: &Tensor, scale: f32, t: usize) -> Result<Tensor> {
     }
     match path(scores.device()) {
         Path::Cpu => scores.contiguous()?.apply_op1(CausalSoftmax { scale, t }),
-        Path::Metal => on_metal(scores, scale, t),
-        Path::Composed => composed(scores, scale, t),
+        Path::Kernels => on_gpu(scores, scale, t),
     }
 }
 
-pub(super) fn on_metal(scores: &Tensor, scale: f32, t: usize) -> Result<Tensor> {
+pub(super) fn on_gpu(scores: &Tensor, scale: f32, t: usize) -> Result<Tensor> {
     let scores = scores.contiguous()?;
     let mut work = Work::default();
     let weights = work.output(scores.shape());
@@ -37,15 +36,15 @@ pub(super) fn on_metal(scores: &Tensor, scale: f32, t: usize) -> Result<Tensor> 
     let binds = [Bind::Input(0), Bind::Output(weights)];
     work.add(LIBRARY, "causal_softmax", grid, binds, &[word(t)?, scale.to_bits()])?;
     let [weights] = work.run(NAME, &[&scores])?;
-    attach(weights, &[&scores], MetalSoftmax { scale, t })
+    attach(weights, &[&scores], GpuSoftmax { scale, t })
 }
 
-struct MetalSoftmax {
+struct GpuSoftmax {
     scale: f32,
     t: usize,
 }
 
-impl Backward for MetalSoftmax {
+impl Backward for GpuSoftmax {
     const NAME: &'static str = NAME;
 
     fn backward(&self, _: &[&Tensor], weights: &Tensor, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
@@ -60,6 +59,8 @@ impl Backward for MetalSoftmax {
     }
 }
 
+/// What the tests hold every implementation to, in operations of candle.
+#[cfg(test)]
 pub(super) fn composed(scores: &Tensor, scale: f32, t: usize) -> Result<Tensor> {
     let scaled = (scores.reshape(((), t, t))? * f64::from(scale))?;
     let visible = lower_triangle(t, scores.device())?.broadcast_as(scaled.shape())?;
@@ -147,7 +148,7 @@ pub(super) fn softmax_row_backward(w: &[f32], g: &[f32], scale: f32, out: &mut [
 mod tests {
     use super::*;
     use crate::ops::check::{assert_matches, bits, uniform};
-    use crate::ops::metal::host;
+    use crate::ops::gpu::host;
 
     /// exp is good to 2.4e-7, its argument of magnitude ≤ 10 is rounded to 6e-7, the sum adds 8 roundings.
     const TOLERANCE: f64 = 2e-6;
@@ -166,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn the_metal_kernels_agree_with_finite_differences() -> Result<()> {
+    fn the_kernels_agree_with_finite_differences() -> Result<()> {
         if !host::available() {
             return Ok(());
         }
@@ -174,14 +175,14 @@ mod tests {
             for scale in [0.35, -1.0] {
                 let inputs = [uniform(5, 5.0, &shape)?];
                 let reference = |x: &[Tensor]| composed(&x[0], scale, t);
-                assert_matches(|x| on_metal(&x[0], scale, t), reference, &inputs, TOLERANCE)?;
+                assert_matches(|x| on_gpu(&x[0], scale, t), reference, &inputs, TOLERANCE)?;
             }
         }
         Ok(())
     }
 
     #[test]
-    fn the_metal_kernels_never_read_a_score_in_the_future() -> Result<()> {
+    fn the_kernels_never_read_a_score_in_the_future() -> Result<()> {
         if !host::available() {
             return Ok(());
         }
@@ -192,7 +193,7 @@ mod tests {
             row[r % t + 1..].fill(f32::NAN);
         }
         let poisoned = Tensor::new(poisoned, scores.device())?;
-        assert_eq!(bits(&on_metal(&scores, 0.5, t)?)?, bits(&on_metal(&poisoned, 0.5, t)?)?);
+        assert_eq!(bits(&on_gpu(&scores, 0.5, t)?)?, bits(&on_gpu(&poisoned, 0.5, t)?)?);
         Ok(())
     }
 

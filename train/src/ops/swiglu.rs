@@ -4,11 +4,11 @@
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 
-use super::metal::{Backward, Bind, Grid, Library, Path, Work, attach, library, path, word};
+use super::gpu::{Backward, Bind, Grid, Library, Path, Work, attach, library, path, word};
 use super::{Floats, floats, floats_out, for_each_chunk, lanes};
 
 const NAME: &str = "swiglu";
-const LIBRARY: Library = library!("swiglu", "metal/common.metal", "swiglu.metal");
+const LIBRARY: Library = library!("swiglu", "gpu/common.metal", "swiglu.metal");
 
 /// silu(`gate`)·`up`, elementwise over two tensors of one shape.
 ///
@@ -20,12 +20,11 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     }
     match path(gate.device()) {
         Path::Cpu => gate.contiguous()?.apply_op2(&up.contiguous()?, SwiGlu),
-        Path::Metal => on_metal(gate, up),
-        Path::Composed => composed(gate, up),
+        Path::Kernels => on_gpu(gate, up),
     }
 }
 
-fn on_metal(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+fn on_gpu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     let (gate, up) = (gate.contiguous()?, up.contiguous()?);
     let n = gate.elem_count();
     let mut work = Work::default();
@@ -33,12 +32,12 @@ fn on_metal(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     let binds = [Bind::Input(0), Bind::Input(1), Bind::Output(y)];
     work.add(LIBRARY, "swiglu", Grid::Each(n), binds, &[word(n)?])?;
     let [y] = work.run(NAME, &[&gate, &up])?;
-    attach(y, &[&gate, &up], MetalSwiGlu)
+    attach(y, &[&gate, &up], GpuSwiGlu)
 }
 
-struct MetalSwiGlu;
+struct GpuSwiGlu;
 
-impl Backward for MetalSwiGlu {
+impl Backward for GpuSwiGlu {
     const NAME: &'static str = NAME;
 
     fn backward(&self, inputs: &[&Tensor], _: &Tensor, g: &Tensor) -> Result<Vec<Option<Tensor>>> {
@@ -54,6 +53,8 @@ impl Backward for MetalSwiGlu {
     }
 }
 
+/// What the tests hold every implementation to, in operations of candle.
+#[cfg(test)]
 fn composed(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     gate.silu()? * up
 }
@@ -122,7 +123,7 @@ impl CustomOp2 for SwiGlu {
 mod tests {
     use super::*;
     use crate::ops::check::{assert_matches, uniform};
-    use crate::ops::metal::host;
+    use crate::ops::gpu::host;
 
     #[test]
     fn value_and_gradients_agree_with_finite_differences() -> Result<()> {
@@ -135,14 +136,14 @@ mod tests {
     }
 
     #[test]
-    fn the_metal_kernels_agree_with_finite_differences() -> Result<()> {
+    fn the_kernels_agree_with_finite_differences() -> Result<()> {
         if !host::available() {
             return Ok(());
         }
         for shape in [vec![1], vec![3, 137]] {
             let inputs = [uniform(7, 6.0, &shape)?, uniform(8, 2.0, &shape)?];
             // As on the CPU; Metal's precise exp is good to 4 units in the last place, 5e-7.
-            assert_matches(|t| on_metal(&t[0], &t[1]), |t| composed(&t[0], &t[1]), &inputs, 1e-6)?;
+            assert_matches(|t| on_gpu(&t[0], &t[1]), |t| composed(&t[0], &t[1]), &inputs, 1e-6)?;
         }
         Ok(())
     }

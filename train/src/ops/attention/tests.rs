@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::ops::check::{assert_close, assert_matches, bits, flat, uniform};
-use crate::ops::metal::host;
+use crate::ops::gpu::host;
 
 fn inputs(b: usize, t: usize, heads: usize, kv_heads: usize, d: usize) -> Result<[Tensor; 3]> {
     let kv = [b, t, kv_heads, d];
@@ -22,13 +22,13 @@ fn value_and_gradients_agree_with_finite_differences() -> Result<()> {
 }
 
 #[test]
-fn attention_around_the_metal_softmax_agrees_with_finite_differences() -> Result<()> {
+fn attention_around_the_kernels_softmax_agrees_with_finite_differences() -> Result<()> {
     if !host::available() {
         return Ok(());
     }
     let inputs = inputs(2, 5, 4, 2, 3)?;
     let reference = |x: &[Tensor]| composed(&x[0], &x[1], &x[2], softmax::composed);
-    assert_matches(|x| composed(&x[0], &x[1], &x[2], softmax::on_metal), reference, &inputs, 4e-6)
+    assert_matches(|x| composed(&x[0], &x[1], &x[2], softmax::on_gpu), reference, &inputs, 4e-6)
 }
 
 #[test]

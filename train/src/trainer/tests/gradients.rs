@@ -14,7 +14,7 @@ use crate::{
     loss::Divergence,
     ops::{
         Gradient,
-        metal::host::{self, Care},
+        gpu::host::{self, Care},
     },
     recipe::{LossPlan, Quantization, Rounding, Rules},
     student::Student,

@@ -3,12 +3,18 @@
 //! Whatever the order of the threads, a kernel must give the same bits, break no rule of memory and write the whole of its
 //! results. With sums in another order, and as a compiler may make it with fast math, it must give nearly the same.
 
-use std::cell::Cell;
+use std::{
+    cell::Cell,
+    collections::BTreeSet,
+    io::Write,
+    process::{Command, Stdio},
+    sync::Mutex,
+};
 
 use candle_core::{CpuStorage, Error, InplaceOp1, Layout, Result, Tensor};
 use qat_metal_host::{Arg, Build, Launch, Library, Mode, Report};
 
-use super::{Bind, Task, Work};
+use super::{Bind, Task, Work, translate};
 
 pub(crate) use qat_metal_host::available;
 
@@ -108,8 +114,53 @@ fn run_in(mode: Mode, task: &Task, operands: &mut [Vec<u8>], results: &mut [Vec<
     };
     let library = Library::new(task.library.name, task.library.source).unwrap_or_else(|e| panic!("{e}"));
     library.lint().unwrap_or_else(|e| panic!("{e}"));
+    assert_is_cuda(&task.library);
     let report = library.run(mode, &launch, &mut args).unwrap_or_else(|e| panic!("{mode:?}: {e}"));
     assert_written(task, &report);
+}
+
+/// What CUDA's compiler knows by itself, as far as the kernels use it, in C++.
+const CUDA: &str = r#"
+#define __global__
+#define __shared__ static
+float expf(float x);
+float logf(float x);
+float fabs(float x);
+float rint(float x);
+float ldexp(float x, int exponent);
+bool isnan(float x);
+unsigned int max(unsigned int a, unsigned int b);
+unsigned int min(unsigned int a, unsigned int b);
+struct uint2 { unsigned int x, y; };
+struct Index { unsigned int x, y, z; };
+extern Index blockIdx, blockDim, threadIdx;
+void __syncthreads();
+template <typename T> T __shfl_xor_sync(unsigned int lanes, T value, int mask);
+bool __any_sync(unsigned int lanes, bool value);
+int __clzll(long long value);
+float __fdiv_rn(float a, float b);
+float __fsqrt_rn(float a);
+float __int_as_float(int bits);
+"#;
+
+/// Every library that is run here also says what its translation for NVIDIA's GPUs has to be: C++ with right types.
+fn assert_is_cuda(library: &super::Library) {
+    static SEEN: Mutex<BTreeSet<&str>> = Mutex::new(BTreeSet::new());
+    if !SEEN.lock().expect("a lock").insert(library.name) {
+        return;
+    }
+    let translated = translate::translate(library.source).expect("a translation");
+    let mut compiler = Command::new("clang++-19")
+        .args(["-std=c++17", "-fsyntax-only", "-Wno-unknown-pragmas", "-x", "c++", "-"])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the compiler that the emulator uses");
+    let source = format!("{CUDA}{translated}");
+    compiler.stdin.take().expect("a pipe").write_all(source.as_bytes()).expect("written");
+    let output = compiler.wait_with_output().expect("a compiler that ends");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{} as CUDA: {said}", library.name);
 }
 
 /// A buffer comes uninitialised from a pool: what a kernel leaves out is another tensor's leftover.

@@ -7,7 +7,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::*;
 use crate::ops::check::{assert_close, bits, flat, uniform};
-use crate::ops::{fake_quant, fake_quant_learned, metal::host};
+use crate::ops::{fake_quant, fake_quant_learned, gpu::host};
 
 const COLS: usize = 256;
 
@@ -44,7 +44,7 @@ fn weights() -> Result<Tensor> {
 }
 
 #[test]
-fn the_metal_kernels_choose_the_scales_of_the_runtimes_to_the_bit_in_every_format() -> Result<()> {
+fn the_kernels_choose_the_scales_of_the_runtimes_to_the_bit_in_every_format() -> Result<()> {
     if !host::available() {
         return Ok(());
     }
@@ -64,7 +64,7 @@ fn the_metal_kernels_choose_the_scales_of_the_runtimes_to_the_bit_in_every_forma
 }
 
 #[test]
-fn the_metal_kernels_find_the_mean_magnitude_of_a_tensor_of_several_ragged_chunks_to_the_bit() -> Result<()> {
+fn the_kernels_find_the_mean_magnitude_of_a_tensor_of_several_ragged_chunks_to_the_bit() -> Result<()> {
     if !host::available() {
         return Ok(());
     }
@@ -83,7 +83,7 @@ fn the_metal_kernels_find_the_mean_magnitude_of_a_tensor_of_several_ragged_chunk
 }
 
 #[test]
-fn the_metal_kernels_round_learned_scales_as_they_will_be_stored() -> Result<()> {
+fn the_kernels_round_learned_scales_as_they_will_be_stored() -> Result<()> {
     if !host::available() {
         return Ok(());
     }
@@ -124,7 +124,7 @@ fn the_metal_kernels_round_learned_scales_as_they_will_be_stored() -> Result<()>
 }
 
 #[test]
-fn the_metal_kernels_value_is_the_codecs_to_the_bit_in_every_format() -> Result<()> {
+fn the_kernels_value_is_the_codecs_to_the_bit_in_every_format() -> Result<()> {
     if !host::available() {
         return Ok(());
     }
@@ -139,7 +139,7 @@ fn the_metal_kernels_value_is_the_codecs_to_the_bit_in_every_format() -> Result<
 }
 
 #[test]
-fn the_metal_kernels_pass_and_block_gradients_as_the_codec_does_in_every_format() -> Result<()> {
+fn the_kernels_pass_and_block_gradients_as_the_codec_does_in_every_format() -> Result<()> {
     if !host::available() {
         return Ok(());
     }
@@ -159,7 +159,7 @@ fn the_metal_kernels_pass_and_block_gradients_as_the_codec_does_in_every_format(
 }
 
 #[test]
-fn the_metal_kernels_learn_scales_and_biases_as_the_codec_does_in_every_format() -> Result<()> {
+fn the_kernels_learn_scales_and_biases_as_the_codec_does_in_every_format() -> Result<()> {
     if !host::available() {
         return Ok(());
     }
@@ -209,7 +209,7 @@ fn check_learned(w: &Tensor, formats: &[Format]) -> Result<()> {
 }
 
 #[test]
-fn the_metal_kernels_show_a_weight_that_is_no_number() -> Result<()> {
+fn the_kernels_show_a_weight_that_is_no_number() -> Result<()> {
     if !host::available() {
         return Ok(());
     }

@@ -58,7 +58,7 @@ impl<B: Backward> Attached<B> {
         self.value(|s| if let Storage::Cuda(s) = s { Some(s) } else { None })
     }
 
-    fn on_metal(&self) -> Result<(MetalStorage, Shape)> {
+    fn on_gpu(&self) -> Result<(MetalStorage, Shape)> {
         self.value(|s| if let Storage::Metal(s) = s { Some(s) } else { None })
     }
 
@@ -91,7 +91,7 @@ impl<B: Backward> CustomOp1 for Attached<B> {
     }
 
     fn metal_fwd(&self, _: &MetalStorage, _: &Layout) -> Result<(MetalStorage, Shape)> {
-        self.on_metal()
+        self.on_gpu()
     }
 
     fn bwd(&self, a: &Tensor, value: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
@@ -126,7 +126,7 @@ impl<B: Backward> CustomOp2 for Attached<B> {
         _: &MetalStorage,
         _: &Layout,
     ) -> Result<(MetalStorage, Shape)> {
-        self.on_metal()
+        self.on_gpu()
     }
 
     fn bwd(
@@ -179,7 +179,7 @@ impl<B: Backward> CustomOp3 for Attached<B> {
         _: &MetalStorage,
         _: &Layout,
     ) -> Result<(MetalStorage, Shape)> {
-        self.on_metal()
+        self.on_gpu()
     }
 
     fn bwd(

@@ -8,10 +8,10 @@ use candle_core::{Device, Result, Tensor};
 use qat_quant::{Format, ScaleRule, ScaleType, Scales};
 
 use super::{FakeQuant, Gradient, NAME, lsq_factor};
-use crate::ops::metal::{Backward, Bind, Grid, Library, SUM, Work, attach, library, word};
+use crate::ops::gpu::{Backward, Bind, Grid, Library, SUM, Work, attach, library, word};
 
-const QUANTIZE: Library = library!("fake_quant", "../metal/common.metal", "fake_quant.metal");
-const SCALES: Library = library!("scales", "../metal/common.metal", "scales.metal");
+const QUANTIZE: Library = library!("fake_quant", "../gpu/common.metal", "fake_quant.metal");
+const SCALES: Library = library!("scales", "../gpu/common.metal", "scales.metal");
 
 /// Weights of a threadgroup of `tensor_partials`: CHUNK in scales.metal.
 const CHUNK: usize = 4096;
@@ -23,7 +23,7 @@ const SPAN: usize = 256;
 pub(super) fn chosen(w: &Tensor, spec: &FakeQuant) -> Result<Tensor> {
     let stored = Stored::choose(w, spec)?;
     let value = stored.quantize(w, spec)?;
-    attach(value, &[w], MetalQuantizer { spec: *spec, stored })
+    attach(value, &[w], GpuQuantizer { spec: *spec, stored })
 }
 
 /// As [`super::fake_quant_learned`], with operands contiguous and their shapes checked.
@@ -32,7 +32,7 @@ pub(super) fn learned(w: &Tensor, scale: &Tensor, bias: Option<&Tensor>, spec: &
     let stored = Stored { scale: rounded(spec.format, scale)?, bias: bias_stored };
     let value = stored.quantize(w, spec)?;
     let operands: Vec<&Tensor> = [w, scale].into_iter().chain(bias).collect();
-    attach(value, &operands, MetalQuantizer { spec: *spec, stored })
+    attach(value, &operands, GpuQuantizer { spec: *spec, stored })
 }
 
 /// Learned scales or biases as they will be stored.
@@ -153,12 +153,12 @@ fn quantize_shape(w: &Tensor, spec: &FakeQuant) -> Result<[u32; 7]> {
     Ok([word(w.elem_count())?, word(group)?, lo, hi, lambda, margin, gamma])
 }
 
-struct MetalQuantizer {
+struct GpuQuantizer {
     spec: FakeQuant,
     stored: Stored,
 }
 
-impl Backward for MetalQuantizer {
+impl Backward for GpuQuantizer {
     const NAME: &'static str = NAME;
 
     fn backward(&self, inputs: &[&Tensor], _: &Tensor, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
@@ -170,7 +170,7 @@ impl Backward for MetalQuantizer {
     }
 }
 
-impl MetalQuantizer {
+impl GpuQuantizer {
     fn clipped(&self, w: &Tensor, grad: &Tensor) -> Result<Tensor> {
         let (operands, [weights, scale, bias], grad) = self.stored.operands(w, Some(grad));
         let kernel = if self.stored.bias.is_some() { "clipped_bias" } else { "clipped" };

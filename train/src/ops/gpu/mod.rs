@@ -1,24 +1,29 @@
-//! Work for an Apple GPU as plain data: which kernels run, over how many threads, on which tensors.
+//! Work for a GPU as plain data: which kernels run, over how many threads, on which tensors.
 //!
-//! This side is compiled everywhere and knows no device; [`Work::run`] hands the work to the encoder on a Mac, and in tests
-//! to an emulator on the host, so that everything but the encoder is the same code in both. Tensors are f32 or u32 and
-//! contiguous. Invariant: a source needs no file beside it; the string that is compiled on the chip is the one that tests run.
+//! This side is compiled everywhere and knows no device; [`Work::run`] hands the work to Metal on a Mac, to CUDA where that is
+//! built in, and in tests to an emulator on the host. The kernels are written once, in Metal's language, of which CUDA's
+//! is made (`translate.rs`). Tensors are f32 or u32 and contiguous. Invariant: a source needs no file beside it; the
+//! string that is compiled for the chip is the one that tests run.
 
 mod attach;
-#[cfg(target_os = "macos")]
-mod encoder;
+#[cfg(feature = "cuda")]
+pub(crate) mod cuda;
 #[cfg(test)]
 pub(crate) mod host;
+#[cfg(target_os = "macos")]
+mod metal;
+#[cfg(any(feature = "cuda", test))]
+mod translate;
 
 use candle_core::{DType, Device, Error, Result, Shape, Tensor};
 pub(crate) use qat_quant::kernels::metal::Library;
 
 pub(crate) use attach::{Backward, attach};
 
-/// The library of the `.metal` file at `path`, relative to the file that says so; `common` is the way to `ops/metal/common.metal`.
+/// The library of the `.metal` file at `path`, relative to the file that says so; `common` is the way to `ops/gpu/common.metal`.
 macro_rules! library {
     ($name:literal, $common:literal, $path:literal) => {
-        $crate::ops::metal::Library {
+        $crate::ops::gpu::Library {
             name: concat!("train_", $name),
             source: concat!(include_str!($common), "\n", include_str!($path)),
         }
@@ -29,7 +34,7 @@ pub(crate) use library;
 /// Sums of partial results.
 pub(crate) const SUM: Library = library!("sum", "common.metal", "sum.metal");
 
-/// Threads of a threadgroup: within what every pipeline allows on every Apple GPU.
+/// Threads of a threadgroup: within what every pipeline allows on every GPU.
 const THREADS: usize = 256;
 
 /// Threads of a simdgroup.
@@ -41,19 +46,16 @@ pub(crate) enum Path {
     /// A fused pass on the CPU.
     Cpu,
     /// Kernels of our own.
-    Metal,
-    /// A composition of candle's operations.
-    Composed,
+    Kernels,
 }
 
 /// The implementation for tensors on `device`.
 pub(crate) fn path(device: &Device) -> Path {
     match device {
         #[cfg(test)]
-        Device::Cpu if host::is_emulating() => Path::Metal,
+        Device::Cpu if host::is_emulating() => Path::Kernels,
         Device::Cpu => Path::Cpu,
-        Device::Metal(_) => Path::Metal,
-        Device::Cuda(_) => Path::Composed,
+        Device::Metal(_) | Device::Cuda(_) => Path::Kernels,
     }
 }
 
@@ -105,7 +107,10 @@ impl Grid {
 }
 
 /// One kernel to run.
-#[cfg_attr(not(any(test, target_os = "macos")), expect(dead_code, reason = "read by the encoder of a Mac"))]
+#[cfg_attr(
+    not(any(test, target_os = "macos", feature = "cuda")),
+    expect(dead_code, reason = "read by a GPU's side")
+)]
 #[derive(Debug, Clone)]
 pub(crate) struct Task {
     /// Where its source is.
@@ -188,10 +193,12 @@ impl Work {
         }
         match inputs.first().map_or(&Device::Cpu, |input| input.device()) {
             #[cfg(target_os = "macos")]
-            Device::Metal(device) => encoder::run(device, &self, inputs),
+            Device::Metal(device) => metal::run(device, &self, inputs),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(device) => cuda::run(device, &self, inputs),
             #[cfg(test)]
             Device::Cpu => host::run(&self, inputs),
-            other => candle_core::bail!("{name}: want tensors on Metal, found {:?}", other.location()),
+            other => candle_core::bail!("{name}: want tensors on a GPU, found {:?}", other.location()),
         }
     }
 }

@@ -1,0 +1,196 @@
+//! Carries work out on an NVIDIA GPU: the sources of the kernels are translated, compiled once in a process by NVRTC, and
+//! launched on candle's stream. The only place that touches them.
+//!
+//! What it keeps to: one stream, on which everything happens in the order in which it was asked for. So nothing needs an event,
+//! and memory that a tensor gives back is not used by others before the kernels that read it are through.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use candle_core::{
+    CudaDevice, CudaStorage, Device, Error, Result, Shape, Storage, Tensor,
+    backend::BackendStorage,
+    cuda_backend::{
+        CudaStorageSlice, WrapErr,
+        cudarc::{
+            driver::{
+                CudaFunction, CudaModule, CudaSlice, DevicePtr, DeviceRepr, LaunchConfig, PushKernelArg,
+                SyncOnDrop,
+            },
+            nvrtc::{CompileError, CompileOptions, compile_ptx_with_opts},
+        },
+    },
+    op::BackpropOp,
+};
+
+use super::{Bind, Task, Work, translate};
+
+/// Opens the first NVIDIA GPU.
+///
+/// # Errors
+/// No driver, or no device.
+pub(crate) fn open() -> Result<Device> {
+    // Without a stream of its own a device reads wrong values from another host thread.
+    let device = Device::new_cuda_with_stream(0)?;
+    #[expect(unsafe_code, reason = "events between streams are switched off")]
+    // SAFETY: there is one stream, the device's own; nothing is used or freed on another.
+    unsafe {
+        device.as_cuda_device()?.disable_event_tracking();
+    }
+    Ok(device)
+}
+
+/// Runs the tasks of `work` in their order.
+pub(super) fn run(device: &CudaDevice, work: &Work, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
+    let mut outputs: Vec<CudaSlice<f32>> = Vec::new();
+    for shape in &work.outputs {
+        #[expect(unsafe_code, reason = "memory that holds leftovers")]
+        // SAFETY: any bits are an f32, and nothing but the kernels reads it before they have written it.
+        outputs.push(unsafe { device.alloc(shape.elem_count().max(1)) }?);
+    }
+    {
+        let held: Vec<_> = inputs.iter().map(|input| input.storage_and_layout()).collect();
+        let stream = device.cuda_stream();
+        let mut addresses = Addresses { operands: Vec::new(), results: Vec::new(), _held: Vec::new() };
+        for (storage, layout) in &held {
+            let Storage::Cuda(storage) = &**storage else {
+                candle_core::bail!("want an operand on CUDA, found {:?}", storage.device().location())
+            };
+            let (start, sync) = match &storage.slice {
+                CudaStorageSlice::F32(slice) => slice.device_ptr(&stream),
+                CudaStorageSlice::U32(slice) => slice.device_ptr(&stream),
+                other => candle_core::bail!("want an operand in f32 or u32, found {:?}", other),
+            };
+            addresses.operands.push(start + (4 * layout.start_offset()) as u64);
+            addresses._held.push(sync);
+        }
+        for output in &outputs {
+            let (start, sync) = output.device_ptr(&stream);
+            addresses.results.push(start);
+            addresses._held.push(sync);
+        }
+        for task in &work.tasks {
+            launch(device, task, &addresses)?;
+        }
+    }
+    let tensor = |(slice, shape): (CudaSlice<f32>, &Shape)| {
+        let storage = Storage::Cuda(CudaStorage::wrap_cuda_slice(slice, device.clone()));
+        Tensor::from_storage(storage, shape.clone(), BackpropOp::none(), false)
+    };
+    Ok(outputs.into_iter().zip(&work.outputs).map(tensor).collect())
+}
+
+/// Where operands and results begin on the device.
+struct Addresses<'a> {
+    operands: Vec<u64>,
+    results: Vec<u64>,
+    _held: Vec<SyncOnDrop<'a>>,
+}
+
+impl Addresses<'_> {
+    fn of(&self, bind: Bind) -> u64 {
+        match bind {
+            Bind::Nothing => 0,
+            Bind::Input(i) | Bind::InOut(i) => self.operands[i],
+            Bind::Output(o) | Bind::Made(o) => self.results[o],
+        }
+    }
+}
+
+/// A kernel's `Shape`, passed by value: the driver reads as many words of it as the kernel declares.
+#[repr(transparent)]
+struct Words([u32; Self::MOST]);
+
+impl Words {
+    const MOST: usize = 16;
+}
+
+#[expect(unsafe_code, reason = "what may be passed to a kernel")]
+// SAFETY: plain numbers without padding.
+unsafe impl DeviceRepr for Words {}
+
+fn launch(device: &CudaDevice, task: &Task, addresses: &Addresses) -> Result<()> {
+    let function = function(device, task)?;
+    let mut words = Words([0; Words::MOST]);
+    let Some(used) = words.0.get_mut(..task.shape.len()) else {
+        candle_core::bail!("{}: a shape of {} words", task.kernel, task.shape.len())
+    };
+    used.copy_from_slice(&task.shape);
+    let binds: Vec<u64> = task.binds.iter().map(|bind| addresses.of(*bind)).collect();
+    let stream = device.cuda_stream();
+    let mut arguments = stream.launch_builder(&function);
+    for bind in &binds {
+        arguments.arg(bind);
+    }
+    arguments.arg(&words);
+    let [width, height, depth] = task.groups;
+    let grid = LaunchConfig {
+        grid_dim: (width, height, depth),
+        block_dim: (task.threads, 1, 1),
+        shared_mem_bytes: 0,
+    };
+    #[expect(unsafe_code, reason = "a kernel is launched")]
+    // SAFETY: the entry takes the buffers in the order of `binds`, then its shape of at most `Words::MOST` words; the buffers are
+    // alive and as large as the operation says, which the emulator holds every kernel to, byte by byte.
+    unsafe { arguments.launch(grid) }.w()?;
+    Ok(())
+}
+
+/// Everything compiled so far in this process.
+static COMPILED: Mutex<Compiled> =
+    Mutex::new(Compiled { modules: BTreeMap::new(), functions: BTreeMap::new() });
+
+struct Compiled {
+    /// By device and library.
+    modules: BTreeMap<(usize, &'static str), Arc<CudaModule>>,
+    /// By device, library and kernel.
+    functions: BTreeMap<(usize, &'static str, &'static str), CudaFunction>,
+}
+
+fn function(device: &CudaDevice, task: &Task) -> Result<CudaFunction> {
+    let stream = device.cuda_stream();
+    let (id, library) = (stream.context().ordinal(), task.library.name);
+    // What is behind the lock is whole at any time: entries are added when they are finished.
+    let mut compiled = COMPILED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(function) = compiled.functions.get(&(id, library, task.kernel)) {
+        return Ok(function.clone());
+    }
+    let module = match compiled.modules.get(&(id, library)) {
+        Some(module) => module.clone(),
+        None => {
+            let ptx = compile_ptx_with_opts(translate::translate(task.library.source)?, options(library));
+            let ptx = ptx.map_err(|e| refused(library, e))?;
+            let module = stream.context().load_module(ptx).w()?;
+            compiled.modules.insert((id, library), module.clone());
+            module
+        }
+    };
+    let function = module.load_function(&translate::entry_name(task.kernel)).w()?;
+    compiled.functions.insert((id, library, task.kernel), function.clone());
+    Ok(function)
+}
+
+/// Exact arithmetic: a weight must come out on the grid that ships, and NaN must stay NaN.
+fn options(library: &'static str) -> CompileOptions {
+    CompileOptions {
+        ftz: Some(false),
+        prec_sqrt: Some(true),
+        prec_div: Some(true),
+        fmad: Some(false),
+        // The oldest processor with the products that training uses; the driver translates for the one that is there.
+        arch: Some("compute_80"),
+        name: Some(library.to_owned()),
+        options: vec!["--device-as-default-execution-space".to_owned(), "--std=c++17".to_owned()],
+        ..CompileOptions::default()
+    }
+}
+
+fn refused(library: &str, error: CompileError) -> Error {
+    let log = match &error {
+        CompileError::CompileError { log, .. } => log.to_string_lossy().into_owned(),
+        other => format!("{other:?}"),
+    };
+    Error::Msg(format!("CUDA: library {library:?} can't be compiled: {log}")).bt()
+}
