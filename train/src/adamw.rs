@@ -51,7 +51,7 @@ impl AdamW {
             let lr = rate * self.peak(variable.kind);
             let decays = variable.kind == Kind::Weight && self.plan.weight_decay > 0.0;
             let change = Change {
-                kept: self.kept(norms[usize::from(of_grid(variable.kind))]),
+                kept: self.kept(norms[usize::from(variable.kind.of_grid())]),
                 corrections,
                 lr,
                 decay: decays.then_some(1.0 - lr * self.plan.weight_decay),
@@ -189,10 +189,6 @@ struct Change {
     decay: Option<f64>,
 }
 
-fn of_grid(kind: Kind) -> bool {
-    matches!(kind, Kind::Scale | Kind::GridBias)
-}
-
 /// The gradient's norm over weights and norms, and over what belongs to grids.
 ///
 /// Scales are clipped by themselves: a group's worth of gradient adds up in one number, and would drown the rest.
@@ -202,7 +198,7 @@ fn norms(variables: &[Variable], gradients: &[Tensor]) -> Result<[f64; 2]> {
     let sums = if sums.is_empty() { Vec::new() } else { Tensor::stack(&sums, 0)?.to_vec1::<f32>()? };
     let mut squares = [0f64; 2];
     for (variable, sum) in variables.iter().zip(sums) {
-        squares[usize::from(of_grid(variable.kind))] += f64::from(sum);
+        squares[usize::from(variable.kind.of_grid())] += f64::from(sum);
     }
     Ok(squares.map(f64::sqrt))
 }

@@ -9,7 +9,7 @@ use candle_core::Device;
 use qat_infer::{
     FloatModel,
     files::{CONFIG_FILE, Manifest, PROVENANCE_FILE, PackedWriter, Storage, companions, read_json},
-    model::{Param, params},
+    model::params,
 };
 use qat_quant::kernels::FloatType;
 use serde_json::{Value, json};
@@ -18,7 +18,7 @@ use crate::{
     Error, Result,
     checkpoint::Checkpoints,
     recipe::{Origin, Plan, Quantization, Rounding},
-    student::{Floats, Shipped, Student, gptq, prune, read_config},
+    student::{Floats, Shipped, Student, gptq, mixed, prune, read_config},
     trainer::{self, Job, student_dir},
 };
 
@@ -50,12 +50,14 @@ pub fn check_targets(plan: &Plan) -> Result<()> {
         Origin::Pretrained(path) => FloatModel::open(path)?.config,
         Origin::Scratch { config, .. } => read_config(config)?,
     };
-    let storage = |param: &Param| {
-        plan.quantization.rules.choose(param).map_or(Storage::Float(FloatType::F32), Storage::Packed)
+    let rules = &plan.quantization.rules;
+    let possible = match &plan.mix {
+        None => vec![rules.clone()],
+        Some(mix) => mix.candidates.iter().map(|&format| rules.clone().with_weights(format)).collect(),
     };
-    for target in &export.targets {
+    for (target, rules) in export.targets.iter().flat_map(|t| possible.iter().map(move |rules| (t, rules))) {
         target.check(params(&config).into_iter().map(|param| {
-            let storage = storage(&param);
+            let storage = rules.choose(&param).map_or(Storage::Float(FloatType::F32), Storage::Packed);
             (param, storage)
         }))?;
     }
@@ -78,7 +80,7 @@ impl Shipment {
         let plan = Plan::new(&checkpoint.state.recipe)?;
         let origin = student_dir(dir);
         let config = read_config(&origin.join(CONFIG_FILE))?;
-        let student = Student::new(&Floats::zeros(config), plan.quantization, &Device::Cpu)?;
+        let student = Student::new(&Floats::zeros(config), mixed::settled(&plan, dir)?, &Device::Cpu)?;
         checkpoint.restore_variables(student.kept())?;
         let recipe =
             serde_json::to_value(&checkpoint.state.recipe).map_err(|e| Error::Config(e.to_string()))?;
@@ -107,8 +109,8 @@ impl Shipment {
     /// # Errors
     /// The start was not kept, or can't be read; for GPTQ also the text that the run trained on.
     pub fn of_start(job: &Job, rounding: Rounding) -> Result<Self> {
-        let Quantization { rules, activations, .. } = &job.plan.quantization;
-        let quantization = Quantization::untrained(rules.clone(), rounding, *activations);
+        let Quantization { rules, activations, .. } = mixed::settled(job.plan, job.out)?;
+        let quantization = Quantization::untrained(rules, rounding, activations);
         let model = FloatModel::open(&student_dir(job.out))?;
         let floats = Floats::read(&model)?;
         let shipment = Self::rounded(model, &floats, quantization.clone())?;

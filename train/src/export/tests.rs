@@ -130,7 +130,9 @@ fn assert_logits_are_equal(case: &Case, what: &str) {
     let found = f64::from(largest_difference(&packed, &trained));
     assert!(found <= bound, "{what}: packed and fake-quantized logits differ by {found:e}, bound {bound:e}");
     // The comparison would notice: without the rounding, the same student is far away.
-    let float = trained_logits(&case.student.decoder(None).expect("decoder"), &case.ids);
+    // (Where scales alone are learned, there is no such student.)
+    let Ok(float) = case.student.decoder(None) else { return };
+    let float = trained_logits(&float, &case.ids);
     let rounding = f64::from(largest_difference(&float, &trained));
     assert!(rounding > 100.0 * bound, "{what}: rounding moves no logit by more than {rounding:e}");
 }

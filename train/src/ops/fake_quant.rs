@@ -5,6 +5,7 @@
 //! Backward is straight through (arXiv 1308.3432), clipped, LSQ (arXiv 1902.08153), or that of frozen codes, as
 //! `qat_quant::gradient` defines them.
 
+mod noise;
 mod on_gpu;
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Device, Layout, Result, Shape, Tensor};
@@ -12,6 +13,7 @@ use qat_quant::{Format, ScaleRule, Scales, gradient};
 
 use super::gpu::{Path, path};
 use super::{Floats, blend, floats, floats_out};
+pub use noise::Noise;
 
 const NAME: &str = "fake_quant";
 
@@ -47,6 +49,8 @@ pub struct FakeQuant {
     /// Warm-up from float (0) to quantized (1): the value is w + λ·(ŵ − w), and exactly ŵ at 1. The gradient is that
     /// of the chosen estimator at any λ. [`Gradient::Codes`] doesn't use it.
     pub lambda: f32,
+    /// Which weights are rounded, where not all of them are; the others pass, and so does their gradient.
+    pub noise: Option<Noise>,
 }
 
 /// Fake-quantizes `w` `[rows, cols]` with scales chosen from `w` by `spec.rule`.
@@ -140,8 +144,16 @@ impl Quantizer {
         } else {
             qat_quant::fake_quant(self.spec.format, w, rows, cols, &self.scales, &mut out);
             blend(w, &mut out, self.spec.lambda);
+            self.spare(w, &mut out);
         }
         floats_out(out, (rows, cols))
+    }
+
+    /// Puts `x` in the place of what was made of weights that are not rounded.
+    fn spare(&self, x: &[f32], out: &mut [f32]) {
+        if let Some(noise) = self.spec.noise {
+            noise.spare(x, out);
+        }
     }
 
     /// dw if weights are trained, ds·γ and, for formats with biases, db·γ.
@@ -154,7 +166,10 @@ impl Quantizer {
             (None, gradient::of_codes(format, &w, rows, cols, &grad))
         } else {
             let mut dw = vec![0f32; rows * cols];
-            let sums = gradient::learned(format, &w, rows, cols, &self.scales, &grad, &mut dw);
+            let masked = self.spec.noise.map(|noise| noise.masked(&grad));
+            let of_rounded = masked.as_deref().unwrap_or(&grad);
+            let sums = gradient::learned(format, &w, rows, cols, &self.scales, of_rounded, &mut dw);
+            self.spare(&grad, &mut dw);
             (Some(Tensor::from_vec(dw, (rows, cols), &Device::Cpu)?), sums)
         };
         let gamma = lsq_factor(format, rows, cols);
@@ -192,6 +207,7 @@ impl CustomOp1 for Quantizer {
         let mut dw = vec![0f32; rows * cols];
         let (w, grad) = (Floats::of(NAME, w)?, Floats::of(NAME, &grad)?);
         gradient::clipped(self.spec.format, &w, rows, cols, &self.scales, &grad, &mut dw);
+        self.spare(&grad, &mut dw);
         Tensor::from_vec(dw, (rows, cols), &Device::Cpu).map(Some)
     }
 }

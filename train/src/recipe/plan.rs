@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use qat_infer::export::{self, Target};
 use qat_quant::kernels::FloatType;
 
-use super::{Learn, Quantization, Recipe, Rounding, quant::rounding, raw};
+use super::{Learn, Mix, Quantization, Recipe, Rounding, Warmup, quant::rounding, raw};
 use crate::{Error, Result};
 
 /// Where the student's weights come from.
@@ -145,8 +145,12 @@ pub struct Plan {
     pub origin: Origin,
     /// The teacher.
     pub teacher: TeacherPlan,
-    /// How the student is quantized.
+    /// How the student is quantized; where there is a `mix`, but for the formats that it chooses.
     pub quantization: Quantization,
+    /// Formats that are chosen when the run begins.
+    pub mix: Option<Mix>,
+    /// How rounding comes in.
+    pub warmup: Warmup,
     /// Loss terms.
     pub loss: LossPlan,
     /// Optimizer.
@@ -171,12 +175,15 @@ impl Plan {
             let problem = "teacher.model = \"latent\": quant.learn = \"scales\" keeps no float weights; name the directory of a model";
             return Err(Error::Config(problem.into()));
         }
+        let optim = optim(&r.optim)?;
         Ok(Self {
             origin: origin(&r.student)?,
             loss: loss(&r.loss, &teacher)?,
             teacher,
             quantization,
-            optim: optim(&r.optim)?,
+            mix: Mix::new(&r.quant)?,
+            warmup: Warmup::new(&r.quant, &optim, r.train.steps)?,
+            optim,
             export: r.export.as_ref().map(export).transpose()?,
             eval: r.eval.as_ref().map(|e| eval(e, r)).transpose()?,
             recipe: r.clone(),

@@ -116,9 +116,29 @@ pub struct Quant {
     /// Input of the quantized projections: `float` or `int8-token`.
     #[serde(default = "float")]
     pub activations: String,
-    /// Steps over which rounding is blended in (λ from 1/n to 1); 0 rounds fully from the first step.
+    /// When rounding begins: at the `start`, or with the `decay` of the learning rate (`optim.schedule = "wsd"`): until then the student
+    /// is float, and its grids are chosen when their time has come.
+    #[serde(default = "start")]
+    pub begin: String,
+    /// Steps over which rounding is then blended in (λ from 1/n to 1); 0 rounds fully at once.
     #[serde(default)]
     pub warmup_steps: usize,
+    /// How λ grows: `linear` or `cosine`.
+    #[serde(default = "linear")]
+    pub warmup: String,
+    /// Share of the weights that is rounded in a step of training, drawn anew in each (quantization noise). What is validated and shipped
+    /// is rounded throughout.
+    #[serde(default = "one_share")]
+    pub noise: f64,
+    /// Write into `log.jsonl` which share of the codes has changed since the line before.
+    #[serde(default)]
+    pub log_flips: bool,
+    /// Formats to choose from for each projection that no override names, by what they cost it; with `target_bpw`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub candidates: Vec<String>,
+    /// Bits per weight of the whole model, embeddings and scales included, that the choice stays within.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_bpw: Option<f64>,
 }
 
 /// `[data]`: text in, windows of tokens out.
@@ -320,6 +340,15 @@ fn int8() -> String {
 }
 fn mse() -> String {
     "mse".into()
+}
+fn start() -> String {
+    "start".into()
+}
+fn linear() -> String {
+    "linear".into()
+}
+fn one_share() -> f64 {
+    1.0
 }
 fn all() -> String {
     "all".into()

@@ -74,7 +74,8 @@ mod tests {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let one = |_| {
             let (size, sensitivity) = (rng.random_range(1..5u64) * 100, rng.random_range(0.1..10.0f64));
-            let offer = |bits: u64| Offer { bits: bits * size, loss: sensitivity * 0.25f64.powi(bits as i32) };
+            let offer =
+                |bits: u64| Offer { bits: bits * size, loss: sensitivity * 0.25f64.powi(bits as i32) };
             [2, 3, 4].map(offer).to_vec()
         };
         (0..7).map(one).collect()
@@ -92,7 +93,10 @@ mod tests {
                 let best = exhaustive(&tensors, budget);
                 let bound = exhaustive(&tensors, budget.saturating_sub(400));
                 // Sums in two orders.
-                assert!(best <= loss * (1.0 + 1e-12) && loss <= bound * (1.0 + 1e-12), "{seed}, {share}: {loss}, {best}");
+                assert!(
+                    best <= loss * (1.0 + 1e-12) && loss <= bound * (1.0 + 1e-12),
+                    "{seed}, {share}: {loss}, {best}"
+                );
             }
         }
     }
@@ -108,11 +112,8 @@ mod tests {
 
     #[test]
     fn a_format_that_loses_more_with_more_bits_is_passed_over() {
-        let offers = vec![
-            Offer { bits: 10, loss: 1.0 },
-            Offer { bits: 20, loss: 1.5 },
-            Offer { bits: 30, loss: 0.1 },
-        ];
+        let offers =
+            vec![Offer { bits: 10, loss: 1.0 }, Offer { bits: 20, loss: 1.5 }, Offer { bits: 30, loss: 0.1 }];
         assert_eq!(allocate(&[offers.clone()], 25), Some(vec![0]));
         assert_eq!(allocate(&[offers], 30), Some(vec![2]));
     }

@@ -22,7 +22,7 @@ use crate::{
     Error, Result,
     exec::{Matrix, RopeTable, TrainExec},
     loss::{self, Divergence},
-    recipe::{Mix, Quantization},
+    recipe::{Mix, Plan, Quantization},
 };
 
 /// What was chosen, in the folder of the run.
@@ -82,6 +82,17 @@ impl Chosen {
             self.bits_per_weight,
             self.target_bpw
         )
+    }
+}
+
+/// How the student of the run in `out` is quantized: as `plan` says, with the formats that were chosen when it began.
+///
+/// # Errors
+/// The choice is missing or none.
+pub fn settled(plan: &Plan, out: &Path) -> Result<Quantization> {
+    match plan.mix {
+        Some(_) => Chosen::read(out)?.applied(&plan.quantization),
+        None => Ok(plan.quantization.clone()),
     }
 }
 
@@ -155,7 +166,9 @@ fn bits(param: &Param, format: Option<Format>) -> u64 {
     let weights: usize = param.shape.iter().product();
     match format {
         // A whole number, below 2⁵³.
-        Some(format) => (format.bits_per_weight(param.shape[0], param.shape[1]) * weights as f64).round() as u64,
+        Some(format) => {
+            (format.bits_per_weight(param.shape[0], param.shape[1]) * weights as f64).round() as u64
+        }
         None => 32 * weights as u64,
     }
 }

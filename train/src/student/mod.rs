@@ -3,8 +3,10 @@
 //! Knows no loss and no data. Invariant: the values that [`Student::decoder`] trains with at λ = 1 are, to the bit, the
 //! values that [`Student::ship`] gives, because both are `decode(encode(latent))` of one codec with one choice of scales.
 
+mod allocate;
 mod floats;
 pub mod gptq;
+pub mod mixed;
 pub mod prune;
 
 use std::collections::BTreeMap;
@@ -21,7 +23,7 @@ pub use floats::{Floats, random_values, read_config};
 use crate::{
     Error, Result,
     exec::Matrix,
-    ops::{self, FakeQuant, Gradient},
+    ops::{self, FakeQuant, Gradient, Noise},
     recipe::{Learn, Quantization},
 };
 
@@ -38,6 +40,13 @@ pub enum Kind {
     GridBias,
 }
 
+impl Kind {
+    /// Whether it is part of a grid.
+    pub fn of_grid(self) -> bool {
+        matches!(self, Self::Scale | Self::GridBias)
+    }
+}
+
 /// A tensor that a student keeps, trained or not.
 #[derive(Debug, Clone)]
 pub struct Variable {
@@ -47,6 +56,33 @@ pub struct Variable {
     pub kind: Kind,
     /// Its value.
     pub var: Var,
+}
+
+/// How the student is rounded in one forward pass.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Moment {
+    /// Share of the rounding that is blended in.
+    pub lambda: f32,
+    /// Where not all weights are rounded: which of them are.
+    pub noise: Option<Draw>,
+}
+
+impl Moment {
+    /// Rounded as it ships.
+    pub fn full() -> Self {
+        Self { lambda: 1.0, noise: None }
+    }
+}
+
+/// A share of the weights, drawn anew in each step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Draw {
+    /// Seed of the run.
+    pub seed: u64,
+    /// The step.
+    pub step: usize,
+    /// Above 0 and below 1.
+    pub share: f64,
 }
 
 /// A tensor as it ships.
@@ -176,15 +212,8 @@ impl Student {
                 }
             };
             let var = self.var(&name)?;
-            let device = var.device();
-            var.set(&Tensor::from_vec(values, param.shape.as_slice(), device)?)?;
-            let grid =
-                [(scale_name(&param), &rounded.scales.scale), (bias_name(&param), &rounded.scales.bias)];
-            for (name, values) in grid {
-                if self.index.contains_key(&name) {
-                    self.var(&name)?.set(&Tensor::from_slice(values, values.len(), device)?)?;
-                }
-            }
+            var.set(&Tensor::from_vec(values, param.shape.as_slice(), var.device())?)?;
+            self.set_grid(&param, &rounded.scales)?;
         }
         Ok(())
     }
@@ -194,20 +223,80 @@ impl Student {
         Ok(&self.variables[*index].var)
     }
 
+    /// Chooses the learned grids anew, by their rule, from the weights as they are now.
+    ///
+    /// # Errors
+    /// The device is out of memory.
+    pub fn choose_grids(&self) -> Result<()> {
+        for param in params(&self.config) {
+            let Some(format) = self.format(&param) else { continue };
+            let w = host(self.var(&param.name)?)?;
+            let scales = Scales::choose(format, self.quantization.rule(), &w, param.shape[0], param.shape[1]);
+            self.set_grid(&param, &scales)?;
+        }
+        Ok(())
+    }
+
+    /// Sets those parts of the grid of `param` that are learned.
+    fn set_grid(&self, param: &Param, scales: &Scales) -> Result<()> {
+        for (name, values) in [(scale_name(param), &scales.scale), (bias_name(param), &scales.bias)] {
+            if self.index.contains_key(&name) {
+                let var = self.var(&name)?;
+                var.set(&Tensor::from_slice(values, values.len(), var.device())?)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The codes of all quantized matrices, one after the other, each less the lowest of its format.
+    ///
+    /// # Errors
+    /// The device is out of memory.
+    pub fn codes(&self) -> Result<Vec<u8>> {
+        let mut all = Vec::new();
+        for param in params(&self.config) {
+            let Some(format) = self.format(&param) else { continue };
+            let codes = match self.quantization.learn {
+                Learn::Scales => host(self.var(&codes_name(&param))?)?,
+                Learn::All => {
+                    let values = host(self.var(&param.name)?)?;
+                    codes(format, &values, &param, &self.grid_of(&param, format, &values)?)
+                }
+            };
+            let lowest = format.levels().0 as f32;
+            // Whole numbers below 256; a weight that is no number has no code, and counts as the lowest.
+            all.extend(codes.iter().map(|code| (code - lowest) as u8));
+        }
+        Ok(all)
+    }
+
     /// The decoder of this moment: fake-quantized with share `lambda` of the rounding, or float when there is none.
     ///
     /// # Errors
     /// The device is out of memory.
     pub fn decoder(&self, lambda: Option<f32>) -> Result<Decoder<Matrix, Tensor>> {
-        Decoder::build(self.config.clone(), &mut Latent { student: self, lambda })
+        self.decoder_at(lambda.map(|lambda| Moment { lambda, ..Moment::full() }))
     }
 
-    fn fake_quant(&self, param: &Param, format: Format, lambda: f32) -> Result<Tensor> {
+    /// The decoder as `moment` has it, or float when there is none.
+    ///
+    /// # Errors
+    /// The device is out of memory.
+    pub fn decoder_at(&self, moment: Option<Moment>) -> Result<Decoder<Matrix, Tensor>> {
+        Decoder::build(self.config.clone(), &mut Latent { student: self, moment })
+    }
+
+    fn fake_quant(&self, param: &Param, format: Format, moment: Moment) -> Result<Tensor> {
         let Quantization { gradient, learn, even, .. } = self.quantization;
         let frozen = learn == Learn::Scales;
         let gradient = if frozen { Gradient::Codes } else { gradient };
-        let spec = FakeQuant { format, gradient, rule: self.quantization.rule(), lambda };
-        let weight = if frozen { self.var(&codes_name(param))? } else { self.var(&param.name)? }.as_tensor();
+        let name = if frozen { codes_name(param) } else { param.name.clone() };
+        let noise = moment.noise.map(|draw| {
+            Noise::of(draw.seed, draw.step, self.index.get(&name).copied().unwrap_or_default(), draw.share)
+        });
+        let spec =
+            FakeQuant { format, gradient, rule: self.quantization.rule(), lambda: moment.lambda, noise };
+        let weight = self.var(&name)?.as_tensor();
         if !gradient.learns_scales() {
             return Ok(ops::fake_quant(weight, &spec)?);
         }
@@ -231,6 +320,14 @@ impl Student {
         Ok(Scales::rounded(format, &scale, &bias))
     }
 
+    /// The grid of `param`'s matrix, learned or chosen from its `values`.
+    fn grid_of(&self, param: &Param, format: Format, values: &[f32]) -> Result<Scales> {
+        if self.quantization.gradient.learns_scales() {
+            return self.grid(param, format);
+        }
+        Ok(Scales::choose(format, self.quantization.rule(), values, param.shape[0], param.shape[1]))
+    }
+
     /// The tensor as it ships: encoded once, with the scales that the forward pass used.
     ///
     /// # Errors
@@ -245,12 +342,7 @@ impl Student {
             qat_quant::pack_codes(name, format, &codes, rows, cols, &self.grid(param, format)?)?
         } else {
             let values = host(self.var(name)?)?;
-            let scales = if self.quantization.gradient.learns_scales() {
-                self.grid(param, format)?
-            } else {
-                Scales::choose(format, self.quantization.rule(), &values, rows, cols)
-            };
-            qat_quant::pack(name, format, &values, rows, cols, &scales)?
+            qat_quant::pack(name, format, &values, rows, cols, &self.grid_of(param, format, &values)?)?
         };
         Ok(Shipped::Packed(packed))
     }
@@ -281,7 +373,7 @@ fn host(var: &Var) -> Result<Vec<f32>> {
 /// Gives a decoder the latent variables, through their fake quantizers.
 struct Latent<'a> {
     student: &'a Student,
-    lambda: Option<f32>,
+    moment: Option<Moment>,
 }
 
 impl Weights for Latent<'_> {
@@ -291,11 +383,12 @@ impl Weights for Latent<'_> {
 
     fn matrix(&mut self, param: &Param) -> Result<Matrix> {
         let student = self.student;
-        let (Some(lambda), Some(format)) = (self.lambda, student.format(param)) else {
+        let (Some(moment), Some(format)) = (self.moment, student.format(param)) else {
             return Ok(Matrix { weight: self.vector(param)?, int8_inputs: None });
         };
         let int8 = student.activations(param) == Activations::Int8Token;
-        Ok(Matrix { weight: student.fake_quant(param, format, lambda)?, int8_inputs: int8.then_some(lambda) })
+        let weight = student.fake_quant(param, format, moment)?;
+        Ok(Matrix { weight, int8_inputs: int8.then_some(moment.lambda) })
     }
 
     fn vector(&mut self, param: &Param) -> Result<Tensor> {
@@ -307,6 +400,8 @@ impl Weights for Latent<'_> {
 impl Student {
     /// Adds a variable that no forward pass reads.
     pub(crate) fn plant_idle_variable(&mut self, name: &str) -> Result<()> {
-        self.push(name.to_owned(), Kind::Weight, Tensor::ones(4, candle_core::DType::F32, &Device::Cpu)?)
+        self.push(name.to_owned(), Kind::Weight, Tensor::ones(4, candle_core::DType::F32, &Device::Cpu)?)?;
+        self.trained = self.variables.len();
+        Ok(())
     }
 }

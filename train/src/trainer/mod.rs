@@ -5,6 +5,7 @@
 //! not; whatever goes wrong, the last good checkpoint stays.
 
 mod event;
+mod flips;
 mod lock;
 mod objective;
 mod prepare;
@@ -21,9 +22,11 @@ use std::{
 use candle_core::{Device, Tensor};
 
 pub use event::{Event, Log, StepLog, ValidLog};
+pub use flips::FlipLog;
 pub use prepare::{Start, calibration, student_dir};
 
 use self::{
+    flips::Flips,
     objective::{Objective, Sums, every_variable_learns},
     prepare::Prepared,
 };
@@ -32,7 +35,7 @@ use crate::{
     checkpoint::{State, VERSION},
     recipe::Plan,
     schedule,
-    student::Variable,
+    student::{Draw, Moment, Variable},
 };
 
 /// One run: a plan, a place and a device.
@@ -71,6 +74,8 @@ pub fn train(job: &Job, report: &mut dyn FnMut(Event), stop: &AtomicBool) -> Res
     let mut run = Prepared::new(job, report, stop)?;
     let settings = &job.plan.recipe.train;
     let mut interval = Interval::begin(run.step);
+    let mut flips = Flips::default();
+    observe(job, &run, &mut flips)?;
     while run.step < settings.steps {
         if stop.load(Ordering::Relaxed) {
             save(job, &mut run, report)?;
@@ -80,7 +85,8 @@ pub fn train(job: &Job, report: &mut dyn FnMut(Event), stop: &AtomicBool) -> Res
         interval.sums.add(&sums);
         let last = run.step == settings.steps;
         if last || run.step % settings.log_every == 0 {
-            let line = interval.close(job.plan, run.step, norm, run.step_tokens(job.plan));
+            let mut line = interval.close(job.plan, run.step, norm, run.step_tokens(job.plan));
+            line.flips = observe(job, &run, &mut flips)?;
             run.log.add(&line)?;
             report(Event::Step(line));
         }
@@ -101,7 +107,10 @@ pub fn train(job: &Job, report: &mut dyn FnMut(Event), stop: &AtomicBool) -> Res
 fn take_step(job: &Job, run: &mut Prepared) -> Result<(Sums, f64)> {
     let plan = job.plan;
     let settings = &plan.recipe.train;
-    let lambda = schedule::rounding(run.step, plan.recipe.quant.warmup_steps);
+    let moment = moment(plan, run.step);
+    if run.step == plan.warmup.begin && run.step > 0 {
+        run.student.choose_grids()?;
+    }
     let tokens = run.step_tokens(plan);
     let objective =
         Objective { plan: &plan.loss, teacher: &run.teacher, rope: &run.rope, ctx: plan.recipe.data.ctx };
@@ -109,11 +118,13 @@ fn take_step(job: &Job, run: &mut Prepared) -> Result<(Sums, f64)> {
     let mut sums = Sums::default();
     for micro in 0..settings.accumulate {
         let batch = run.batches.at((run.step * settings.accumulate + micro) as u64);
-        sums.add(&objective.accumulate(&run.student, &batch, lambda, tokens, &mut gradients)?);
+        sums.add(&objective.accumulate(&run.student, &batch, moment, tokens, &mut gradients)?);
     }
     let loss = sums.loss / tokens as f64;
+    if run.step == 0 || run.step == plan.warmup.begin {
+        every_variable_learns(run.student.variables(), &gradients, moment.is_some())?;
+    }
     if run.step == 0 {
-        every_variable_learns(run.student.variables(), &gradients)?;
         run.start_loss = Some(loss);
     }
     run.check_loss(loss, plan)?;
@@ -126,8 +137,28 @@ fn take_step(job: &Job, run: &mut Prepared) -> Result<(Sums, f64)> {
     Ok((sums, norm))
 }
 
+/// How the student is rounded in step `step`; none: it is float.
+fn moment(plan: &Plan, step: usize) -> Option<Moment> {
+    let share = plan.recipe.quant.noise;
+    let draw = Draw { seed: plan.recipe.seed, step, share };
+    let lambda = schedule::rounding(&plan.warmup, step)?;
+    Some(Moment { lambda, noise: (share < 1.0).then_some(draw) })
+}
+
+/// Which codes have changed since the line before, where that is asked for and there are codes.
+fn observe(job: &Job, run: &Prepared, flips: &mut Flips) -> Result<Option<FlipLog>> {
+    let asked = job.plan.recipe.quant.log_flips && run.step >= job.plan.warmup.begin;
+    if asked { flips.observe(&run.student) } else { Ok(None) }
+}
+
+/// As long as the student is float, what would ship is its weights of the moment on grids of the moment.
+fn keep_up_grids(plan: &Plan, run: &Prepared) -> Result<()> {
+    if run.step <= plan.warmup.begin && plan.warmup.begin > 0 { run.student.choose_grids() } else { Ok(()) }
+}
+
 fn validate(job: &Job, run: &mut Prepared, report: &mut dyn FnMut(Event)) -> Result<()> {
     let plan = job.plan;
+    keep_up_grids(plan, run)?;
     let objective =
         Objective { plan: &plan.loss, teacher: &run.teacher, rope: &run.rope, ctx: plan.recipe.data.ctx };
     let (valid_cross_entropy, valid_kl) = objective.validate(&run.student, run.valid.iter())?;
@@ -141,6 +172,7 @@ fn save(job: &Job, run: &mut Prepared, report: &mut dyn FnMut(Event)) -> Result<
     if run.step == 0 || run.saved == Some(run.step) {
         return Ok(());
     }
+    keep_up_grids(job.plan, run)?;
     // Weights that overflowed in this very step would be noticed by the loss of the next.
     if let Some(name) = first_not_finite(run.student.variables())? {
         return Err(run.broken(run.step, &format!("{name} is no longer finite")));
@@ -193,8 +225,9 @@ impl Interval {
             loss: done.sums.loss / tokens,
             terms: done.sums.terms.into_iter().map(|(name, sum)| (name, sum / tokens)).collect(),
             lr: plan.optim.lr * schedule::learning_rate(&plan.optim, step - 1, steps),
-            lambda: schedule::rounding(step - 1, plan.recipe.quant.warmup_steps),
+            lambda: schedule::rounding(&plan.warmup, step - 1).unwrap_or(0.0),
             grad_norm,
+            flips: None,
             tokens: (step * step_tokens) as u64,
             tps: tokens / done.began.elapsed().as_secs_f64().max(1e-9),
         }

@@ -13,7 +13,7 @@ use crate::{
     exec::RopeTable,
     loss::{self, Divergence, Head, Term},
     recipe::LossPlan,
-    student::{Student, Variable},
+    student::{Moment, Student, Variable},
 };
 
 /// Sums of the terms over the tokens seen, by name.
@@ -58,7 +58,7 @@ pub struct Objective<'a> {
 }
 
 impl Objective<'_> {
-    /// Adds the gradient of one micro-batch to `gradients` (empty before the first of a step) and returns the sums.
+    /// Rounds the student as `moment` says (not at all where there is none) and adds the gradient of one micro-batch to `gradients` (empty before the first of a step) and returns the sums.
     ///
     /// # Errors
     /// A variable that receives no gradient, by name; a device out of memory.
@@ -66,17 +66,21 @@ impl Objective<'_> {
         &self,
         student: &Student,
         batch: &Batch,
-        lambda: f32,
+        moment: Option<Moment>,
         step_tokens: usize,
         gradients: &mut Vec<Tensor>,
     ) -> Result<Sums> {
-        let head = head(&student.decoder(Some(lambda))?, self.rope, &batch.inputs, self.ctx)?;
+        let head = head(&student.decoder_at(moment)?, self.rope, &batch.inputs, self.ctx)?;
         let (loss, sums) = self.loss(student, &head, batch)?;
         drop(head);
         let mut store = (loss / step_tokens as f64)?.backward()?;
         for (index, variable) in student.variables().iter().enumerate() {
-            let gradient =
-                store.remove(variable.var.as_tensor()).ok_or_else(|| no_gradient(variable))?.detach();
+            let gradient = match store.remove(variable.var.as_tensor()) {
+                Some(gradient) => gradient.detach(),
+                // Without rounding, grids take no part.
+                None if moment.is_none() && variable.kind.of_grid() => variable.var.zeros_like()?,
+                None => return Err(no_gradient(variable)),
+            };
             match gradients.get_mut(index) {
                 Some(sum) => *sum = (&*sum + gradient)?,
                 None => gradients.push(gradient),
@@ -145,20 +149,24 @@ fn no_gradient(variable: &Variable) -> Error {
     ))
 }
 
-/// Refuses a first step in which a variable's gradient is zero throughout: something on its way cuts or rounds it off.
+/// Refuses a first step in which a variable's gradient is zero throughout: something on its way cuts or rounds it off. Unless the
+/// student is `rounded`, grids have none.
 ///
 /// # Errors
 /// The first such variable, by name; or that nothing at all has a gradient.
-pub fn every_variable_learns(variables: &[Variable], gradients: &[Tensor]) -> Result<()> {
+pub fn every_variable_learns(variables: &[Variable], gradients: &[Tensor], rounded: bool) -> Result<()> {
     let mut silent = Vec::new();
-    for (variable, gradient) in variables.iter().zip(gradients) {
+    let mut awaited = 0;
+    for (variable, gradient) in variables.iter().zip(gradients).filter(|(v, _)| rounded || !v.kind.of_grid())
+    {
+        awaited += 1;
         if gradient.abs()?.sum_all()?.to_scalar::<f32>()? == 0.0 {
             silent.push(variable);
         }
     }
     match silent.first() {
         None => Ok(()),
-        Some(_) if silent.len() == variables.len() => Err(Error::Config(
+        Some(_) if silent.len() == awaited => Err(Error::Config(
             "no variable has a gradient in the first step: student and teacher agree already, so there is nothing to learn \
              (a float student with its own float teacher needs loss.cross_entropy)"
                 .into(),

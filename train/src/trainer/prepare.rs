@@ -27,7 +27,7 @@ use crate::{
     student::{
         Floats, Student,
         gptq::{self, Calibration},
-        prune, read_config,
+        mixed, prune, read_config,
     },
 };
 
@@ -42,7 +42,7 @@ pub enum Start {
     Restart,
 }
 
-/// Windows on which channels and neurons are measured before width pruning.
+/// Windows on which channels and neurons are measured before width pruning, and formats before one is chosen.
 const PROBE_WINDOWS: usize = 16;
 
 /// A run, ready for its next step.
@@ -80,14 +80,19 @@ impl Prepared {
         let ctx = plan.recipe.data.ctx;
         let batches = Batches::new(train, ctx, plan.recipe.train.batch, plan.recipe.seed)?;
         let floats = prune_student(&source.floats, plan, &batches, &job.device)?;
-        let student = Student::new(&floats, plan.quantization.clone(), &job.device)?;
+        let chosen = choose_formats(job, &floats, &batches, found.is_none(), report)?;
+        let quantization = match &chosen {
+            Some(chosen) => chosen.applied(&plan.quantization)?,
+            None => mixed::settled(plan, job.out)?,
+        };
+        let student = Student::new(&floats, quantization.clone(), &job.device)?;
         if plan.quantization.start == Rounding::Gptq && found.is_none() {
             let calibration = calibration_windows(plan, &batches);
             report(Event::Note(format!(
                 "GPTQ on {} windows of the training text",
                 calibration.windows.len()
             )));
-            student.start_from(&gptq::round(&floats, &plan.quantization, &calibration, &job.device)?)?;
+            student.start_from(&gptq::round(&floats, &quantization, &calibration, &job.device)?)?;
         }
         let rope = RopeTable::new(&qat_infer::model::Rope::new(&student.config), ctx, &job.device)?;
         let teacher = match (&plan.teacher, teacher_floats) {
@@ -108,6 +113,7 @@ impl Prepared {
         checkpoints.discard_beyond(found.as_ref())?;
         if found.is_none() {
             write_start(job.out, &floats, &source)?;
+            chosen.iter().try_for_each(|chosen| chosen.write(job.out))?;
         }
         report(Event::Begin {
             from: step,
@@ -295,6 +301,23 @@ fn valid_batches(valid: Tokens, plan: &Plan) -> Result<Vec<Batch>> {
     let windows = plan.recipe.train.valid_windows.min(batches.windows_per_epoch() as usize);
     let batch = |step: usize| batches.rows(step as u64, 0..rows.min(windows - step * rows));
     Ok((0..windows.div_ceil(rows)).map(batch).collect())
+}
+
+/// The formats that are chosen by what they cost, when a run begins that asks for it.
+fn choose_formats(
+    job: &Job,
+    floats: &Floats,
+    batches: &Batches,
+    begins: bool,
+    report: &mut dyn FnMut(Event),
+) -> Result<Option<mixed::Chosen>> {
+    let Some(mix) = job.plan.mix.as_ref().filter(|_| begins) else { return Ok(None) };
+    report(Event::Note(format!("measuring {} formats for each projection", mix.candidates.len())));
+    let windows = first_windows(batches, job.plan, PROBE_WINDOWS);
+    let text = Calibration { windows, batch: job.plan.recipe.train.batch };
+    let chosen = mixed::choose(floats, &job.plan.quantization, mix, &text, &job.device)?;
+    report(Event::Note(chosen.summary()));
+    Ok(Some(chosen))
 }
 
 /// Text of the run of `job` on which GPTQ measures the inputs of each matrix: the windows that its training sees first.

@@ -14,7 +14,24 @@ struct Shape {
   float margin;
   // LSQ's γ.
   float gamma;
+  // Quantization noise: weights whose hash is below the threshold are rounded; all of them where it is 0.
+  uint key0;
+  uint key1;
+  uint threshold;
 };
+
+// A hash of 32 bits: see noise.rs.
+inline uint scrambled(uint x) {
+  x ^= x >> 16;
+  x *= 0x7feb352du;
+  x ^= x >> 15;
+  x *= 0x846ca68bu;
+  return x ^ (x >> 16);
+}
+
+inline bool rounds(uint i, constant Shape& shape) {
+  return shape.threshold == 0 || scrambled(scrambled(i ^ shape.key0) ^ shape.key1) < shape.threshold;
+}
 
 // Weights of one simdgroup's work in a backward pass where groups are longer: see `learned`.
 constant constexpr uint SPAN = 256;
@@ -51,6 +68,10 @@ template <bool BIAS>
                          uint i [[thread_position_in_grid]]) {
   if (i >= shape.weights) return;
   Grid grid = grid_of<BIAS>(scales, biases, i / shape.group);
+  if (!rounds(i, shape)) {
+    out[i] = w[i];
+    return;
+  }
   float value = grid.scale * code_of(position_of(grid, w[i]), shape) + grid.bias;
   out[i] = shape.lambda == 1.0f ? value : w[i] + (value - w[i]) * shape.lambda;
 }
@@ -82,7 +103,7 @@ template <bool BIAS>
                         uint i [[thread_position_in_grid]]) {
   if (i >= shape.weights) return;
   Grid grid = grid_of<BIAS>(scales, biases, i / shape.group);
-  dw[i] = passed(position_of(grid, w[i]), g[i], shape);
+  dw[i] = rounds(i, shape) ? passed(position_of(grid, w[i]), g[i], shape) : g[i];
 }
 
 // dw, and per span the sums of what its weights add to the gradients of scale and bias, times γ.
@@ -115,6 +136,10 @@ template <bool BIAS, bool CODES>
     if (CODES) {
       scale_sum += g[i] * w[i];
       if (BIAS) bias_sum += g[i];
+      continue;
+    }
+    if (!rounds(i, shape)) {
+      dw[i] = g[i];
       continue;
     }
     float u = position_of(grid, w[i]);

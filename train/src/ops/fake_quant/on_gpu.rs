@@ -143,14 +143,15 @@ fn scale_shape(format: Format, group: usize, groups: usize) -> Result<[u32; 7]> 
 }
 
 /// `Shape` of fake_quant.metal.
-fn quantize_shape(w: &Tensor, spec: &FakeQuant) -> Result<[u32; 7]> {
+fn quantize_shape(w: &Tensor, spec: &FakeQuant) -> Result<[u32; 10]> {
     let (rows, cols) = w.dims2()?;
     let (lo, hi) = spec.format.levels();
     let margin = if spec.format.is_ternary() { 0.5f32 } else { 0.0 };
     let group = spec.format.group_len().unwrap_or(w.elem_count());
     let floats = [lo as f32, hi as f32, spec.lambda, margin, lsq_factor(spec.format, rows, cols)];
     let [lo, hi, lambda, margin, gamma] = floats.map(f32::to_bits);
-    Ok([word(w.elem_count())?, word(group)?, lo, hi, lambda, margin, gamma])
+    let ([key0, key1], threshold) = spec.noise.map_or(([0; 2], 0), |noise| (noise.key, noise.threshold));
+    Ok([word(w.elem_count())?, word(group)?, lo, hi, lambda, margin, gamma, key0, key1, threshold])
 }
 
 struct GpuQuantizer {

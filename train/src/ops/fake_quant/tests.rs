@@ -9,7 +9,7 @@ const COLS: usize = 256;
 const RULES: [ScaleRule; 2] = [ScaleRule::Absmax, ScaleRule::Mse];
 
 fn spec(format: Format, gradient: Gradient, lambda: f32) -> FakeQuant {
-    FakeQuant { format, gradient, rule: ScaleRule::Absmax, lambda }
+    FakeQuant { format, gradient, rule: ScaleRule::Absmax, lambda, noise: None }
 }
 
 /// A matrix, and scales and biases for it that leave some weights outside the grid and are not yet rounded.
@@ -219,6 +219,45 @@ fn frozen_codes_stand_for_what_was_rounded_and_teach_the_scales_alone() -> Resul
             let Some(found) = grads.get(var) else { panic!("{format}: no {what}") };
             assert_close(&format!("{format} {what}"), found, &want, 4e-6)?;
         }
+    }
+    Ok(())
+}
+
+#[test]
+fn with_noise_each_weight_is_rounded_or_not_there_at_all_for_the_quantizer() -> Result<()> {
+    let g = uniform(21, 1.0, &[ROWS, COLS])?;
+    for format in [Format::Int4G32, Format::TernaryTensor, "int2-affine-g64".parse().unwrap()] {
+        let noise = Noise::of(3, 5, 2, 0.4);
+        let (w, scale, bias) = learned(format)?;
+        let (w, scale) = (Var::from_tensor(&w)?, Var::from_tensor(&scale)?);
+        let bias = bias.map(|b| Var::from_tensor(&b)).transpose()?;
+        let bias_tensor = bias.as_ref().map(|b| b.as_tensor());
+        let full = spec(format, Gradient::Lsq, 0.75);
+        let part = FakeQuant { noise: Some(noise), ..full };
+        // The same by a mask: where it is 0, the weight stands for itself.
+        let drawn: Vec<f32> =
+            (0..(ROWS * COLS) as u32).map(|i| f32::from(u8::from(noise.rounds(i)))).collect();
+        assert!(drawn.contains(&0.0) && drawn.contains(&1.0));
+        let mask = Tensor::from_vec(drawn, (ROWS, COLS), &Device::Cpu)?.to_dtype(candle_core::DType::U8)?;
+        let masked = |w: &Tensor| -> Result<Tensor> {
+            mask.where_cond(&fake_quant_learned(w, &scale, bias_tensor, &full)?, w)
+        };
+        let (found, want) = (fake_quant_learned(&w, &scale, bias_tensor, &part)?, masked(&w)?);
+        assert_eq!(bits(&found)?, bits(&want)?, "{format}");
+        let (found, want) = (found.mul(&g)?.sum_all()?.backward()?, want.mul(&g)?.sum_all()?.backward()?);
+        for (what, var) in [("dw", Some(&w)), ("ds", Some(&scale)), ("db", bias.as_ref())] {
+            let Some(var) = var else { continue };
+            let (Some(found), Some(want)) = (found.get(var), want.get(var)) else {
+                panic!("{format}: no {what}")
+            };
+            assert_eq!(bits(found)?, bits(want)?, "{format} {what}");
+        }
+        let clipped = FakeQuant { gradient: Gradient::ClippedSte, ..part };
+        let (passed, all) = (fake_quant(&w, &clipped)?, FakeQuant { noise: None, ..clipped });
+        let (found, all) =
+            (passed.mul(&g)?.sum_all()?.backward()?, fake_quant(&w, &all)?.mul(&g)?.sum_all()?.backward()?);
+        let (Some(found), Some(all)) = (found.get(&w), all.get(&w)) else { panic!("{format}: no dw") };
+        assert_eq!(bits(found)?, bits(&mask.where_cond(all, &g)?)?, "{format}: clipped");
     }
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 mod bits;
 mod gradients;
+mod phases;
 mod pieces;
 mod rounding;
 mod trouble;
