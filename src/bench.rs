@@ -1,9 +1,10 @@
-//! `qat bench`: models × threads × tests, and the memory bandwidth that decoding could use.
+//! `qat bench`: models × threads × tests, and the memory bandwidth that decoding could use; or the steps of a recipe.
 //!
 //! Knows no arithmetic of its own beyond that of its table. Invariant: what was measured is shown even if a later model
 //! turns out to be damaged; what can be seen to be wrong beforehand stops everything before the first clock starts.
 
 mod row;
+mod training;
 
 use std::{collections::BTreeMap, num::NonZero, path::Path, thread::available_parallelism};
 
@@ -28,6 +29,9 @@ type Bandwidths = BTreeMap<NonZero<usize>, Bandwidth>;
 
 /// Runs the command.
 pub fn run(args: &cli::Bench) -> anyhow::Result<Ending> {
+    if let Some(recipe) = &args.training.train {
+        return training::run(recipe, args);
+    }
     let tests = tests(args)?;
     let threads = threads(args)?;
     for dir in &args.dirs {

@@ -274,8 +274,11 @@ impl Inputs {
 #[derive(Debug, Args)]
 pub struct Bench {
     /// Packed or Hugging Face model directories, or GGUF files.
-    #[arg(required = true, value_name = "DIR")]
+    #[arg(required_unless_present = "train", value_name = "DIR")]
     pub dirs: Vec<PathBuf>,
+    /// How fast steps are taken, instead.
+    #[command(flatten)]
+    pub training: TrainBench,
     /// Tokens of a prompt read at once; several with commas; 0 for none.
     #[arg(long, default_value = "512", value_delimiter = ',', value_name = "N")]
     pub pp: Vec<usize>,
@@ -308,6 +311,30 @@ pub struct Bench {
     pub json: Option<PathBuf>,
 }
 
+/// `qat bench --train`.
+#[derive(Debug, Args)]
+pub struct TrainBench {
+    /// Measure training instead: the steps of this recipe, on random tokens; its data is not read, nothing is written.
+    #[arg(
+        long = "train",
+        value_name = "RECIPE",
+        conflicts_with_all = ["dirs", "pp", "tg", "depth", "threads", "reps", "kv", "activations", "seed"]
+    )]
+    pub train: Option<PathBuf>,
+    /// Change a key of the recipe, such as train.batch=8.
+    #[arg(long = "set", value_name = "KEY=VALUE", conflicts_with = "dirs")]
+    pub sets: Vec<String>,
+    /// The variant of the recipe to measure.
+    #[arg(long, value_name = "NAME", conflicts_with = "dirs")]
+    pub variant: Option<String>,
+    /// Timed steps, after three to warm up.
+    #[arg(long, default_value = "10", value_name = "N", conflicts_with = "dirs")]
+    pub steps: NonZero<usize>,
+    /// auto, cpu, metal or cuda.
+    #[arg(long, default_value = "auto", conflicts_with = "dirs")]
+    pub device: String,
+}
+
 /// `qat inspect`.
 #[derive(Debug, Args)]
 pub struct Inspect {
@@ -336,7 +363,7 @@ pub struct Inspect {
 pub enum BenchFormat {
     /// A table in Markdown.
     Md,
-    /// A line per test, with the names of llama-bench.
+    /// A line per test, with the names of llama-bench; not of training.
     Csv,
     /// An object per test, with the names of llama-bench and every repetition.
     Json,

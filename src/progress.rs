@@ -24,6 +24,7 @@ impl Progress {
         match event {
             Event::Note(text) => self.line(&text),
             Event::Tokenizing { done, total } => self.tokenizing(done, total),
+            Event::Teaching { done, total } => self.teaching(done, total),
             Event::Begin { from, steps, parameters, tokens, tokens_per_step } => {
                 self.finish();
                 (self.steps, self.tokens_per_step) = (steps, tokens_per_step);
@@ -79,6 +80,15 @@ impl Progress {
     fn tokenizing(&mut self, done: u64, total: u64) {
         if self.bar.is_none() {
             self.start_bar(total, "{prefix} tokenizing {bar:24} {bytes}/{total_bytes}");
+        }
+        self.bar.iter().for_each(|bar| bar.set_position(done));
+    }
+
+    fn teaching(&mut self, done: u64, total: u64) {
+        // The bar before it was that of the tokens.
+        if done == 0 {
+            self.finish();
+            self.start_bar(total, "{prefix} asking the teacher {bar:24} {pos}/{len} windows, {eta} left");
         }
         self.bar.iter().for_each(|bar| bar.set_position(done));
     }

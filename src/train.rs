@@ -126,7 +126,7 @@ fn check_endings(runs: &[Run]) -> anyhow::Result<()> {
 }
 
 /// The variants that were asked for by name; all of them when none was.
-fn chosen(all: Vec<Named>, wanted: &[String]) -> anyhow::Result<Vec<Named>> {
+pub fn chosen(all: Vec<Named>, wanted: &[String]) -> anyhow::Result<Vec<Named>> {
     let names: Vec<String> = all.iter().filter_map(|named| named.variant.clone()).collect();
     if let Some(unknown) = wanted.iter().find(|name| !names.contains(name)) {
         bail!(

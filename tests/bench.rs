@@ -291,3 +291,44 @@ fn shapes_and_formats_that_do_not_exist_are_refused() {
     shop.refused("init --shape tiny.json --format int4-g32 --out photos", &["photos", "not replaced"]);
     shop.refused("init --shape tiny.json --format float --out photos", &["photos", "not replaced"]);
 }
+
+/// The measurement of the furnished recipe, six steps in all.
+fn trained(shop: &Workshop, more: &str) -> Value {
+    let line = format!("bench --train tiny.toml --steps 3 --device cpu --format json {more}");
+    serde_json::from_str(&shop.done(&line).out).expect("JSON")
+}
+
+#[test]
+fn a_recipe_is_measured_without_its_data_and_nothing_is_written() {
+    let shop = Workshop::furnished();
+    let before = shop.path("").read_dir().expect("listed").count();
+    let float = trained(&shop, "--set data.train=[\"nowhere.txt\"]");
+    assert_eq!(shop.path("").read_dir().expect("listed").count(), before);
+    let losses = float["losses"].as_array().expect("losses");
+    assert_eq!((losses.len(), float["samples_seconds"].as_array().map(Vec::len)), (6, Some(3)));
+    let per_second = number(&float, "tokens_per_step") / number(&float, "step_seconds");
+    assert!((number(&float, "tokens_per_second") / per_second - 1.0).abs() < 1e-9, "{float}");
+    assert!(number(&float, "update_seconds") <= number(&float, "step_seconds"), "{float}");
+    assert!(number(&float, "peak_rss_bytes") > 1e6, "{float}");
+    assert_eq!(trained(&shop, "")["losses"], float["losses"], "the same steps on the same random tokens");
+    assert_ne!(trained(&shop, "--set seed=2")["losses"], float["losses"]);
+    let table = shop.done("bench --train tiny.toml --steps 1 --device cpu").out;
+    assert!(table.contains("tokens/s") && table.contains("| tiny"), "{table}");
+}
+
+#[test]
+fn a_measurement_of_training_that_makes_no_sense_is_refused() {
+    let shop = Workshop::furnished();
+    let train = "bench --train tiny.toml --device cpu";
+    shop.refused("bench --train nowhere.toml", &["nowhere.toml", "cannot read"]);
+    shop.refused(&format!("{train} --format csv"), &["--format csv", "json"]);
+    shop.refused(&format!("{train} --steps 0"), &["--steps"]);
+    shop.refused(&format!("{train} --pp 8"), &["--train", "--pp"]);
+    shop.refused("bench teacher --steps 3", &["--steps", "cannot be used with", "DIR"]);
+    shop.refused(&format!("{train} --variant other"), &["--variant other", "it has none"]);
+    shop.refused(&format!("{train} --set quant.weights=int5"), &["int5"]);
+    let two = "\n[variants.a]\nseed = 2\n[variants.b]\nseed = 3\n";
+    shop.write("two.toml", [shop.read("tiny.toml"), two.into()].concat());
+    shop.refused("bench --train two.toml --device cpu", &["two.toml", "--variant", "a, b"]);
+    shop.done("bench --train two.toml --variant b --steps 1 --device cpu");
+}

@@ -18,8 +18,8 @@ use serde_json::Value;
 
 use crate::{
     Error, Result,
-    adamw::AdamW,
     data::Cursor,
+    optim::Optimizer,
     recipe::Recipe,
     student::{Student, Variable},
 };
@@ -77,7 +77,7 @@ impl Checkpoints {
         &self,
         mut state: State,
         student: &Student,
-        optimizer: &AdamW,
+        optimizer: &Optimizer,
         keep: usize,
     ) -> Result<PathBuf> {
         fs::create_dir_all(&self.dir).map_err(|e| Error::io("cannot create", &self.dir, e))?;
@@ -155,7 +155,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// A tensor that is missing or has another shape.
-    pub fn restore(&self, student: &Student, optimizer: &mut AdamW) -> Result<()> {
+    pub fn restore(&self, student: &Student, optimizer: &mut Optimizer) -> Result<()> {
         self.restore_variables(student.kept())?;
         let moments = self.tensors(OPTIMIZER)?;
         optimizer.restore(

@@ -69,6 +69,20 @@ impl Choice {
     }
 }
 
+impl Opened {
+    /// The most bytes that tensors have taken on an NVIDIA GPU since it was opened; none on other devices.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn peak_memory(&self) -> Result<Option<u64>> {
+        match &self.device {
+            #[cfg(feature = "cuda")]
+            Device::Cuda(device) => Ok(Some(crate::ops::gpu::cuda::peak_memory(device)?)),
+            _ => Ok(None),
+        }
+    }
+}
+
 /// What `auto` stands for, and why.
 fn preferred(metal: std::result::Result<(), &str>, cuda: bool) -> (Choice, String) {
     match metal {
@@ -98,6 +112,12 @@ fn metal() -> std::result::Result<(), &'static str> {
     Err("Metal needs macOS")
 }
 
+/// Whether matrix products on an NVIDIA GPU round their inputs to TF32, from now on and in the whole process. Elsewhere there is
+/// no such type, and nothing happens.
+pub(crate) fn set_tf32(on: bool) {
+    candle_core::cuda::set_gemm_reduced_precision_f32(on);
+}
+
 fn failed(name: &str, problem: &candle_core::Error) -> Error {
     Error::Config(format!("--device {name}: the device can't be opened: {problem}"))
 }
@@ -122,6 +142,13 @@ fn name(device: &Device) -> &'static str {
         Device::Cuda(_) => "cuda",
         Device::Metal(_) => "metal",
     }
+}
+
+/// The GPU that this build has kernels for, or none on this machine: then it says so.
+#[cfg(all(test, any(target_os = "macos", feature = "cuda")))]
+pub(crate) fn gpu() -> Option<Device> {
+    let choice = if cfg!(feature = "cuda") { Choice::Cuda } else { Choice::Metal };
+    choice.open().map(|opened| opened.device).map_err(|why| eprintln!("SKIPPED: {why}")).ok()
 }
 
 #[cfg(test)]

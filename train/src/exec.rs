@@ -35,6 +35,11 @@ impl RopeTable {
         let shape = (ctx, rope.inv_freq.len());
         Ok(Self { cos: Tensor::from_vec(cos, shape, device)?, sin: Tensor::from_vec(sin, shape, device)? })
     }
+
+    /// Where it lives.
+    pub fn device(&self) -> &Device {
+        self.cos.device()
+    }
 }
 
 /// Executes a decoder over a batch of windows of equal length.

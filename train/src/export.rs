@@ -18,8 +18,8 @@ use crate::{
     Error, Result,
     checkpoint::Checkpoints,
     recipe::{Origin, Plan, Quantization, Rounding},
-    student::{Floats, Shipped, Student, gptq, mixed, prune, read_config},
-    trainer::{self, Job, student_dir},
+    student::{Floats, Shipped, Student, gptq, prune, read_config},
+    trainer::{self, Job, mixed, student_dir},
 };
 
 /// A student with the files that travel along, ready to be written in some format.

@@ -3,7 +3,6 @@
 //! Knows no command line and prints nothing. The quantizers are `qat_quant`'s, the models and files `qat_infer`'s; here is
 //! what has a gradient.
 
-mod adamw;
 pub mod checkpoint;
 pub mod data;
 pub mod device;
@@ -12,9 +11,11 @@ pub mod exec;
 pub mod export;
 pub mod loss;
 pub mod ops;
+mod optim;
 pub mod recipe;
 pub mod schedule;
 pub mod student;
+pub mod teacher_cache;
 #[cfg(test)]
 mod tiny;
 pub mod trainer;

@@ -48,6 +48,7 @@ mod tests {
 
     fn plan(schedule: Schedule, warmup_steps: usize) -> OptimPlan {
         OptimPlan {
+            muon: None,
             lr: 1.0,
             scale_lr: 1.0,
             norm_lr: 1.0,

@@ -4,7 +4,7 @@ use qat_infer::model::params;
 
 use super::*;
 use crate::{
-    adamw::AdamW,
+    optim::Optimizer,
     recipe::{self, Plan, Quantization, Rules},
     student::Student,
     tiny,
@@ -38,13 +38,13 @@ fn state(step: usize) -> State {
 }
 
 /// A float student of `layers` layers, and an optimizer for it.
-fn student(layers: usize, seed: u64) -> (Student, AdamW) {
+fn student(layers: usize, seed: u64) -> (Student, Optimizer) {
     let config = tiny::config(
         serde_json::json!({"num_hidden_layers": layers, "hidden_size": 32, "intermediate_size": 32}),
     );
     let quantization = Quantization { rules: Rules::float(), ..plan(&[]).quantization };
     let student = Student::new(&tiny::floats(config, seed), quantization, &Device::Cpu).expect("student");
-    let optimizer = AdamW::new(plan(&[]).optim, student.variables()).expect("state");
+    let optimizer = Optimizer::new(plan(&[]).optim, student.variables()).expect("state");
     (student, optimizer)
 }
 

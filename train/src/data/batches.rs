@@ -37,6 +37,8 @@ pub struct Batch {
     pub rows: usize,
     /// Tokens of a window that are inputs.
     pub context: usize,
+    /// Numbers of the windows where they are cut alike in every epoch ([`Batches::fixed`]); none where they are not.
+    pub windows: Vec<u64>,
 }
 
 /// The endless sequence of batches over a run of tokens.
@@ -53,6 +55,8 @@ pub struct Batches {
     batch: usize,
     seed: u64,
     windows: u64,
+    /// Where windows are cut alike in every epoch: which one has which number.
+    numbers: Option<Permutation>,
 }
 
 impl Batches {
@@ -76,7 +80,22 @@ impl Batches {
         }
         // One window fewer than would fit leaves room for every offset.
         let windows = ((tokens.len() - context) / context).max(1) as u64;
-        Ok(Self { tokens, context, batch, seed, windows })
+        Ok(Self { tokens, context, batch, seed, windows, numbers: None })
+    }
+
+    /// The same with windows that are cut alike in every epoch, so that what is known of one stays true. They are numbered in a
+    /// random order that depends on their count alone; an epoch visits the first `samples`, or all if there are fewer, in an order
+    /// of its own.
+    pub fn fixed(self, samples: u64) -> Self {
+        let mut rng = ChaCha8Rng::seed_from_u64(0);
+        let numbers = Permutation::new(self.windows, std::array::from_fn(|_| rng.next_u64()));
+        Self { windows: self.windows.min(samples.max(1)), numbers: Some(numbers), ..self }
+    }
+
+    /// The inputs of the window `number` of [`Self::fixed`] batches; none where windows have no numbers.
+    pub fn window(&self, number: u64) -> Option<Vec<u32>> {
+        let start = self.numbers?.at(number) as usize * self.context;
+        Some(self.tokens.slice(start..start + self.context))
     }
 
     /// Windows in an epoch.
@@ -105,6 +124,7 @@ impl Batches {
             targets: Vec::with_capacity(rows.len() * self.context),
             rows: rows.len(),
             context: self.context,
+            windows: Vec::new(),
         };
         let first = step * self.batch as u64;
         let mut epoch = None;
@@ -116,7 +136,14 @@ impl Batches {
                 _ => self.epoch(number),
             };
             epoch = Some((number, order));
-            let start = order.offset + order.permutation.at(sample % self.windows) as usize * self.context;
+            let place = order.permutation.at(sample % self.windows);
+            let start = match &self.numbers {
+                Some(numbers) => {
+                    batch.windows.push(place);
+                    numbers.at(place) as usize * self.context
+                }
+                None => order.offset + place as usize * self.context,
+            };
             let window = self.tokens.slice(start..start + self.context + 1);
             batch.inputs.extend_from_slice(&window[..self.context]);
             batch.targets.extend_from_slice(&window[1..]);

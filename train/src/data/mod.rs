@@ -15,6 +15,7 @@ mod permutation;
 mod source;
 pub mod stories;
 mod text;
+mod thrift;
 mod token_file;
 mod token_writer;
 mod tokenize;

@@ -25,6 +25,8 @@ const ROWS: usize = 64;
 pub(super) struct ParquetColumn {
     path: PathBuf,
     file: SerializedFileReader<File>,
+    /// The same file, to look at before the library does.
+    handle: File,
     file_bytes: u64,
     column: usize,
     next_group: usize,
@@ -41,7 +43,8 @@ impl ParquetColumn {
     pub(super) fn open(path: &Path, field: &str) -> Result<Self> {
         let handle = File::open(path).map_err(|e| Error::io("cannot read", path, e))?;
         let file_bytes = handle.metadata().map_err(|e| Error::io("cannot read", path, e))?.len();
-        let file = guarded(path, || SerializedFileReader::new(handle))?;
+        let copy = handle.try_clone().map_err(|e| Error::io("cannot read", path, e))?;
+        let file = guarded(path, || SerializedFileReader::new(copy))?;
         let column = find_column(&file, field).map_err(|problem| Error::file(path, problem))?;
         check_compression(&file, column).map_err(|problem| Error::file(path, problem))?;
         let rows_total = u64::try_from(file.metadata().file_metadata().num_rows())
@@ -49,6 +52,7 @@ impl ParquetColumn {
         Ok(Self {
             path: path.to_owned(),
             file,
+            handle,
             file_bytes,
             column,
             next_group: 0,
@@ -79,8 +83,11 @@ impl ParquetColumn {
             }
             let group = self.file.get_row_group(self.next_group)?;
             self.next_group += 1;
-            let pages = CheckedPages(group.get_column_page_reader(self.column)?);
-            let descriptor = group.metadata().column(self.column).column_descr_ptr();
+            let column = group.metadata().column(self.column);
+            let handle = self.handle.try_clone()?;
+            let pages = group.get_column_page_reader(self.column)?;
+            let pages = CheckedPages::new(pages, handle, column.byte_range());
+            let descriptor = column.column_descr_ptr();
             self.group = Some(ColumnReaderImpl::new(descriptor, Box::new(pages)));
         }
     }

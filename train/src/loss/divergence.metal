@@ -11,7 +11,7 @@ struct Shape {
   float sharpness;
   // τ.
   float temperature;
-  // Weight of the teacher in the mixture of a Jensen-Shannon divergence.
+  // β or α: weight of the teacher in the mixture M, where the divergence has one.
   float beta;
   // Backward: whether to add to the gradient that is there.
   uint add;
@@ -25,13 +25,13 @@ struct Row {
   float total_q;
   // ln(total_q / total_p).
   float offset;
-  // What the gradient is centred about: the reverse KL, or for a Jensen-Shannon divergence Σ q·ln(q/m).
+  // What the gradient is centred about: Σ q·h, with h as `slope_of` has it.
   float centre;
 };
 
 constant constexpr uint ROW_LENGTH = 6;
 
-enum Kind { FORWARD_KL, REVERSE_KL, JSD };
+enum Kind { FORWARD_KL, REVERSE_KL, JSD, SKEW_KL, SKEW_REVERSE_KL };
 
 // Beyond e^±80 the smaller of p and q is 0 and its logarithm no longer matters.
 constant constexpr float FAR_APART = 80.0f;
@@ -58,8 +58,37 @@ inline float quotient_of(Pair pair) {
   return precise::exp(r < -FAR_APART ? -FAR_APART : (r > FAR_APART ? FAR_APART : r));
 }
 
-// ln(q/m) with the mixture m = β·p + (1 − β)·q.
-inline float log_q_over_m(float quotient, float beta) { return -precise::log((1.0f - beta) + beta * quotient); }
+// m/q and m/p with the mixture m = β·p + (1 − β)·q.
+inline float m_over_q(float quotient, float beta) { return (1.0f - beta) + beta * quotient; }
+inline float m_over_p(float quotient, float beta) { return beta + precise::divide(1.0f - beta, quotient); }
+
+// h, by which the derivative of the divergence by the student's logit is q·(h − Σ q·h), but for forward KL, where it is q − p.
+template <Kind KIND>
+inline float slope_of(Pair pair, float beta) {
+  float quotient = quotient_of(pair);
+  if (KIND == REVERSE_KL) return -pair.ratio;
+  if (KIND == JSD) return -precise::log(m_over_q(quotient, beta)) * (1.0f - beta);
+  if (KIND == SKEW_KL) return -precise::divide(1.0f - beta, m_over_p(quotient, beta));
+  if (KIND == SKEW_REVERSE_KL) {
+    float over_q = m_over_q(quotient, beta);
+    return -precise::log(over_q) - precise::divide(1.0f - beta, over_q);
+  }
+  return 0.0f;
+}
+
+// The part of one outcome in the divergence.
+template <Kind KIND>
+inline float value_of(Pair pair, float beta) {
+  float quotient = quotient_of(pair);
+  if (KIND == REVERSE_KL) return -pair.q * pair.ratio;
+  if (KIND == JSD) {
+    return -beta * pair.p * precise::log(m_over_p(quotient, beta)) -
+           (1.0f - beta) * pair.q * precise::log(m_over_q(quotient, beta));
+  }
+  if (KIND == SKEW_KL) return -pair.p * precise::log(m_over_p(quotient, beta));
+  if (KIND == SKEW_REVERSE_KL) return -pair.q * precise::log(m_over_q(quotient, beta));
+  return pair.p * pair.ratio;
+}
 
 template <Kind KIND>
 [[kernel]] void divergence(device const float* student [[buffer(0)]],
@@ -87,23 +116,15 @@ template <Kind KIND>
   of_q = group_softmax(of_q, shape.sharpness, shared, at);
   Row row = {of_p.top, of_p.total, of_q.top, of_q.total, 0.0f, 0.0f};
   row.offset = precise::log(row.total_q) - precise::log(row.total_p);
-  float of_teacher = 0.0f;
-  float of_student = 0.0f;
+  float value = 0.0f;
+  float centre = 0.0f;
   for (uint i = index; i < shape.vocab; i += threads) {
     Pair pair = pair_of(x[i], y[i], row, shape);
-    if (KIND == FORWARD_KL) of_teacher += pair.p * pair.ratio;
-    if (KIND == REVERSE_KL) of_student -= pair.q * pair.ratio;
-    if (KIND == JSD) {
-      float quotient = quotient_of(pair);
-      float over_m = shape.beta + precise::divide(1.0f - shape.beta, quotient);
-      of_teacher -= pair.p * precise::log(over_m);
-      of_student += pair.q * log_q_over_m(quotient, shape.beta);
-    }
+    value += value_of<KIND>(pair, shape.beta);
+    centre += pair.q * slope_of<KIND>(pair, shape.beta);
   }
-  of_teacher = group_sum(of_teacher, shared, at);
-  of_student = group_sum(of_student, shared, at);
-  float value = KIND == JSD ? shape.beta * of_teacher + (1.0f - shape.beta) * of_student : of_teacher + of_student;
-  row.centre = of_student;
+  value = group_sum(value, shared, at);
+  row.centre = group_sum(centre, shared, at);
   if (index == 0) {
     // τ² keeps the size of the gradient independent of τ.
     losses[row_index] = value * shape.temperature * shape.temperature;
@@ -134,12 +155,7 @@ template <Kind KIND>
   float factor = upstream[0] * shape.temperature;
   for (uint i = index; i < shape.vocab; i += threads) {
     Pair pair = pair_of(teacher[start + i], student[start + i], row, shape);
-    float slope = pair.q - pair.p;
-    if (KIND == REVERSE_KL) slope = pair.q * (-pair.ratio - row.centre);
-    if (KIND == JSD) {
-      float log_q = log_q_over_m(quotient_of(pair), shape.beta);
-      slope = (1.0f - shape.beta) * pair.q * (log_q - row.centre);
-    }
+    float slope = KIND == FORWARD_KL ? pair.q - pair.p : pair.q * (slope_of<KIND>(pair, shape.beta) - row.centre);
     gradient[start + i] = shape.add != 0 ? gradient[start + i] + factor * slope : factor * slope;
   }
 }
@@ -147,8 +163,14 @@ template <Kind KIND>
 template [[host_name("forward_kl")]] [[kernel]] decltype(divergence<FORWARD_KL>) divergence<FORWARD_KL>;
 template [[host_name("reverse_kl")]] [[kernel]] decltype(divergence<REVERSE_KL>) divergence<REVERSE_KL>;
 template [[host_name("jsd")]] [[kernel]] decltype(divergence<JSD>) divergence<JSD>;
+template [[host_name("skew_kl")]] [[kernel]] decltype(divergence<SKEW_KL>) divergence<SKEW_KL>;
+template [[host_name("skew_reverse_kl")]] [[kernel]] decltype(divergence<SKEW_REVERSE_KL>)
+    divergence<SKEW_REVERSE_KL>;
 template [[host_name("forward_kl_backward")]] [[kernel]] decltype(divergence_backward<FORWARD_KL>)
     divergence_backward<FORWARD_KL>;
 template [[host_name("reverse_kl_backward")]] [[kernel]] decltype(divergence_backward<REVERSE_KL>)
     divergence_backward<REVERSE_KL>;
 template [[host_name("jsd_backward")]] [[kernel]] decltype(divergence_backward<JSD>) divergence_backward<JSD>;
+template [[host_name("skew_kl_backward")]] [[kernel]] decltype(divergence_backward<SKEW_KL>) divergence_backward<SKEW_KL>;
+template [[host_name("skew_reverse_kl_backward")]] [[kernel]] decltype(divergence_backward<SKEW_REVERSE_KL>)
+    divergence_backward<SKEW_REVERSE_KL>;

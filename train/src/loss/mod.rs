@@ -1,241 +1,198 @@
 //! Losses as sums over rows of logits `[n, vocab]`: the caller divides once, where it knows the number of tokens.
 //!
-//! A loss is a pure function of one row, giving its value and, on demand, its gradient; what turns that into a
-//! differentiable operation is written once, below and in `head`. The backward pass recomputes from the logits, so that a loss
-//! keeps no `[n, vocab]` buffer between the passes and allocates one, the gradient, in the second. Knows no model.
+//! A loss is a pure function of one row that gives its value and, on demand, its gradient. [`evaluate`] does that for many rows and
+//! several losses at once; [`Head`] does it behind the output matrix, some rows at a time, so that nothing of the size tokens ×
+//! vocabulary ever exists. Knows no model.
 //!
 //! A NaN or +∞ among the logits makes the sum NaN (and never panics): that is how a diverged run is noticed.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod buckets;
 mod cross_entropy;
 mod divergence;
 mod head;
+mod kernels;
+mod rows;
 
-pub use cross_entropy::{cross_entropy, cross_entropy_sum};
-pub use divergence::{Divergence, divergence, divergence_sum};
-pub use head::Head;
+pub use buckets::TopRows;
+pub use divergence::Divergence;
+pub use head::{Answers, Head, Losses, Reference};
 
-use candle_core::{Device, Result, Tensor, Var};
-use qat_quant::vectorized;
-use rayon::prelude::*;
+use candle_core::{Result, Tensor};
 
-use crate::ops::gpu::{Backward, Bind, Grid, Library, SUM, Work, attach, word};
-use crate::ops::{Floats, lanes, rows_per_chunk};
+use crate::ops::gpu::{Path, path};
 
-/// A loss of some logits, outside their graph: its sum over the rows, and the way to the gradient of that.
-pub struct Term {
-    sum: Tensor,
-    gradient: Box<dyn LogitsGradient>,
+const NAME: &str = "loss";
+
+/// What is asked of a row.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Term {
+    /// −ln softmax(logits)\[the text's next token\], in nats.
+    CrossEntropy,
+    /// τ²·D between softmax(teacher's logits/τ) and softmax(logits/τ), in nats. The factor τ² keeps the size of the gradient
+    /// independent of τ (arXiv 1503.02531, section 2); it multiplies every kind. The teacher gets no gradient.
+    Divergence(Divergence),
 }
 
-impl Term {
-    /// The sum over the rows, in nats.
-    ///
-    /// # Errors
-    /// The device failed.
-    pub fn sum(&self) -> Result<f64> {
-        self.sum.to_scalar::<f32>().map(f64::from)
-    }
-
-    /// The sum as a scalar in the graph of the `logits` that this is a loss of.
-    fn attached(self, logits: &Tensor) -> Result<Tensor> {
-        attach(self.sum, &[logits], OfLogits(self.gradient))
-    }
+/// What rows of logits are compared with.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rows<'a> {
+    /// The next token, one a row; read by [`Term::CrossEntropy`].
+    pub text: &'a [u32],
+    /// Logits like the student's, contiguous; read by [`Term::Divergence`].
+    pub teacher: Option<&'a Tensor>,
+    /// τ.
+    pub temperature: f32,
 }
 
-struct OfLogits(Box<dyn LogitsGradient>);
-
-impl Backward for OfLogits {
-    const NAME: &'static str = "loss";
-
-    fn backward(&self, inputs: &[&Tensor], _: &Tensor, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
-        Ok(vec![Some(self.0.gradient(inputs[0], grad, None)?)])
-    }
-}
-
-/// How a sum over rows changes with the logits.
-trait LogitsGradient: Send + Sync + 'static {
-    /// `to` + `upstream` · the gradient, as large as `logits` `[n, vocab]`; `upstream` is a scalar. `to` may be overwritten.
-    fn gradient(&self, logits: &Tensor, upstream: &Tensor, to: Option<Tensor>) -> Result<Tensor>;
-}
-
-fn sum_of(gradient: Tensor, to: Option<Tensor>) -> Result<Tensor> {
-    match to {
-        Some(to) => to + gradient,
-        None => Ok(gradient),
-    }
-}
-
-/// One row of a loss.
-trait RowLoss: Sync {
-    /// Buffers of `vocab` floats that a row needs besides its gradient.
-    const SCRATCH: usize;
-
-    /// The loss of row `index` with these `logits`. If a gradient is asked for, `gradient` has the length of `logits`
-    /// and receives the derivative; it is empty otherwise. `scratch` holds [`Self::SCRATCH`]·`logits.len()` floats.
-    fn row(&self, index: usize, logits: &[f32], scratch: &mut [f32], gradient: &mut [f32]) -> f64;
-}
-
-/// Refuses logits that are no `[n, vocab]` with at least one element.
-fn check_logits(name: &'static str, logits: &Tensor) -> Result<(usize, usize)> {
-    match *logits.dims() {
-        [n, vocab] if n * vocab > 0 => Ok((n, vocab)),
-        _ => candle_core::bail!("{name}: logits: want [n, vocab], not empty, found {:?}", logits.dims()),
-    }
-}
-
-/// Σ over rows, as a scalar.
+/// The sums of `terms` over the rows of `logits` `[n, vocab]`, `[terms]`, and if asked for Σ factor·gradient, like `logits`.
 ///
-/// Each row is summed in f32 lanes, the rows in f64 and in their order.
-fn sum_rows<L: RowLoss>(name: &'static str, loss: &L, logits: &Tensor) -> Result<Tensor> {
-    let (n, vocab) = logits.dims2()?;
-    let held = Floats::of(name, logits)?;
-    let logits: &[f32] = &held;
-    let mut values = vec![0f64; n];
-    let rows = rows_per_chunk(vocab);
-    let chunks = values.par_chunks_mut(rows).zip(logits.par_chunks(rows * vocab));
-    chunks.enumerate().for_each(|(chunk, (values, logits))| {
-        let mut scratch = vec![0f32; L::SCRATCH * vocab];
-        vectorized(
-            #[inline(always)]
-            || {
-                for (i, (value, row)) in values.iter_mut().zip(logits.chunks_exact(vocab)).enumerate() {
-                    *value = loss.row(chunk * rows + i, row, &mut scratch, &mut []);
-                }
-            },
-        );
-    });
-    Tensor::new(values.iter().sum::<f64>() as f32, &Device::Cpu)
-}
-
-/// The gradient of [`sum_rows`] times the scalar `upstream`.
-fn gradient_rows<L: RowLoss>(
-    name: &'static str,
-    loss: &L,
+/// # Errors
+/// Rows that lack what a term reads or don't fit it; logits that are not contiguous f32.
+pub(crate) fn evaluate(
     logits: &Tensor,
-    upstream: &Tensor,
-) -> Result<Tensor> {
-    let (n, vocab) = logits.dims2()?;
-    let upstream = upstream.to_scalar::<f32>()?;
-    let mut gradient = vec![0f32; n * vocab];
-    let values = Floats::of(name, logits)?;
-    let rows = rows_per_chunk(vocab);
-    let chunks = gradient.par_chunks_mut(rows * vocab).zip(values.par_chunks(rows * vocab));
-    chunks.enumerate().for_each(|(chunk, (gradient, logits))| {
-        let mut scratch = vec![0f32; L::SCRATCH * vocab];
-        vectorized(
-            #[inline(always)]
-            || {
-                let pairs = gradient.chunks_exact_mut(vocab).zip(logits.chunks_exact(vocab));
-                for (i, (gradient, row)) in pairs.enumerate() {
-                    loss.row(chunk * rows + i, row, &mut scratch, gradient);
-                    lanes::scale(gradient, upstream);
-                }
-            },
-        );
-    });
-    Tensor::from_vec(gradient, (n, vocab), logits.device())
-}
-
-/// A loss as a pair of kernels: one that gives a value for each row and numbers to be kept of it, and one that makes the
-/// gradient of the sum from them.
-struct RowKernels {
-    name: &'static str,
-    library: Library,
-    forward: &'static str,
-    backward: &'static str,
-    /// The first fields of the kernels' `Shape`; whether to add to the gradient that is there is the last.
-    shape: Vec<u32>,
-    /// Numbers kept of a row.
-    kept: usize,
-}
-
-impl RowKernels {
-    /// The loss of `logits`, compared with `other`.
-    fn term(self, logits: &Tensor, other: Tensor) -> Result<Term> {
-        let (n, vocab) = logits.dims2()?;
-        let mut work = Work::default();
-        let (losses, kept, sum) = (work.output(n), work.output((n, self.kept)), work.output(()));
-        let binds = [Bind::Input(0), Bind::Input(1), Bind::Output(losses), Bind::Output(kept)];
-        let grid = Grid::Rows { rows: n, width: vocab };
-        work.add(self.library, self.forward, grid, binds, &self.shape(false))?;
-        let binds = [Bind::Made(losses), Bind::Output(sum)];
-        let grid = Grid::Rows { rows: 1, width: n };
-        work.add(SUM, "sum_all", grid, binds, &[word(n)?, 1, 1f32.to_bits()])?;
-        let [_, kept, sum] = work.run(self.name, &[&logits.detach(), &other])?;
-        Ok(Term { sum, gradient: Box::new(KernelGradient { kernels: self, other, kept }) })
-    }
-
-    fn shape(&self, add: bool) -> Vec<u32> {
-        self.shape.iter().copied().chain([u32::from(add)]).collect()
+    terms: &[(Term, f64)],
+    against: &Rows,
+    with_gradient: bool,
+) -> Result<(Tensor, Option<Tensor>)> {
+    check(logits, terms, against)?;
+    match path(logits.device()) {
+        Path::Cpu => rows::evaluate(logits, terms, against, with_gradient),
+        Path::Kernels => kernels::evaluate(logits, terms, against, with_gradient),
     }
 }
 
-struct KernelGradient {
-    kernels: RowKernels,
-    other: Tensor,
-    kept: Tensor,
-}
-
-impl LogitsGradient for KernelGradient {
-    fn gradient(&self, logits: &Tensor, upstream: &Tensor, to: Option<Tensor>) -> Result<Tensor> {
-        let RowKernels { name, library, backward, .. } = self.kernels;
-        let (n, vocab) = logits.dims2()?;
-        let mut work = Work::default();
-        let mut operands = vec![logits, &self.other, &self.kept, upstream];
-        let gradient = match &to {
-            Some(to) => {
-                operands.push(to);
-                Bind::InOut(4)
+fn check(logits: &Tensor, terms: &[(Term, f64)], against: &Rows) -> Result<()> {
+    let (n, vocab) = match *logits.dims() {
+        [n, vocab] if n * vocab > 0 => (n, vocab),
+        _ => candle_core::bail!("{NAME}: logits: want [n, vocab], not empty, found {:?}", logits.dims()),
+    };
+    if terms.is_empty() {
+        candle_core::bail!("{NAME}: want at least one term");
+    }
+    for (term, _) in terms {
+        match term {
+            Term::CrossEntropy => check_text(against.text, n, vocab)?,
+            Term::Divergence(kind) => {
+                kind.check()?;
+                check_teacher(logits, against)?;
             }
-            None => Bind::Output(work.output(logits.shape())),
-        };
-        let binds = [Bind::Input(0), Bind::Input(1), Bind::Input(2), Bind::Input(3), gradient];
-        let grid = Grid::Rows { rows: n, width: vocab };
-        work.add(library, backward, grid, binds, &self.kernels.shape(to.is_some()))?;
-        let made = work.run_all(name, &operands)?.pop();
-        made.or(to).ok_or_else(|| candle_core::Error::Msg(format!("{name}: no gradient was made")).bt())
+        }
+    }
+    Ok(())
+}
+
+fn check_text(text: &[u32], n: usize, vocab: usize) -> Result<()> {
+    if text.len() != n {
+        candle_core::bail!("{NAME}: text: want {n} ids, one a row, found {}", text.len());
+    }
+    if let Some(row) = text.iter().position(|&id| id as usize >= vocab) {
+        candle_core::bail!("{NAME}: text[{row}]: want an id below {vocab}, found {}", text[row]);
+    }
+    Ok(())
+}
+
+fn check_teacher(logits: &Tensor, against: &Rows) -> Result<()> {
+    let temperature = against.temperature;
+    if !(temperature > 0.0 && temperature.is_finite()) {
+        candle_core::bail!("{NAME}: temperature: want a positive number, found {temperature}");
+    }
+    match against.teacher {
+        Some(teacher) if teacher.dims() == logits.dims() => Ok(()),
+        Some(teacher) => candle_core::bail!(
+            "{NAME}: want student and teacher [n, vocab], found {:?} and {:?}",
+            logits.dims(),
+            teacher.dims()
+        ),
+        None => candle_core::bail!("{NAME}: a divergence: want a teacher"),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::check::{assert_close, bits, flat, uniform};
-    use candle_core::Var;
+    use crate::ops::check::{bits, uniform};
+    use candle_core::{DType, Device};
+
+    /// What [`evaluate`] found for `terms`, as a scalar in the graph of `logits`.
+    pub(super) fn attached(
+        logits: &Tensor,
+        (sums, gradient): (Tensor, Option<Tensor>),
+        terms: &[(Term, f64)],
+    ) -> Result<Tensor> {
+        struct Gradient(Tensor);
+        impl crate::ops::gpu::Backward for Gradient {
+            const NAME: &'static str = NAME;
+
+            fn backward(&self, _: &[&Tensor], _: &Tensor, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
+                Ok(vec![Some(self.0.broadcast_mul(grad)?)])
+            }
+        }
+        let factors: Vec<f32> = terms.iter().map(|(_, factor)| *factor as f32).collect();
+        let total = (sums * Tensor::new(factors, logits.device())?)?.sum_all()?;
+        crate::ops::gpu::attach(total, &[logits], Gradient(gradient.expect("was asked for")))
+    }
+
+    /// The sum of `term` over the rows of `logits`, in the graph of `logits`.
+    pub(super) fn sum_of(logits: &Tensor, term: Term, against: &Rows) -> Result<Tensor> {
+        let terms = [(term, 1.0)];
+        attached(logits, evaluate(&logits.detach(), &terms, against, true)?, &terms)
+    }
 
     #[test]
-    fn sums_and_gradients_do_not_depend_on_the_number_of_threads() -> Result<()> {
-        let (student, teacher) =
-            (Var::from_tensor(&uniform(1, 4.0, &[700, 90])?)?, uniform(2, 4.0, &[700, 90])?);
-        let targets: Vec<u32> = (0..700).map(|i| i % 90).collect();
-        let on = |threads: usize| -> Result<Vec<Vec<u32>>> {
+    fn several_terms_are_their_weighted_sum_and_do_not_depend_on_the_number_of_threads() -> Result<()> {
+        let (student, teacher) = (uniform(1, 4.0, &[700, 90])?, uniform(2, 4.0, &[700, 90])?);
+        let text: Vec<u32> = (0..700).map(|i| i % 90).collect();
+        let against = Rows { text: &text, teacher: Some(&teacher), temperature: 2.0 };
+        let terms = [(Term::CrossEntropy, 0.5), (Term::Divergence(Divergence::Jsd { beta: 0.3 }), 2.0)];
+        let on = |threads: usize, terms: &[(Term, f64)]| {
             let pool = rayon::ThreadPoolBuilder::new()
                 .num_threads(threads)
                 .build()
                 .map_err(candle_core::Error::wrap)?;
-            pool.install(|| {
-                let cross_entropy = cross_entropy_sum(&student, &targets)?;
-                let divergence = divergence_sum(&student, &teacher, 2.0, Divergence::Jsd { beta: 0.3 })?;
-                let mut all = vec![bits(&cross_entropy)?, bits(&divergence)?];
-                for loss in [cross_entropy, divergence] {
-                    all.extend(loss.backward()?.get(&student).map(bits).transpose()?);
-                }
-                Ok(all)
-            })
+            pool.install(|| evaluate(&student, terms, &against, true))
         };
-        let one = on(1)?;
-        assert_eq!(one.len(), 4);
-        assert!(one == on(5)?);
+        let both = |(sums, gradient): &(Tensor, Option<Tensor>)| -> Result<_> {
+            Ok((bits(sums)?, bits(gradient.as_ref().unwrap())?))
+        };
+        let one = on(1, &terms)?;
+        assert!(both(&one)? == both(&on(5, &terms)?)?);
+        let [first, second] = [on(2, &terms[..1])?, on(2, &terms[1..])?];
+        assert_eq!(bits(&one.0)?, [bits(&first.0)?, bits(&second.0)?].concat());
+        // 0.5·a + 2·b with the factors' products exact: one rounding, as candle's sum has.
+        assert!(bits(one.1.as_ref().unwrap())? == bits(&(first.1.unwrap() + second.1.unwrap())?)?);
+        let (sums, gradient) = evaluate(&student, &terms, &against, false)?;
+        assert!(gradient.is_none() && bits(&sums)? == bits(&one.0)?);
         Ok(())
     }
 
     #[test]
-    fn empty_logits_are_refused() -> Result<()> {
-        let none = Tensor::zeros((0, 5), candle_core::DType::F32, &candle_core::Device::Cpu)?;
-        let message = divergence_sum(&none, &none, 1.0, Divergence::ForwardKl).unwrap_err().to_string();
-        assert!(message.contains("want [n, vocab], not empty, found [0, 5]"), "{message}");
+    fn what_does_not_fit_is_refused_by_name() -> Result<()> {
+        let x = uniform(1, 1.0, &[2, 3])?;
+        let none = Tensor::zeros((0, 5), DType::F32, &Device::Cpu)?;
+        let kl = Term::Divergence(Divergence::ForwardKl);
+        let alone = Rows { text: &[0, 3], teacher: None, temperature: 1.0 };
+        let with = |teacher| Rows { teacher: Some(teacher), ..alone };
+        for (logits, term, against, want) in [
+            (&none, kl, alone, "want [n, vocab], not empty, found [0, 5]"),
+            (&x, Term::CrossEntropy, alone, "text[1]: want an id below 3, found 3"),
+            (&x, Term::CrossEntropy, Rows { text: &[0], ..alone }, "text: want 2 ids, one a row, found 1"),
+            (&x, kl, alone, "want a teacher"),
+            (&x, kl, with(&none), "found [2, 3] and [0, 5]"),
+            (&x, kl, Rows { temperature: 0.0, ..with(&x) }, "temperature: want a positive number, found 0"),
+            (
+                &x,
+                Term::Divergence(Divergence::Jsd { beta: 0.0 }),
+                with(&x),
+                "Jsd { beta: 0.0 }: want a number strictly between 0 and 1",
+            ),
+        ] {
+            let message = evaluate(logits, &[(term, 1.0)], &against, true).unwrap_err().to_string();
+            assert!(message.contains(want), "{message}");
+        }
+        let message = evaluate(&x, &[], &alone, true).unwrap_err().to_string();
+        assert!(message.contains("at least one term"), "{message}");
         Ok(())
     }
 }

@@ -2,10 +2,11 @@
 //!
 //! On the CPU one pass per key head, over blocks of queries: scores, softmax and output of a block stay in the core's
 //! cache, keys after the block are never touched, and no `[t, t]` matrix reaches memory, not even for the backward
-//! pass, which computes the scores again (as FlashAttention does, arXiv 2205.14135, but with whole rows). On a
-//! GPU two products of candle around a softmax, with scores and weights in memory. Knows no rotary embedding and no cache of keys.
+//! pass, which computes the scores again (as FlashAttention does, arXiv 2205.14135, but with whole rows). Knows no rotary
+//! embedding and no cache of keys.
 
 mod heads;
+mod on_gpu;
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
@@ -45,24 +46,19 @@ pub fn causal_attention(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
             let shape = HeadShape { t, d, kv_heads, group: heads / kv_heads };
             q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, Attention { shape })
         }
-        Path::Kernels => composed(q, k, v, softmax::on_gpu),
+        Path::Kernels => on_gpu::attention(q, k, v),
     }
 }
 
-/// Two matrix products of candle around `soften` (scores, scale, t), with the scores in memory.
-fn composed(
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
-    soften: impl Fn(&Tensor, f32, usize) -> Result<Tensor>,
-) -> Result<Tensor> {
+/// What the tests hold every implementation to, in operations of candle.
+#[cfg(test)]
+fn composed(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
     let (b, t, heads, d) = q.dims4()?;
     let kv_heads = k.dim(2)?;
-    // The heads of a group are stacked as rows over their common keys: nothing is repeated in memory.
     let q = q.transpose(1, 2)?.contiguous()?.reshape((b * kv_heads, heads / kv_heads * t, d))?;
     let k = k.transpose(1, 2)?.contiguous()?.reshape((b * kv_heads, t, d))?;
     let v = v.transpose(1, 2)?.contiguous()?.reshape((b * kv_heads, t, d))?;
-    let weights = soften(&q.matmul(&k.t()?)?, scale(d), t)?;
+    let weights = softmax::composed(&q.matmul(&k.t()?)?, scale(d), t)?;
     weights.matmul(&v)?.reshape((b, heads, t, d))?.transpose(1, 2)?.reshape((b, t, heads * d))
 }
 

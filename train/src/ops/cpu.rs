@@ -3,9 +3,12 @@
 //! Keeps the rule that makes results independent of the number of threads: the cut of a tensor
 //! into chunks is a function of its shape alone.
 
-use std::ops::{Deref, Range};
+use std::{
+    cell::Cell,
+    ops::{Deref, Range},
+};
 
-use candle_core::{CpuStorage, Error, Layout, Result, Shape, Storage, StorageRef, Tensor};
+use candle_core::{CpuStorage, Error, InplaceOp1, Layout, Result, Shape, Storage, StorageRef, Tensor};
 use qat_quant::vectorized;
 use rayon::prelude::*;
 
@@ -113,6 +116,60 @@ impl Deref for Floats<'_> {
     }
 }
 
+/// Calls `change` with the elements of contiguous f32 `tensors`, each of a storage of its own, to be written where they lie.
+///
+/// # Errors
+/// A tensor that is not f32, not contiguous, or not on the CPU.
+pub(crate) fn in_place<const N: usize>(
+    op: &'static str,
+    tensors: [&Tensor; N],
+    change: impl FnOnce([&mut [f32]; N]),
+) -> Result<()> {
+    let change = |held: Vec<&mut [f32]>| {
+        if let Ok(held) = held.try_into() {
+            change(held);
+        }
+    };
+    hold(op, &tensors, Vec::new(), change)
+}
+
+/// Takes the locks of `tensors` one inside the other, as candle's one-tensor operation gives them, until all are `held`.
+fn hold<F: FnOnce(Vec<&mut [f32]>)>(
+    op: &'static str,
+    tensors: &[&Tensor],
+    held: Vec<&mut [f32]>,
+    change: F,
+) -> Result<()> {
+    match tensors {
+        [] => change(held),
+        [first, rest @ ..] => {
+            first.inplace_op1(&Hold { op, rest, state: Cell::new(Some((held, change))) })?
+        }
+    }
+    Ok(())
+}
+
+struct Hold<'a, 'b, F> {
+    op: &'static str,
+    rest: &'a [&'a Tensor],
+    state: Cell<Option<(Vec<&'b mut [f32]>, F)>>,
+}
+
+impl<F: FnOnce(Vec<&mut [f32]>)> InplaceOp1 for Hold<'_, '_, F> {
+    fn name(&self) -> &'static str {
+        self.op
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        let range = contiguous_range(self.op, layout)?;
+        let CpuStorage::F32(values) = storage else { return Err(wrong_dtype(self.op, storage)) };
+        let Some((held, change)) = self.state.take() else { return Ok(()) };
+        let mut held = held;
+        held.push(&mut values[range]);
+        hold(self.op, self.rest, held, change)
+    }
+}
+
 fn contiguous_range(op: &'static str, layout: &Layout) -> Result<Range<usize>> {
     match layout.contiguous_offsets() {
         Some((start, end)) => Ok(start..end),
@@ -123,4 +180,30 @@ fn contiguous_range(op: &'static str, layout: &Layout) -> Result<Range<usize>> {
 fn wrong_dtype(op: &'static str, storage: &CpuStorage) -> Error {
     use candle_core::backend::BackendStorage;
     Error::UnsupportedDTypeForOp(storage.dtype(), op).bt()
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device};
+
+    use super::*;
+
+    #[test]
+    fn several_tensors_are_changed_where_they_lie() -> Result<()> {
+        let [a, b] = [[1f32, 2.0], [3.0, 4.0]].map(|v| Tensor::new(&v, &Device::Cpu));
+        let (a, b) = (a?, b?);
+        in_place("swap", [&a, &b], |[a, b]| a.swap_with_slice(b))?;
+        assert_eq!((a.to_vec1::<f32>()?, b.to_vec1::<f32>()?), (vec![3.0, 4.0], vec![1.0, 2.0]));
+        Ok(())
+    }
+
+    #[test]
+    fn what_is_no_contiguous_f32_is_not_changed() -> Result<()> {
+        let [gaps, bits] = [DType::F32, DType::U32].map(|dtype| Tensor::ones((2, 2), dtype, &Device::Cpu));
+        let message = in_place("op", [&gaps?.t()?], |_| ()).unwrap_err().to_string();
+        assert!(message.contains("op") && message.contains("contiguous"), "{message}");
+        let message = in_place("op", [&bits?], |_| ()).unwrap_err().to_string();
+        assert!(message.contains("U32"), "{message}");
+        Ok(())
+    }
 }

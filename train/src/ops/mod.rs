@@ -9,6 +9,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod accumulate;
 mod activations;
 mod attention;
 #[cfg(test)]
@@ -35,9 +36,10 @@ pub use rope::rope;
 pub use softmax::causal_softmax;
 pub use swiglu::swiglu;
 
+pub(crate) use accumulate::accumulate;
 pub(crate) use linear::gradients as linear_gradients;
 
-pub(crate) use cpu::{Floats, blend, floats, floats_out, for_each_chunk, rows_per_chunk};
+pub(crate) use cpu::{Floats, blend, floats, floats_out, for_each_chunk, in_place, rows_per_chunk};
 
 #[cfg(test)]
 mod tests {

@@ -54,7 +54,7 @@ impl Backward for GpuRmsNorm {
 
     fn backward(&self, inputs: &[&Tensor], _: &Tensor, g: &Tensor) -> Result<Vec<Option<Tensor>>> {
         /// Rows of partial weight gradients: enough threadgroups for every GPU, few enough to be added up quickly.
-        const PARTIALS: usize = 256;
+        const PARTIALS: usize = 1024;
         let (x, weight) = (inputs[0], inputs[1]);
         let (d, rows) = (weight.elem_count(), x.elem_count() / weight.elem_count());
         let rows_each = rows.div_ceil(PARTIALS).max(1);
@@ -67,7 +67,7 @@ impl Backward for GpuRmsNorm {
         let shape = [word(rows)?, word(d)?, word(rows_each)?, self.eps.to_bits()];
         work.add(LIBRARY, "rms_norm_backward", Grid::Rows { rows: groups, width: d }, binds, &shape)?;
         let binds = [Bind::Made(partials), Bind::Output(dw)];
-        work.add(SUM, "sum_rows", Grid::Each(d), binds, &[word(groups)?, word(d)?, 1f32.to_bits()])?;
+        work.add(SUM, "sum_rows", Grid::Columns(d), binds, &[word(groups)?, word(d)?, 1f32.to_bits()])?;
         let [dx, _, dw] = work.run(NAME, &[x, weight, g])?;
         Ok(vec![Some(dx), Some(dw)])
     }

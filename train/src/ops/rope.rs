@@ -4,7 +4,7 @@
 //! Knows no frequencies: the caller gives cosines and sines. A rotation is orthogonal, so the backward pass is the
 //! forward pass with the sines negated.
 
-use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
 use super::gpu::{Backward, Bind, Grid, Library, Path, Work, attach, library, path, word};
 use super::{Floats, floats, floats_out, for_each_chunk};
@@ -70,12 +70,12 @@ impl Backward for GpuRope {
 /// What the tests hold every implementation to, in operations of candle.
 #[cfg(test)]
 fn composed(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
-    let half = x.dim(D::Minus1)? / 2;
+    let half = x.dim(3)? / 2;
     let (cos, sin) = (cos.unsqueeze(1)?, sin.unsqueeze(1)?);
-    let (low, high) = (x.narrow(D::Minus1, 0, half)?, x.narrow(D::Minus1, half, half)?);
+    let (low, high) = (x.narrow(3, 0, half)?, x.narrow(3, half, half)?);
     let rotated_low = (low.broadcast_mul(&cos)? - high.broadcast_mul(&sin)?)?;
     let rotated_high = (high.broadcast_mul(&cos)? + low.broadcast_mul(&sin)?)?;
-    Tensor::cat(&[rotated_low, rotated_high], D::Minus1)
+    Tensor::cat(&[rotated_low, rotated_high], 3)
 }
 
 struct Rope {

@@ -3,7 +3,7 @@
 //! Knows no heads: rows are positions modulo `t`. Masked entries are exactly zero in the value and in the gradient,
 //! and are never read.
 
-use candle_core::{CpuStorage, CustomOp1, D, Device, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor};
 
 use super::gpu::{Backward, Bind, Grid, Library, Path, Work, attach, library, path, word};
 use super::{Floats, floats, floats_out, for_each_chunk, lanes};
@@ -28,15 +28,30 @@ pub fn causal_softmax(scores: &Tensor, scale: f32, t: usize) -> Result<Tensor> {
     }
 }
 
-pub(super) fn on_gpu(scores: &Tensor, scale: f32, t: usize) -> Result<Tensor> {
+fn on_gpu(scores: &Tensor, scale: f32, t: usize) -> Result<Tensor> {
     let scores = scores.contiguous()?;
-    let mut work = Work::default();
-    let weights = work.output(scores.shape());
-    let grid = Grid::Rows { rows: scores.elem_count() / t, width: t };
-    let binds = [Bind::Input(0), Bind::Output(weights)];
-    work.add(LIBRARY, "causal_softmax", grid, binds, &[word(t)?, scale.to_bits()])?;
-    let [weights] = work.run(NAME, &[&scores])?;
+    let weights = scores.detach().copy()?;
+    soften(&weights, scale, t)?;
     attach(weights, &[&scores], GpuSoftmax { scale, t })
+}
+
+/// [`causal_softmax`] on a GPU, in place and outside any graph.
+pub(super) fn soften(scores: &Tensor, scale: f32, t: usize) -> Result<()> {
+    let mut work = Work::default();
+    let grid = Grid::Rows { rows: scores.elem_count() / t, width: t };
+    work.add(LIBRARY, "causal_softmax", grid, [Bind::InOut(0)], &[word(t)?, scale.to_bits()])?;
+    let [] = work.run(NAME, &[scores])?;
+    Ok(())
+}
+
+/// Turns `grad`, the gradient of what [`soften`] made, into that of the scores, in place.
+pub(super) fn soften_backward(weights: &Tensor, grad: &Tensor, scale: f32, t: usize) -> Result<()> {
+    let mut work = Work::default();
+    let grid = Grid::Rows { rows: weights.elem_count() / t, width: t };
+    let binds = [Bind::Input(0), Bind::InOut(1)];
+    work.add(LIBRARY, "causal_softmax_backward", grid, binds, &[word(t)?, scale.to_bits()])?;
+    let [] = work.run(NAME, &[weights, grad])?;
+    Ok(())
 }
 
 struct GpuSoftmax {
@@ -48,14 +63,9 @@ impl Backward for GpuSoftmax {
     const NAME: &'static str = NAME;
 
     fn backward(&self, _: &[&Tensor], weights: &Tensor, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
-        let t = self.t;
-        let mut work = Work::default();
-        let ds = work.output(weights.shape());
-        let grid = Grid::Rows { rows: weights.elem_count() / t, width: t };
-        let binds = [Bind::Input(0), Bind::Input(1), Bind::Output(ds)];
-        work.add(LIBRARY, "causal_softmax_backward", grid, binds, &[word(t)?, self.scale.to_bits()])?;
-        let [ds] = work.run(NAME, &[weights, grad])?;
-        Ok(vec![Some(ds)])
+        let d_scores = grad.copy()?;
+        soften_backward(weights, &d_scores, self.scale, self.t)?;
+        Ok(vec![Some(d_scores)])
     }
 }
 
@@ -73,7 +83,8 @@ pub(super) fn composed(scores: &Tensor, scale: f32, t: usize) -> Result<Tensor> 
 }
 
 /// 1 where the column is not after the row, as u8 `[t, t]`.
-fn lower_triangle(t: usize, device: &Device) -> Result<Tensor> {
+#[cfg(test)]
+fn lower_triangle(t: usize, device: &candle_core::Device) -> Result<Tensor> {
     let positions = Tensor::arange(0u32, t as u32, device)?;
     positions.reshape((1, t))?.broadcast_le(&positions.reshape((t, 1))?)
 }
@@ -217,7 +228,7 @@ mod tests {
     #[test]
     fn nan_and_infinite_scores_give_nan_rows_and_no_panic() -> Result<()> {
         for bad in [f32::NAN, f32::INFINITY] {
-            let scores = Tensor::new(&[[1f32, 0.0], [bad, 2.0]], &Device::Cpu)?;
+            let scores = Tensor::new(&[[1f32, 0.0], [bad, 2.0]], &candle_core::Device::Cpu)?;
             let weights = causal_softmax(&scores, 1.0, 2)?.to_vec2::<f32>()?;
             assert_eq!(weights[0], [1.0, 0.0]);
             assert!(weights[1].iter().all(|v| v.is_nan()), "{weights:?}");

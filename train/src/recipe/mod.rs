@@ -12,7 +12,9 @@ use std::path::Path;
 
 use serde::Deserialize as _;
 
-pub use plan::{EvalPlan, ExportPlan, LossPlan, OptimPlan, Origin, Plan, Schedule, TeacherPlan};
+pub use plan::{
+    CachePlan, EvalPlan, ExportPlan, LossPlan, MuonPlan, OptimPlan, Origin, Plan, Schedule, TeacherPlan,
+};
 pub use quant::{Learn, Mix, Quantization, Rounding, Warmup};
 pub use raw::Recipe;
 pub use rules::{Choice, Rules};
@@ -219,8 +221,12 @@ batch = 2
             ("quant.weights=int5-g32", "quant.weights"),
             ("quant.overrides.model.layers.0.*=int9", "quant.overrides.\"model.layers.0.*\""),
             ("optim.schedule=linear", "optim.schedule = \"linear\": want cosine, wsd or constant"),
+            ("optim.kind=sgd", "optim.kind = \"sgd\": want adamw or muon"),
+            ("optim.momentum=1.0", "optim.momentum = 1.0: want a number from 0 to below 1"),
             ("optim.lr=-1.0", "optim.lr = -1: want a finite number above 0"),
             ("loss.forward_kl=0.0", "[loss]: every weight is 0"),
+            ("loss.skew_alpha=1.0", "loss.skew_alpha = 1.0: want a number between 0 and 1"),
+            ("teacher.cache=", "teacher.cache = \"\": want a folder"),
             ("data.held_out=0.9", "data.held_out = 0.9: want more than 0 and at most 0.5"),
             ("quant.scales=awq", "quant.scales = \"awq\": \"awq\" is no rule"),
             ("quant.gradient=dorefa", "quant.gradient = \"dorefa\": want ste, clipped-ste, lsq or seq"),
@@ -264,6 +270,15 @@ batch = 2
         let twice = "quant.candidates=[\"int4-g32\", \"int4-g32\"]";
         assert!(m(&["quant.target_bpw=4.0", twice]).contains("\"int4-g32\" is listed twice"));
         assert!(m(&["quant.learn=scales", "teacher.model=latent"]).contains("keeps no float weights"));
+        let m = message(SMALL, &["teacher.cache=c", "teacher.model=latent"]);
+        assert!(
+            m.contains("teacher.cache = \"c\": the latent weights say something else after every step"),
+            "{m}"
+        );
+        let m = message(SMALL, &["teacher.cache=c", "loss.forward_kl=0.0", "loss.cross_entropy=1.0"]);
+        assert!(m.contains("teacher.cache = \"c\": no term of [loss] reads it"), "{m}");
+        let m = message(SMALL, &["teacher.cache=c", "teacher.top_k=0"]);
+        assert_eq!(m, "teacher.top_k = 0: want at least 1");
         let m = message(&format!("{SMALL}[variants.\"a/b\"]\nseed = 1\n"), &[]);
         assert!(m.contains("[variants.a/b]: it names a folder"), "{m}");
     }

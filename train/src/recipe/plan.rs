@@ -33,6 +33,15 @@ pub enum TeacherPlan {
     Model(PathBuf),
 }
 
+/// Where a teacher's predictions are kept.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CachePlan {
+    /// The folder.
+    pub dir: PathBuf,
+    /// Tokens kept of each prediction.
+    pub top_k: usize,
+}
+
 /// Weights of the loss terms.
 #[derive(Debug, Clone)]
 pub struct LossPlan {
@@ -58,9 +67,20 @@ pub enum Schedule {
     Constant,
 }
 
-/// AdamW, its learning rates and their schedule.
+/// Muon's part of the optimizer.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct MuonPlan {
+    /// Peak learning rate.
+    pub lr: f64,
+    /// Share of the momentum that a step keeps.
+    pub momentum: f64,
+}
+
+/// The optimizer, its learning rates and their schedule.
 #[derive(Debug, Clone)]
 pub struct OptimPlan {
+    /// Moves the matrices inside the layers, where it is there; AdamW moves the rest.
+    pub muon: Option<MuonPlan>,
     /// Peak learning rate of matrices.
     pub lr: f64,
     /// Peak learning rate of scales and biases of the grid, relative to the scale.
@@ -145,6 +165,8 @@ pub struct Plan {
     pub origin: Origin,
     /// The teacher.
     pub teacher: TeacherPlan,
+    /// Where its predictions are kept, if they are.
+    pub cache: Option<CachePlan>,
     /// How the student is quantized; where there is a `mix`, but for the formats that it chooses.
     pub quantization: Quantization,
     /// Formats that are chosen when the run begins.
@@ -172,13 +194,15 @@ impl Plan {
         let quantization = Quantization::new(&r.quant)?;
         let teacher = teacher(r)?;
         if quantization.learn == Learn::Scales && teacher == TeacherPlan::Latent {
-            let problem = "teacher.model = \"latent\": quant.learn = \"scales\" keeps no float weights; name the directory of a model";
-            return Err(Error::Config(problem.into()));
+            let problem = "quant.learn = \"scales\" keeps no float weights; name the directory of a model";
+            return Err(Error::Config(format!("teacher.model = \"latent\": {problem}")));
         }
+        let loss = loss(&r.loss, &teacher)?;
         let optim = optim(&r.optim)?;
         Ok(Self {
             origin: origin(&r.student)?,
-            loss: loss(&r.loss, &teacher)?,
+            cache: cache(r, &teacher, &loss)?,
+            loss,
             teacher,
             quantization,
             mix: Mix::new(&r.quant)?,
@@ -272,17 +296,44 @@ fn teacher(r: &Recipe) -> Result<TeacherPlan> {
     })
 }
 
+fn cache(r: &Recipe, teacher: &TeacherPlan, loss: &LossPlan) -> Result<Option<CachePlan>> {
+    let Some((dir, top_k)) = r.teacher.as_ref().and_then(|t| t.cache.as_ref().map(|dir| (dir, t.top_k)))
+    else {
+        return Ok(None);
+    };
+    at_least("teacher.top_k", top_k, 1)?;
+    if dir.is_empty() {
+        return fail("teacher.cache", dir, "a folder");
+    }
+    if *teacher == TeacherPlan::Latent {
+        return Err(Error::Config(format!(
+            "teacher.cache = {dir:?}: the latent weights say something else after every step; name a model in teacher.model"
+        )));
+    }
+    if loss.divergences.is_empty() {
+        return Err(Error::Config(format!(
+            "teacher.cache = {dir:?}: no term of [loss] reads it; set loss.forward_kl"
+        )));
+    }
+    Ok(Some(CachePlan { dir: dir.into(), top_k }))
+}
+
 fn loss(l: &raw::Loss, teacher: &TeacherPlan) -> Result<LossPlan> {
     use crate::loss::Divergence;
     positive("loss.temperature", l.temperature)?;
     not_negative("loss.cross_entropy", l.cross_entropy)?;
-    if !(l.jsd_beta > 0.0 && l.jsd_beta < 1.0) {
-        return fail("loss.jsd_beta", l.jsd_beta, "a number between 0 and 1");
+    for (key, share) in [("loss.jsd_beta", l.jsd_beta), ("loss.skew_alpha", l.skew_alpha)] {
+        if !(share > 0.0 && share < 1.0) {
+            return fail(key, share, "a number between 0 and 1");
+        }
     }
+    let alpha = l.skew_alpha as f32;
     let terms = [
         ("loss.forward_kl", l.forward_kl, Divergence::ForwardKl),
         ("loss.reverse_kl", l.reverse_kl, Divergence::ReverseKl),
         ("loss.jsd", l.jsd, Divergence::Jsd { beta: l.jsd_beta as f32 }),
+        ("loss.skew_kl", l.skew_kl, Divergence::SkewKl { alpha }),
+        ("loss.skew_reverse_kl", l.skew_reverse_kl, Divergence::SkewReverseKl { alpha }),
     ];
     let mut divergences = Vec::new();
     for (key, weight, kind) in terms {
@@ -296,7 +347,7 @@ fn loss(l: &raw::Loss, teacher: &TeacherPlan) -> Result<LossPlan> {
     }
     if l.cross_entropy == 0.0 && divergences.is_empty() {
         return Err(Error::Config(
-            "[loss]: every weight is 0; set cross_entropy, forward_kl, reverse_kl or jsd".into(),
+            "[loss]: every weight is 0; set cross_entropy, forward_kl, reverse_kl, jsd, skew_kl or skew_reverse_kl".into(),
         ));
     }
     Ok(LossPlan { cross_entropy: l.cross_entropy, divergences, temperature: l.temperature })
@@ -304,6 +355,15 @@ fn loss(l: &raw::Loss, teacher: &TeacherPlan) -> Result<LossPlan> {
 
 fn optim(o: &raw::Optim) -> Result<OptimPlan> {
     positive("optim.lr", o.lr)?;
+    positive("optim.muon_lr", o.muon_lr)?;
+    if !(0.0..1.0).contains(&o.momentum) {
+        return fail("optim.momentum", o.momentum, "a number from 0 to below 1");
+    }
+    let muon = match o.kind.as_str() {
+        "adamw" => None,
+        "muon" => Some(MuonPlan { lr: o.muon_lr, momentum: o.momentum }),
+        other => return fail("optim.kind", other, "adamw or muon"),
+    };
     not_negative("optim.scale_lr", o.scale_lr)?;
     let norm_lr = o.norm_lr.unwrap_or(o.lr);
     not_negative("optim.norm_lr", norm_lr)?;
@@ -328,6 +388,7 @@ fn optim(o: &raw::Optim) -> Result<OptimPlan> {
         other => return fail("optim.schedule", other, "cosine, wsd or constant"),
     };
     Ok(OptimPlan {
+        muon,
         lr: o.lr,
         scale_lr: o.scale_lr,
         norm_lr,

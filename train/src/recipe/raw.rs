@@ -82,6 +82,13 @@ pub struct Scratch {
 pub struct Teacher {
     /// A Hugging Face directory, or `latent`: the student's own float weights of the moment, without quantization.
     pub model: String,
+    /// Folder in which its predictions are kept: made before the first step, read in all later ones and by all later runs with the
+    /// same teacher, text and window.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<String>,
+    /// Tokens of which the probability is kept, the most probable ones; the share of all others is kept as one number.
+    #[serde(default = "top_k")]
+    pub top_k: usize,
 }
 
 /// `[quant]`: which matrix is held in which format, and how gradients pass the rounding.
@@ -183,6 +190,12 @@ pub struct Loss {
     pub jsd: f64,
     /// Its β: towards 0 it acts like forward, towards 1 like reverse KL.
     pub jsd_beta: f64,
+    /// Weight of KL(teacher ‖ mixture), with `skew_alpha` of the teacher and the rest of the student in the mixture.
+    pub skew_kl: f64,
+    /// Weight of KL(student ‖ mixture), with the same mixture.
+    pub skew_reverse_kl: f64,
+    /// Share of the teacher in the mixture.
+    pub skew_alpha: f64,
     /// Temperature of the divergences.
     pub temperature: f64,
 }
@@ -195,17 +208,26 @@ impl Default for Loss {
             reverse_kl: 0.0,
             jsd: 0.0,
             jsd_beta: 0.5,
+            skew_kl: 0.0,
+            skew_reverse_kl: 0.0,
+            skew_alpha: 0.1,
             temperature: 1.0,
         }
     }
 }
 
-/// `[optim]`: AdamW and the learning-rate schedule.
+/// `[optim]`: the optimizer and the learning-rate schedule.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Optim {
-    /// Peak learning rate of the matrices.
+    /// `adamw`, or `muon`: Muon for the matrices inside the layers, AdamW for the rest.
+    pub kind: String,
+    /// Peak learning rate of the matrices that AdamW moves.
     pub lr: f64,
+    /// Peak learning rate of the matrices that Muon moves.
+    pub muon_lr: f64,
+    /// Muon: share of the momentum that a step keeps.
+    pub momentum: f64,
     /// Peak learning rate of learned scales and biases, relative to each scale's size.
     pub scale_lr: f64,
     /// Peak learning rate of norms and bias vectors; without it, `lr`.
@@ -232,7 +254,10 @@ pub struct Optim {
 impl Default for Optim {
     fn default() -> Self {
         Self {
+            kind: "adamw".into(),
             lr: 1e-4,
+            muon_lr: 0.02,
+            momentum: 0.95,
             scale_lr: 1e-3,
             norm_lr: None,
             betas: [0.9, 0.95],
@@ -273,6 +298,10 @@ pub struct Train {
     /// Checkpoints kept; the newest ones.
     #[serde(default = "two")]
     pub keep_checkpoints: usize,
+    /// On an NVIDIA GPU, round the inputs of matrix products to TF32 (10 bits of mantissa instead of 23), which its matrix units
+    /// multiply several times as fast.
+    #[serde(default)]
+    pub tf32: bool,
     /// Stop when the loss has been this many nats above its start for ten steps in a row.
     #[serde(default = "divergence")]
     pub divergence: f64,
@@ -364,6 +393,9 @@ fn float() -> String {
 }
 fn text() -> String {
     "text".into()
+}
+fn top_k() -> usize {
+    64
 }
 fn held_out() -> f64 {
     0.01

@@ -3,10 +3,8 @@
 //! Knows no loss and no data. Invariant: the values that [`Student::decoder`] trains with at λ = 1 are, to the bit, the
 //! values that [`Student::ship`] gives, because both are `decode(encode(latent))` of one codec with one choice of scales.
 
-mod allocate;
 mod floats;
 pub mod gptq;
-pub mod mixed;
 pub mod prune;
 
 use std::collections::BTreeMap;
@@ -30,21 +28,16 @@ use crate::{
 /// What a variable is, and so with which learning rate it moves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// A matrix.
+    /// A matrix inside a layer.
     Weight,
+    /// The table of embeddings, or an output head of its own.
+    Table,
     /// A norm's weight or a bias vector.
     Norm,
     /// Learned scales of a matrix, `[groups]`.
     Scale,
     /// Learned biases of an affine grid, `[groups]`.
     GridBias,
-}
-
-impl Kind {
-    /// Whether it is part of a grid.
-    pub fn of_grid(self) -> bool {
-        matches!(self, Self::Scale | Self::GridBias)
-    }
 }
 
 /// A tensor that a student keeps, trained or not.
@@ -159,7 +152,11 @@ impl Student {
     }
 
     fn push_values(&mut self, param: &Param, values: &[f32], device: &Device) -> Result<()> {
-        let kind = if param.shape.len() == 2 { Kind::Weight } else { Kind::Norm };
+        let kind = match param.role {
+            Role::Projection => Kind::Weight,
+            Role::Embedding | Role::Head => Kind::Table,
+            Role::Norm | Role::Bias => Kind::Norm,
+        };
         self.push(param.name.clone(), kind, Tensor::from_slice(values, param.shape.as_slice(), device)?)
     }
 

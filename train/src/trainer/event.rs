@@ -26,6 +26,13 @@ pub enum Event {
         /// Bytes in all.
         total: u64,
     },
+    /// The teacher is asked for predictions that its cache lacks.
+    Teaching {
+        /// Windows done.
+        done: u64,
+        /// Windows that this run needs.
+        total: u64,
+    },
     /// Training begins.
     Begin {
         /// Steps done before (a resumed run).

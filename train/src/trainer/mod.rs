@@ -4,9 +4,14 @@
 //! the seed, the step number and the weights alone, so that a run that was stopped ends with the same bits as one that was
 //! not; whatever goes wrong, the last good checkpoint stays.
 
+mod allocate;
+mod calibration;
 mod event;
 mod flips;
+mod learner;
 mod lock;
+mod measure;
+pub mod mixed;
 mod objective;
 mod prepare;
 mod teacher;
@@ -19,15 +24,18 @@ use std::{
     time::Instant,
 };
 
-use candle_core::{Device, Tensor};
+use candle_core::Device;
 
+pub use calibration::calibration;
 pub use event::{Event, Log, StepLog, ValidLog};
 pub use flips::FlipLog;
-pub use prepare::{Start, calibration, student_dir};
+pub use measure::{Measured, StepTime, measure};
+pub use prepare::{Start, student_dir};
 
 use self::{
     flips::Flips,
-    objective::{Objective, Sums, every_variable_learns},
+    learner::{Learner, step_tokens},
+    objective::{Sums, every_variable_learns},
     prepare::Prepared,
 };
 use crate::{
@@ -35,7 +43,7 @@ use crate::{
     checkpoint::{State, VERSION},
     recipe::Plan,
     schedule,
-    student::{Draw, Moment, Variable},
+    student::Variable,
 };
 
 /// One run: a plan, a place and a device.
@@ -85,7 +93,7 @@ pub fn train(job: &Job, report: &mut dyn FnMut(Event), stop: &AtomicBool) -> Res
         interval.sums.add(&sums);
         let last = run.step == settings.steps;
         if last || run.step % settings.log_every == 0 {
-            let mut line = interval.close(job.plan, run.step, norm, run.step_tokens(job.plan));
+            let mut line = interval.close(job.plan, run.step, norm);
             line.flips = observe(job, &run, &mut flips)?;
             run.log.add(&line)?;
             report(Event::Step(line));
@@ -103,33 +111,23 @@ pub fn train(job: &Job, report: &mut dyn FnMut(Event), stop: &AtomicBool) -> Res
     Ok(Outcome::Finished)
 }
 
-/// One optimizer step: gradients of `accumulate` micro-batches, then AdamW.
+/// One optimizer step: gradients of `accumulate` micro-batches, then the optimizer.
 fn take_step(job: &Job, run: &mut Prepared) -> Result<(Sums, f64)> {
     let plan = job.plan;
     let settings = &plan.recipe.train;
-    let moment = moment(plan, run.step);
-    if run.step == plan.warmup.begin && run.step > 0 {
-        run.student.choose_grids()?;
-    }
-    let tokens = run.step_tokens(plan);
-    let objective =
-        Objective { plan: &plan.loss, teacher: &run.teacher, rope: &run.rope, ctx: plan.recipe.data.ctx };
-    let mut gradients: Vec<Tensor> = Vec::new();
-    let mut sums = Sums::default();
-    for micro in 0..settings.accumulate {
-        let batch = run.batches.at((run.step * settings.accumulate + micro) as u64);
-        sums.add(&objective.accumulate(&run.student, &batch, moment, tokens, &mut gradients)?);
-    }
-    let loss = sums.loss / tokens as f64;
+    let first = run.step * settings.accumulate;
+    let batches = (first..first + settings.accumulate).map(|at| run.batches.at(at as u64));
+    let (sums, gradients) = run.learner.gradients(plan, run.step, batches)?;
+    let loss = sums.loss / step_tokens(plan) as f64;
     if run.step == 0 || run.step == plan.warmup.begin {
-        every_variable_learns(run.student.variables(), &gradients, moment.is_some())?;
+        let rounded = run.step >= plan.warmup.begin;
+        every_variable_learns(run.learner.student.variables(), &gradients, rounded)?;
     }
     if run.step == 0 {
         run.start_loss = Some(loss);
     }
     run.check_loss(loss, plan)?;
-    let rate = schedule::learning_rate(&plan.optim, run.step, settings.steps);
-    let norm = run.optimizer.step(run.student.variables(), &gradients, rate)?;
+    let norm = run.learner.update(plan, run.step, &gradients)?;
     if !norm.is_finite() {
         return Err(run.broken(run.step + 1, &format!("the gradient's norm is {norm}")));
     }
@@ -137,31 +135,16 @@ fn take_step(job: &Job, run: &mut Prepared) -> Result<(Sums, f64)> {
     Ok((sums, norm))
 }
 
-/// How the student is rounded in step `step`; none: it is float.
-fn moment(plan: &Plan, step: usize) -> Option<Moment> {
-    let share = plan.recipe.quant.noise;
-    let draw = Draw { seed: plan.recipe.seed, step, share };
-    let lambda = schedule::rounding(&plan.warmup, step)?;
-    Some(Moment { lambda, noise: (share < 1.0).then_some(draw) })
-}
-
 /// Which codes have changed since the line before, where that is asked for and there are codes.
 fn observe(job: &Job, run: &Prepared, flips: &mut Flips) -> Result<Option<FlipLog>> {
     let asked = job.plan.recipe.quant.log_flips && run.step >= job.plan.warmup.begin;
-    if asked { flips.observe(&run.student) } else { Ok(None) }
-}
-
-/// As long as the student is float, what would ship is its weights of the moment on grids of the moment.
-fn keep_up_grids(plan: &Plan, run: &Prepared) -> Result<()> {
-    if run.step <= plan.warmup.begin && plan.warmup.begin > 0 { run.student.choose_grids() } else { Ok(()) }
+    if asked { flips.observe(&run.learner.student) } else { Ok(None) }
 }
 
 fn validate(job: &Job, run: &mut Prepared, report: &mut dyn FnMut(Event)) -> Result<()> {
-    let plan = job.plan;
-    keep_up_grids(plan, run)?;
-    let objective =
-        Objective { plan: &plan.loss, teacher: &run.teacher, rope: &run.rope, ctx: plan.recipe.data.ctx };
-    let (valid_cross_entropy, valid_kl) = objective.validate(&run.student, run.valid.iter())?;
+    run.learner.keep_up_grids(job.plan, run.step)?;
+    let objective = run.learner.objective(job.plan);
+    let (valid_cross_entropy, valid_kl) = objective.validate(&run.learner.student, run.valid.iter())?;
     let line = ValidLog { step: run.step, valid_cross_entropy, valid_kl };
     run.log.add(&line)?;
     report(Event::Valid(line));
@@ -172,9 +155,9 @@ fn save(job: &Job, run: &mut Prepared, report: &mut dyn FnMut(Event)) -> Result<
     if run.step == 0 || run.saved == Some(run.step) {
         return Ok(());
     }
-    keep_up_grids(job.plan, run)?;
+    run.learner.keep_up_grids(job.plan, run.step)?;
     // Weights that overflowed in this very step would be noticed by the loss of the next.
-    if let Some(name) = first_not_finite(run.student.variables())? {
+    if let Some(name) = first_not_finite(run.learner.student.variables())? {
         return Err(run.broken(run.step, &format!("{name} is no longer finite")));
     }
     let state = State {
@@ -186,7 +169,8 @@ fn save(job: &Job, run: &mut Prepared, report: &mut dyn FnMut(Event)) -> Result<
         sha256: Default::default(),
     };
     let keep = job.plan.recipe.train.keep_checkpoints;
-    let path = run.checkpoints.save(state, &run.student, &run.optimizer, keep)?;
+    let Learner { student, optimizer, .. } = &run.learner;
+    let path = run.checkpoints.save(state, student, optimizer, keep)?;
     run.saved = Some(run.step);
     report(Event::Saved { step: run.step, path });
     Ok(())
@@ -216,9 +200,9 @@ impl Interval {
     }
 
     /// The line for the steps so far; a new interval begins.
-    fn close(&mut self, plan: &Plan, step: usize, grad_norm: f64, step_tokens: usize) -> StepLog {
+    fn close(&mut self, plan: &Plan, step: usize, grad_norm: f64) -> StepLog {
         let done = std::mem::replace(self, Self::begin(step));
-        let tokens = ((step - done.first_step) * step_tokens) as f64;
+        let tokens = ((step - done.first_step) * step_tokens(plan)) as f64;
         let steps = plan.recipe.train.steps;
         StepLog {
             step,
@@ -228,17 +212,13 @@ impl Interval {
             lambda: schedule::rounding(&plan.warmup, step - 1).unwrap_or(0.0),
             grad_norm,
             flips: None,
-            tokens: (step * step_tokens) as u64,
+            tokens: (step * step_tokens(plan)) as u64,
             tps: tokens / done.began.elapsed().as_secs_f64().max(1e-9),
         }
     }
 }
 
 impl Prepared {
-    fn step_tokens(&self, plan: &Plan) -> usize {
-        plan.recipe.train.batch * plan.recipe.train.accumulate * plan.recipe.data.ctx
-    }
-
     /// A loss that can't be followed ends the run before it can spoil the weights.
     fn check_loss(&mut self, loss: f64, plan: &Plan) -> Result<()> {
         if !loss.is_finite() {

@@ -6,12 +6,14 @@ use std::collections::BTreeMap;
 
 use candle_core::Tensor;
 
-use super::teacher::{Teacher, head, logits};
+use super::teacher::{Predictions, Teacher, head};
 use crate::{
     Error, Result,
     data::Batch,
     exec::RopeTable,
-    loss::{self, Divergence, Head, Term},
+    loss::{Answers, Divergence, Losses, Term},
+    ops::accumulate,
+    optim::of_grid,
     recipe::LossPlan,
     student::{Moment, Student, Variable},
 };
@@ -35,12 +37,15 @@ impl Sums {
     }
 }
 
-/// Name of a divergence, as the recipe spells its weight.
-fn name(kind: Divergence) -> &'static str {
-    match kind {
-        Divergence::ForwardKl => "forward_kl",
-        Divergence::ReverseKl => "reverse_kl",
-        Divergence::Jsd { .. } => "jsd",
+/// Name of a term, as the recipe spells its weight.
+fn name(term: Term) -> &'static str {
+    match term {
+        Term::CrossEntropy => "cross_entropy",
+        Term::Divergence(Divergence::ForwardKl) => "forward_kl",
+        Term::Divergence(Divergence::ReverseKl) => "reverse_kl",
+        Term::Divergence(Divergence::Jsd { .. }) => "jsd",
+        Term::Divergence(Divergence::SkewKl { .. }) => "skew_kl",
+        Term::Divergence(Divergence::SkewReverseKl { .. }) => "skew_reverse_kl",
     }
 }
 
@@ -58,7 +63,8 @@ pub struct Objective<'a> {
 }
 
 impl Objective<'_> {
-    /// Rounds the student as `moment` says (not at all where there is none) and adds the gradient of one micro-batch to `gradients` (empty before the first of a step) and returns the sums.
+    /// Adds the gradient of one micro-batch to `gradients` (empty before the first of a step) and returns the sums. The student is
+    /// rounded as `moment` says, not at all where there is none.
     ///
     /// # Errors
     /// A variable that receives no gradient, by name; a device out of memory.
@@ -70,54 +76,50 @@ impl Objective<'_> {
         step_tokens: usize,
         gradients: &mut Vec<Tensor>,
     ) -> Result<Sums> {
+        // The teacher first: nothing of the student's is in memory meanwhile.
+        let teacher = self.predictions(student, batch)?;
         let head = head(&student.decoder_at(moment)?, self.rope, &batch.inputs, self.ctx)?;
-        let (loss, sums) = self.loss(student, &head, batch)?;
-        drop(head);
-        let mut store = (loss / step_tokens as f64)?.backward()?;
+        let terms = self.terms();
+        let Losses { total, sums } = head.losses(&terms, &self.answers(batch, &teacher))?;
+        drop((head, teacher));
+        let mut store = (total / step_tokens as f64)?.backward()?;
         for (index, variable) in student.variables().iter().enumerate() {
             let gradient = match store.remove(variable.var.as_tensor()) {
                 Some(gradient) => gradient.detach(),
                 // Without rounding, grids take no part.
-                None if moment.is_none() && variable.kind.of_grid() => variable.var.zeros_like()?,
+                None if moment.is_none() && of_grid(variable.kind) => variable.var.zeros_like()?,
                 None => return Err(no_gradient(variable)),
             };
-            match gradients.get_mut(index) {
-                Some(sum) => *sum = (&*sum + gradient)?,
-                None => gradients.push(gradient),
+            match gradients.get(index) {
+                Some(sum) => accumulate(sum, &gradient.contiguous()?)?,
+                None => gradients.push(gradient.contiguous()?),
             }
         }
-        Ok(sums)
+        // Read last, so that a GPU has all of the step to do meanwhile.
+        Ok(named(&terms, &sums.to_vec1::<f32>()?))
     }
 
-    fn loss(&self, student: &Student, head: &Head, batch: &Batch) -> Result<(Tensor, Sums)> {
-        let logits = head.logits()?;
-        let mut terms = Vec::new();
-        let mut sums = Sums::default();
-        let mut add = |name: &str, weight: f64, term: Term| -> Result<()> {
-            let nats = term.sum()?;
-            sums.terms.insert(name.to_owned(), nats);
-            sums.loss += weight * nats;
-            terms.push((weight, term));
-            Ok(())
-        };
-        if self.plan.cross_entropy > 0.0 {
-            let term = loss::cross_entropy(&logits, &batch.targets)?;
-            add("cross_entropy", self.plan.cross_entropy, term)?;
-        }
-        if !self.plan.divergences.is_empty() {
-            let teacher = self.teacher.logits(student, self.rope, &batch.inputs, self.ctx)?;
-            let teacher = teacher.ok_or_else(|| Error::Config("a divergence needs a [teacher]".into()))?;
-            for &(kind, weight) in &self.plan.divergences {
-                let term = loss::divergence(&logits, &teacher, self.plan.temperature as f32, kind)?;
-                add(name(kind), weight, term)?;
-            }
-        }
-        let total = head.loss(logits, terms)?;
-        let total = total.ok_or_else(|| Error::Config("[loss]: every weight is 0".into()))?;
-        Ok((total, sums))
+    fn terms(&self) -> Vec<(Term, f64)> {
+        let text = (self.plan.cross_entropy > 0.0).then_some((Term::CrossEntropy, self.plan.cross_entropy));
+        let divergences =
+            self.plan.divergences.iter().map(|&(kind, weight)| (Term::Divergence(kind), weight));
+        text.into_iter().chain(divergences).collect()
     }
 
-    /// Cross entropy and, where there is a teacher, KL(teacher ‖ student) of held-out windows, on the grid that would ship.
+    fn predictions(&self, student: &Student, batch: &Batch) -> Result<Predictions> {
+        if self.plan.divergences.is_empty() {
+            return Ok(Predictions::None);
+        }
+        self.teacher.predictions(student, self.rope, batch)
+    }
+
+    fn answers<'b>(&self, batch: &'b Batch, teacher: &'b Predictions) -> Answers<'b> {
+        let temperature = self.plan.temperature as f32;
+        Answers { text: &batch.targets, teacher: teacher.reference(), temperature }
+    }
+
+    /// Cross entropy and, where there is a teacher, KL(teacher ‖ student) of held-out windows, on the grid that would ship. Of a teacher
+    /// with a cache, the KL over its most probable tokens and the rest, which is never more than over all.
     ///
     /// # Errors
     /// The device is out of memory.
@@ -127,19 +129,31 @@ impl Objective<'_> {
         batches: impl Iterator<Item = &'b Batch>,
     ) -> Result<(f64, Option<f64>)> {
         let decoder = student.decoder(Some(1.0))?;
-        let (mut cross_entropy, mut kl, mut tokens) = (0.0, None, 0usize);
-        for batch in batches {
-            let ours = logits(&decoder, self.rope, &batch.inputs, self.ctx)?.detach();
-            cross_entropy += loss::cross_entropy(&ours, &batch.targets)?.sum()?;
-            if let Some(theirs) = self.teacher.logits(student, self.rope, &batch.inputs, self.ctx)? {
-                let term = loss::divergence(&ours, &theirs, 1.0, Divergence::ForwardKl)?;
-                *kl.get_or_insert(0.0) += term.sum()?;
-            }
+        let (mut scores, mut tokens) = ([0.0; 2], 0usize);
+        let terms = [Term::CrossEntropy, Term::Divergence(Divergence::ForwardKl)];
+        let terms = if matches!(self.teacher, Teacher::None) { &terms[..1] } else { &terms };
+        for (index, batch) in batches.enumerate() {
+            let theirs = self.teacher.valid_predictions(student, self.rope, (index, batch))?;
+            let ours = head(&decoder, self.rope, &batch.inputs, self.ctx)?;
+            let answers = Answers { temperature: 1.0, ..self.answers(batch, &theirs) };
+            let sums = ours.scores(terms, &answers)?.to_vec1::<f32>()?;
+            scores.iter_mut().zip(sums).for_each(|(score, sum)| *score += f64::from(sum));
             tokens += batch.targets.len();
         }
         let per_token = |sum: f64| sum / tokens.max(1) as f64;
-        Ok((per_token(cross_entropy), kl.map(per_token)))
+        Ok((per_token(scores[0]), (terms.len() > 1).then(|| per_token(scores[1]))))
     }
+}
+
+/// The sums of the terms by name, and the weighted loss.
+fn named(terms: &[(Term, f64)], sums: &[f32]) -> Sums {
+    let mut named = Sums::default();
+    for (&(term, weight), &nats) in terms.iter().zip(sums) {
+        let nats = f64::from(nats);
+        named.loss += weight * nats;
+        named.terms.insert(name(term).to_owned(), nats);
+    }
+    named
 }
 
 fn no_gradient(variable: &Variable) -> Error {
@@ -157,8 +171,7 @@ fn no_gradient(variable: &Variable) -> Error {
 pub fn every_variable_learns(variables: &[Variable], gradients: &[Tensor], rounded: bool) -> Result<()> {
     let mut silent = Vec::new();
     let mut awaited = 0;
-    for (variable, gradient) in variables.iter().zip(gradients).filter(|(v, _)| rounded || !v.kind.of_grid())
-    {
+    for (variable, gradient) in variables.iter().zip(gradients).filter(|(v, _)| rounded || !of_grid(v.kind)) {
         awaited += 1;
         if gradient.abs()?.sum_all()?.to_scalar::<f32>()? == 0.0 {
             silent.push(variable);

@@ -16,19 +16,19 @@ use qat_infer::{
 };
 use qat_quant::kernels::FloatType;
 
-use super::{Event, Job, Log, lock::RunLock, teacher::Teacher};
+use super::{
+    Event, Job, Log, calibration,
+    learner::{Learner, step_tokens},
+    lock::RunLock,
+    mixed,
+    teacher::Teacher,
+};
 use crate::{
     Error, Result,
-    adamw::AdamW,
     checkpoint::{Checkpoint, Checkpoints, same_recipe},
     data::{self, Batch, Batches, Corpus, Source, Tokenization, Tokens},
-    exec::RopeTable,
     recipe::{Origin, Plan, Rounding, TeacherPlan},
-    student::{
-        Floats, Student,
-        gptq::{self, Calibration},
-        mixed, prune, read_config,
-    },
+    student::{Floats, gptq, prune, read_config},
 };
 
 /// What to do about a run that is there already.
@@ -43,14 +43,11 @@ pub enum Start {
 }
 
 /// Windows on which channels and neurons are measured before width pruning, and formats before one is chosen.
-const PROBE_WINDOWS: usize = 16;
+pub(super) const PROBE_WINDOWS: usize = 16;
 
 /// A run, ready for its next step.
 pub(super) struct Prepared {
-    pub student: Student,
-    pub teacher: Teacher,
-    pub rope: RopeTable,
-    pub optimizer: AdamW,
+    pub learner: Learner,
     pub batches: Batches,
     pub valid: Vec<Batch>,
     pub checkpoints: Checkpoints,
@@ -78,34 +75,31 @@ impl Prepared {
         let (train, valid) = tokens(job, &source, vocab, report, stop)?;
         let teacher_floats = teacher_floats(plan, &source)?;
         let ctx = plan.recipe.data.ctx;
-        let batches = Batches::new(train, ctx, plan.recipe.train.batch, plan.recipe.seed)?;
-        let floats = prune_student(&source.floats, plan, &batches, &job.device)?;
-        let chosen = choose_formats(job, &floats, &batches, found.is_none(), report)?;
+        let (batches, all) = training_batches(train, plan)?;
+        let valid = valid_batches(valid, plan)?;
+        let floats = prune_student(&source.floats, plan, windows(&batches, ctx), &job.device)?;
+        let of_teacher = teacher_floats.as_ref().unwrap_or(&source.floats);
+        let teacher = match &plan.cache {
+            Some(cache) => Teacher::cached((job, cache), of_teacher, (&batches, all), &valid, report, stop)?,
+            None => Teacher::new(plan, of_teacher, &job.device)?,
+        };
+        let chosen = match &found {
+            None => calibration::choose_formats(job, &floats, &batches, report)?,
+            Some(_) => None,
+        };
         let quantization = match &chosen {
             Some(chosen) => chosen.applied(&plan.quantization)?,
             None => mixed::settled(plan, job.out)?,
         };
-        let student = Student::new(&floats, quantization.clone(), &job.device)?;
-        if plan.quantization.start == Rounding::Gptq && found.is_none() {
-            let calibration = calibration_windows(plan, &batches);
-            report(Event::Note(format!(
-                "GPTQ on {} windows of the training text",
-                calibration.windows.len()
-            )));
-            student.start_from(&gptq::round(&floats, &quantization, &calibration, &job.device)?)?;
+        let mut learner = Learner::new(plan, &floats, quantization.clone(), teacher, &job.device)?;
+        if quantization.start == Rounding::Gptq && found.is_none() {
+            let text = calibration::text(plan, &batches);
+            report(Event::Note(format!("GPTQ on {} windows of the training text", text.windows.len())));
+            learner.student.start_from(&gptq::round(&floats, &quantization, &text, &job.device)?)?;
         }
-        let rope = RopeTable::new(&qat_infer::model::Rope::new(&student.config), ctx, &job.device)?;
-        let teacher = match (&plan.teacher, teacher_floats) {
-            (TeacherPlan::None, _) => Teacher::None,
-            (TeacherPlan::Latent, _) => Teacher::Latent,
-            (TeacherPlan::Model(_), floats) => {
-                Teacher::frozen(floats.as_ref().unwrap_or(&source.floats), ctx, &job.device)?
-            }
-        };
-        let mut optimizer = AdamW::new(plan.optim.clone(), student.variables())?;
         let (mut step, mut start_loss) = (0, None);
         if let Some(checkpoint) = &found {
-            checkpoint.restore(&student, &mut optimizer)?;
+            checkpoint.restore(&learner.student, &mut learner.optimizer)?;
             (step, start_loss) = (checkpoint.state.step, checkpoint.state.start_loss);
             batches.resume(&checkpoint.state.cursor)?;
         }
@@ -118,20 +112,17 @@ impl Prepared {
         report(Event::Begin {
             from: step,
             steps: plan.recipe.train.steps,
-            parameters: student.variables().iter().map(|v| v.var.elem_count()).sum(),
+            parameters: learner.student.variables().iter().map(|v| v.var.elem_count()).sum(),
             tokens: batches.windows_per_epoch() * ctx as u64,
-            tokens_per_step: plan.recipe.train.batch * plan.recipe.train.accumulate * ctx,
+            tokens_per_step: step_tokens(plan),
         });
         Ok(Self {
-            valid: valid_batches(valid, plan)?,
+            valid,
             log: Log::open(job.out, step)?,
             saved: found.map(|c| c.state.step),
             steps_above: 0,
             _lock: lock,
-            student,
-            teacher,
-            rope,
-            optimizer,
+            learner,
             batches,
             checkpoints,
             start_loss,
@@ -173,8 +164,8 @@ fn find_checkpoint(
 }
 
 /// Where the student comes from: weights, tokenizer, and the files that travel along.
-struct Beginning {
-    floats: Floats,
+pub(super) struct Beginning {
+    pub floats: Floats,
     tokenizer: PathBuf,
     companions: Vec<PathBuf>,
     /// The pretrained model, from which the files above may have been made, and what it says of itself.
@@ -183,7 +174,11 @@ struct Beginning {
 }
 
 impl Beginning {
-    fn open(origin: &Origin, seed: u64) -> Result<Self> {
+    /// Reads the weights, or draws them with `seed`.
+    ///
+    /// # Errors
+    /// A model that can't be read, a tokenizer of another name.
+    pub fn open(origin: &Origin, seed: u64) -> Result<Self> {
         match origin {
             Origin::Pretrained(path) => {
                 let model = FloatModel::open(path)?;
@@ -215,7 +210,7 @@ impl Beginning {
 }
 
 /// The weights of a teacher that is not the student's own beginning; checks that both speak the same tokens.
-fn teacher_floats(plan: &Plan, source: &Beginning) -> Result<Option<Floats>> {
+pub(super) fn teacher_floats(plan: &Plan, source: &Beginning) -> Result<Option<Floats>> {
     let TeacherPlan::Model(path) = &plan.teacher else { return Ok(None) };
     if source.pretrained.as_ref().is_some_and(|(own, _)| own == path) {
         return Ok(None);
@@ -249,8 +244,24 @@ fn fits(key: &str, ctx: usize, config: &Config, whose: &str) -> Result<()> {
     )))
 }
 
+/// Windows of the training text in the order of the run, and how many there are in all.
+pub(super) fn training_batches(train: Tokens, plan: &Plan) -> Result<(Batches, u64)> {
+    let settings = &plan.recipe.train;
+    let batches = Batches::new(train, plan.recipe.data.ctx, settings.batch, plan.recipe.seed)?;
+    let all = batches.windows_per_epoch();
+    Ok(match plan.cache {
+        Some(_) => (batches.fixed((settings.steps * settings.accumulate * settings.batch) as u64), all),
+        None => (batches, all),
+    })
+}
+
+/// The inputs of the training's windows of `ctx` tokens, in its order.
+pub(super) fn windows(batches: &Batches, ctx: usize) -> impl Iterator<Item = Vec<u32>> {
+    (0..).flat_map(move |step| batches.at(step).inputs.chunks(ctx).map(<[u32]>::to_vec).collect::<Vec<_>>())
+}
+
 /// Training part and validation part.
-fn tokens(
+pub(super) fn tokens(
     job: &Job,
     source: &Beginning,
     vocab_size: usize,
@@ -303,57 +314,20 @@ fn valid_batches(valid: Tokens, plan: &Plan) -> Result<Vec<Batch>> {
     Ok((0..windows.div_ceil(rows)).map(batch).collect())
 }
 
-/// The formats that are chosen by what they cost, when a run begins that asks for it.
-fn choose_formats(
-    job: &Job,
+/// Depth first, then width by activations on the first of `windows`, then padding.
+pub(super) fn prune_student(
     floats: &Floats,
-    batches: &Batches,
-    begins: bool,
-    report: &mut dyn FnMut(Event),
-) -> Result<Option<mixed::Chosen>> {
-    let Some(mix) = job.plan.mix.as_ref().filter(|_| begins) else { return Ok(None) };
-    report(Event::Note(format!("measuring {} formats for each projection", mix.candidates.len())));
-    let windows = first_windows(batches, job.plan, PROBE_WINDOWS);
-    let text = Calibration { windows, batch: job.plan.recipe.train.batch };
-    let chosen = mixed::choose(floats, &job.plan.quantization, mix, &text, &job.device)?;
-    report(Event::Note(chosen.summary()));
-    Ok(Some(chosen))
-}
-
-/// Text of the run of `job` on which GPTQ measures the inputs of each matrix: the windows that its training sees first.
-///
-/// # Errors
-/// The text or the student's origin can't be read.
-pub fn calibration(job: &Job) -> Result<Calibration> {
-    let plan = job.plan;
-    let source = Beginning::open(&plan.origin, plan.recipe.seed)?;
-    let vocab = source.floats.config.vocab_size;
-    let (train, _) = tokens(job, &source, vocab, &mut |_| {}, &AtomicBool::new(false))?;
-    let batches = Batches::new(train, plan.recipe.data.ctx, plan.recipe.train.batch, plan.recipe.seed)?;
-    Ok(calibration_windows(plan, &batches))
-}
-
-fn calibration_windows(plan: &Plan, batches: &Batches) -> Calibration {
-    let windows = plan.recipe.quant.calibration_windows.min(batches.windows_per_epoch() as usize);
-    Calibration { windows: first_windows(batches, plan, windows), batch: plan.recipe.train.batch }
-}
-
-/// The inputs of the first `count` windows of the training.
-fn first_windows(batches: &Batches, plan: &Plan, count: usize) -> Vec<Vec<u32>> {
-    let ctx = plan.recipe.data.ctx;
-    let of_step = |step| batches.at(step).inputs.chunks(ctx).map(<[u32]>::to_vec).collect::<Vec<_>>();
-    (0..).flat_map(of_step).take(count).collect()
-}
-
-/// Depth first, then width by activations on the training text, then padding.
-fn prune_student(floats: &Floats, plan: &Plan, batches: &Batches, device: &Device) -> Result<Floats> {
+    plan: &Plan,
+    windows: impl Iterator<Item = Vec<u32>>,
+    device: &Device,
+) -> Result<Floats> {
     let wanted = &plan.recipe.student;
     let mut floats = floats.clone();
     if let Some(kept) = wanted.layers {
         floats = prune::layers(&floats, kept)?;
     }
     if wanted.hidden_size.is_some() || wanted.intermediate_size.is_some() {
-        let windows = first_windows(batches, plan, PROBE_WINDOWS);
+        let windows: Vec<Vec<u32>> = windows.take(PROBE_WINDOWS).collect();
         let importance = prune::Importance::measure(&floats, &windows, device)?;
         if let Some(kept) = wanted.intermediate_size {
             floats = prune::neurons(&floats, kept, &importance)?;

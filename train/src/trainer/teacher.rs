@@ -1,14 +1,23 @@
-//! Whose predictions are the target: nobody's, the student's own float weights, or another model's.
+//! Whose predictions are the target: nobody's, the student's own float weights, another model's, or those that were written down.
+
+use std::{
+    cell::RefCell,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use candle_core::{Device, Tensor};
 use qat_infer::model::Decoder;
 
+use super::{Event, Job};
 use crate::{
-    Result,
+    Error, Result,
+    data::{Batch, Batches},
     exec::{Matrix, RopeTable, TrainExec},
-    loss::Head,
+    loss::{Head, Reference, TopRows},
     ops,
+    recipe::{CachePlan, Plan, TeacherPlan},
     student::{Floats, Student},
+    teacher_cache::{self, Cache, Identity, records_of, rows_of},
 };
 
 /// A teacher, ready to be asked.
@@ -25,9 +34,50 @@ pub enum Teacher {
         /// Its angles.
         rope: RopeTable,
     },
+    /// What a frozen model said once.
+    Cached {
+        /// Of the windows that are trained on.
+        cache: Cache,
+        /// Of the held-out batches.
+        valid: Vec<TopRows>,
+    },
+}
+
+/// What a teacher says of a batch.
+#[derive(Debug)]
+pub enum Predictions {
+    /// Nothing.
+    None,
+    /// Everything.
+    Head(Head),
+    /// Its most probable tokens.
+    Top(TopRows),
+}
+
+impl Predictions {
+    /// As losses read it.
+    pub fn reference(&self) -> Reference<'_> {
+        match self {
+            Self::None => Reference::None,
+            Self::Head(head) => Reference::Head(head),
+            Self::Top(top) => Reference::Top(top),
+        }
+    }
 }
 
 impl Teacher {
+    /// The teacher that `plan` asks for, at hand; a frozen one has the weights `floats`.
+    ///
+    /// # Errors
+    /// The device is out of memory.
+    pub fn new(plan: &Plan, floats: &Floats, device: &Device) -> Result<Self> {
+        match plan.teacher {
+            TeacherPlan::None => Ok(Self::None),
+            TeacherPlan::Latent => Ok(Self::Latent),
+            TeacherPlan::Model(_) => Self::frozen(floats, plan.recipe.data.ctx, device),
+        }
+    }
+
     /// A frozen teacher for windows of `ctx` tokens.
     ///
     /// # Errors
@@ -38,41 +88,104 @@ impl Teacher {
         Ok(Self::Frozen { decoder: Box::new(decoder), rope })
     }
 
-    /// Logits `[batch · ctx, vocab]` without a gradient; none where there is no teacher.
+    /// What the model `floats` says of all windows that the run will see, from the folder of `plan` or else asked now; of `all` windows
+    /// of the text, `batches` visits the first.
+    ///
+    /// # Errors
+    /// A folder that is a cache of something else, a full disk, an interruption, a device out of memory.
+    pub fn cached(
+        (job, plan): (&Job, &CachePlan),
+        floats: &Floats,
+        (batches, all): (&Batches, u64),
+        valid: &[Batch],
+        report: &mut dyn FnMut(Event),
+        stop: &AtomicBool,
+    ) -> Result<Self> {
+        let (ctx, vocab) = (job.plan.recipe.data.ctx, floats.config.vocab_size);
+        if plan.top_k >= vocab {
+            return Err(Error::Config(format!(
+                "teacher.top_k = {}: want less than the vocabulary's {vocab}",
+                plan.top_k
+            )));
+        }
+        let identity = Identity {
+            version: teacher_cache::VERSION,
+            teacher: teacher_cache::of_model(floats),
+            tokens: batches.cursor(0).data,
+            windows: all,
+            ctx,
+            vocab,
+            top_k: plan.top_k,
+            temperature: job.plan.loss.temperature as f32,
+        };
+        let (decoder, layout) = (floats.decoder(&job.device)?, identity.layout());
+        let rope = RopeTable::new(&decoder.rope, ctx, &job.device)?;
+        let ask = |layout, ids: &[u32]| records_of(layout, &head(&decoder, &rope, ids, ctx)?);
+        let (wanted, report) = (batches.windows_per_epoch(), RefCell::new(report));
+        let mut make = |windows: std::ops::Range<u64>| {
+            let mut records = Vec::new();
+            let numbers: Vec<u64> = windows.collect();
+            for some in numbers.chunks(job.plan.recipe.train.batch) {
+                if stop.load(Ordering::Relaxed) {
+                    return Err(Error::Interrupted);
+                }
+                (*report.borrow_mut())(Event::Teaching { done: some[0].min(wanted), total: wanted });
+                let ids: Vec<u32> =
+                    some.iter().filter_map(|number| batches.window(*number)).flatten().collect();
+                records.extend(ask(layout, &ids)?);
+            }
+            Ok(records)
+        };
+        let mut note = |text| (*report.borrow_mut())(Event::Note(text));
+        let cache = Cache::open(&plan.dir, identity, wanted, &mut make, &mut note)?;
+        // Scores of held-out text don't depend on the temperature of the training.
+        let plain = teacher_cache::Layout { temperature: 1.0, ..layout };
+        let valid = valid.iter().map(|batch| rows_of(plain, &ask(plain, &batch.inputs)?, &job.device));
+        Ok(Self::Cached { cache, valid: valid.collect::<Result<_>>()? })
+    }
+
+    /// What it says of a training batch, outside any graph.
     ///
     /// # Errors
     /// The device is out of memory.
-    pub fn logits(
+    pub fn predictions(
         &self,
         student: &Student,
         student_rope: &RopeTable,
-        ids: &[u32],
-        ctx: usize,
-    ) -> Result<Option<Tensor>> {
+        batch: &Batch,
+    ) -> Result<Predictions> {
+        let (ids, ctx) = (&batch.inputs, batch.context);
+        let found = match self {
+            Self::None => return Ok(Predictions::None),
+            Self::Latent => head(&student.decoder(None)?, student_rope, ids, ctx)?,
+            Self::Frozen { decoder, rope } => head(decoder, rope, ids, ctx)?,
+            Self::Cached { cache, .. } => {
+                return cache.rows(&batch.windows, student_rope.device()).map(Predictions::Top);
+            }
+        };
+        Ok(Predictions::Head(Head { input: found.input.detach(), weight: found.weight.detach() }))
+    }
+
+    /// What it says of the held-out batch number `index`, at a temperature of 1.
+    ///
+    /// # Errors
+    /// The device is out of memory.
+    pub fn valid_predictions(
+        &self,
+        student: &Student,
+        student_rope: &RopeTable,
+        (index, batch): (usize, &Batch),
+    ) -> Result<Predictions> {
         match self {
-            Self::None => Ok(None),
-            Self::Latent => logits(&student.decoder(None)?, student_rope, ids, ctx).map(|l| Some(l.detach())),
-            Self::Frozen { decoder, rope } => logits(decoder, rope, ids, ctx).map(Some),
+            Self::Cached { valid, .. } => {
+                Ok(valid.get(index).cloned().map_or(Predictions::None, Predictions::Top))
+            }
+            _ => self.predictions(student, student_rope, batch),
         }
     }
 }
 
-/// Logits of windows of `ctx` tokens, one after the other in `ids`.
-///
-/// # Errors
-/// The device is out of memory.
-pub fn logits(
-    decoder: &Decoder<Matrix, Tensor>,
-    rope: &RopeTable,
-    ids: &[u32],
-    ctx: usize,
-) -> Result<Tensor> {
-    let mut exec = TrainExec::new(ids.len() / ctx, ctx, rope);
-    let hidden = decoder.forward(&mut exec, ids)?;
-    decoder.logits(&mut exec, &hidden)
-}
-
-/// What those logits are a product of.
+/// What the logits of windows of `ctx` tokens, one after the other in `ids`, are a product of.
 ///
 /// # Errors
 /// The device is out of memory.

@@ -177,3 +177,34 @@ fn too_few_tokens_and_empty_batches_are_refused_with_numbers() {
     assert_eq!(refusal(0, 1), "context and batch: want at least 1 each, found 0 and 1");
     assert_eq!(refusal(3, 0), "context and batch: want at least 1 each, found 3 and 0");
 }
+
+#[test]
+fn fixed_windows_are_cut_alike_in_every_epoch_and_have_their_numbers_whatever_the_seed() {
+    let (_folder, tokens) = counting(1003);
+    let of = |seed, samples| Batches::new(tokens.clone(), 10, 7, seed).unwrap().fixed(samples);
+    let (mut seen, mut orders) = (BTreeSet::new(), Vec::new());
+    for (seed, samples) in [(1, 1_000_000), (1, 40), (2, 40)] {
+        let batches = of(seed, samples);
+        let windows = batches.windows_per_epoch();
+        assert_eq!(windows, samples.min(99));
+        let mut order = Vec::new();
+        for step in 0..2 * windows.div_ceil(7) {
+            let batch = batches.at(step);
+            for ((start, number), inputs) in
+                starts(&batch).iter().zip(&batch.windows).zip(batch.inputs.chunks(10))
+            {
+                assert!(start % 10 == 0 && *number < windows);
+                assert_eq!(batches.window(*number).unwrap(), inputs);
+                seen.insert((*number, *start));
+                order.push(*number);
+            }
+        }
+        let epoch: BTreeSet<u64> = order[..windows as usize].iter().copied().collect();
+        assert_eq!(epoch.len() as u64, windows, "an epoch visits each window once");
+        orders.push(order);
+    }
+    assert_eq!(seen.len(), 99, "a number is one window");
+    assert!(orders[1] != orders[2], "the seed has no effect");
+    let loose = Batches::new(tokens.clone(), 10, 7, 1).unwrap();
+    assert!(loose.at(0).windows.is_empty() && loose.window(0).is_none());
+}

@@ -206,10 +206,27 @@ fn damage_anywhere_is_an_error_or_other_text_but_never_a_panic() {
 #[test]
 fn a_dictionary_that_claims_more_values_than_it_has_bytes_is_refused() {
     let folder = Folder::new();
-    let seed = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/seeds/parquet/found-dictionary");
-    std::fs::copy(seed, folder.path().join("a.parquet")).unwrap();
+    let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/seeds/parquet");
+    let mut bytes = std::fs::read(seeds.join("none")).unwrap();
+    // The header of a dictionary of two values: 63 instead.
+    let at = bytes.windows(3).position(|header| header == [0x4c, 0x15, 0x04]).unwrap();
+    bytes[at + 2] = 0x7e;
+    std::fs::write(folder.path().join("a.parquet"), bytes).unwrap();
     let corpus = folder.corpus(&["a.parquet"], None);
     let problem = corpus.documents().find_map(Result::err).unwrap().to_string();
-    // The library would make room for 29 GB.
-    assert!(problem.contains("a dictionary of ") && problem.contains("values in "), "{problem}");
+    assert!(problem.contains("a dictionary of 63 values in 19 bytes"), "{problem}");
+}
+
+#[test]
+fn a_header_that_no_writer_makes_is_refused_before_the_library_reads_it() {
+    // One with a number of 17 bytes, for which the library makes room for 29 GB, and one with lists of billions of booleans,
+    // through which it counts for seconds.
+    for seed in ["found-dictionary", "found-list"] {
+        let folder = Folder::new();
+        let seed = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/seeds/parquet").join(seed);
+        std::fs::copy(seed, folder.path().join("a.parquet")).unwrap();
+        let corpus = folder.corpus(&["a.parquet"], None);
+        let problem = corpus.documents().find_map(Result::err).unwrap().to_string();
+        assert!(problem.contains("the header of a page is damaged"), "{problem}");
+    }
 }

@@ -13,10 +13,10 @@ fn inputs(b: usize, t: usize, heads: usize, kv_heads: usize, d: usize) -> Result
 fn value_and_gradients_agree_with_finite_differences() -> Result<()> {
     for (b, t, heads, kv_heads, d) in [(1, 1, 1, 1, 1), (2, 5, 4, 2, 3), (1, 18, 3, 1, 4)] {
         let inputs = inputs(b, t, heads, kv_heads, d)?;
-        let reference = |x: &[Tensor]| composed(&x[0], &x[1], &x[2], softmax::composed);
+        let reference = |x: &[Tensor]| composed(&x[0], &x[1], &x[2]);
         // Scores of magnitude ≤ 16 carry 1e-6 into exp, the sums of ≤ 18 terms in order another 1e-6.
         assert_matches(|x| causal_attention(&x[0], &x[1], &x[2]), reference, &inputs, 4e-6)?;
-        assert_matches(|x| composed(&x[0], &x[1], &x[2], softmax::composed), reference, &inputs, 4e-6)?;
+        assert_matches(|x| composed(&x[0], &x[1], &x[2]), reference, &inputs, 4e-6)?;
     }
     Ok(())
 }
@@ -27,8 +27,12 @@ fn attention_around_the_kernels_softmax_agrees_with_finite_differences() -> Resu
         return Ok(());
     }
     let inputs = inputs(2, 5, 4, 2, 3)?;
-    let reference = |x: &[Tensor]| composed(&x[0], &x[1], &x[2], softmax::composed);
-    assert_matches(|x| composed(&x[0], &x[1], &x[2], softmax::on_gpu), reference, &inputs, 4e-6)
+    let reference = |x: &[Tensor]| composed(&x[0], &x[1], &x[2]);
+    // A key head at a time, three of the four, all: 50 scores each.
+    for scores in [1, 150, 1000] {
+        assert_matches(|x| on_gpu::attention_within(scores, &x[0], &x[1], &x[2]), reference, &inputs, 4e-6)?;
+    }
+    Ok(())
 }
 
 #[test]
@@ -43,7 +47,7 @@ fn several_blocks_of_queries_agree_with_the_composition_in_f64() -> Result<()> {
             .map(|x| candle_core::Var::from_tensor(&x.to_dtype(dtype)?))
             .collect::<Result<_>>()?;
         let out = if wide {
-            composed(&vars[0], &vars[1], &vars[2], softmax::composed)?
+            composed(&vars[0], &vars[1], &vars[2])?
         } else {
             causal_attention(&vars[0], &vars[1], &vars[2])?
         };

@@ -18,6 +18,8 @@ use candle_core::{
             driver::{
                 CudaFunction, CudaModule, CudaSlice, DevicePtr, DeviceRepr, LaunchConfig, PushKernelArg,
                 SyncOnDrop,
+                result::{device::get_default_mem_pool, mem_pool},
+                sys::CUmemPool_attribute as Attribute,
             },
             nvrtc::{CompileError, CompileOptions, compile_ptx_with_opts},
         },
@@ -39,7 +41,34 @@ pub(crate) fn open() -> Result<Device> {
     unsafe {
         device.as_cuda_device()?.disable_event_tracking();
     }
+    // Otherwise all free memory goes back to the system whenever the host waits for the device, and is asked for anew.
+    pool_attribute(device.as_cuda_device()?, Attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, Some(u64::MAX))?;
     Ok(device)
+}
+
+/// The most bytes that tensors have taken at a time.
+///
+/// # Errors
+/// The driver failed.
+pub(crate) fn peak_memory(device: &CudaDevice) -> Result<u64> {
+    pool_attribute(device, Attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH, None)
+}
+
+/// A number that the device's memory pool has; `set` first, where one is given.
+fn pool_attribute(device: &CudaDevice, attribute: Attribute, set: Option<u64>) -> Result<u64> {
+    let mut value = set.unwrap_or_default();
+    let place = std::ptr::from_mut(&mut value).cast();
+    #[expect(unsafe_code, reason = "the driver's own functions")]
+    // SAFETY: the device's pool lives as long as its context; both attributes are numbers of 64 bits, and `place` has room for one.
+    unsafe {
+        let pool = get_default_mem_pool(device.cuda_stream().context().cu_device()).w()?;
+        if set.is_some() {
+            mem_pool::set_attribute(pool, attribute, place).w()?;
+        } else {
+            mem_pool::get_attribute(pool, attribute, place).w()?;
+        }
+    }
+    Ok(value)
 }
 
 /// Runs the tasks of `work` in their order.

@@ -85,6 +85,8 @@ pub(crate) enum Grid {
     Rows { rows: usize, width: usize },
     /// One simdgroup an item.
     Simdgroups(usize),
+    /// One threadgroup for 32 columns.
+    Columns(usize),
 }
 
 impl Grid {
@@ -101,6 +103,7 @@ impl Grid {
                 ([rows, 1, 1], width.div_ceil(4).next_multiple_of(SIMDGROUP).min(THREADS))
             }
             Self::Simdgroups(n) => ([n.div_ceil(THREADS / SIMDGROUP), 1, 1], THREADS),
+            Self::Columns(n) => ([n.div_ceil(SIMDGROUP), 1, 1], THREADS),
         };
         Ok(([word(groups[0])?, word(groups[1])?, word(groups[2])?], word(threads)?))
     }

@@ -46,12 +46,20 @@ fn a_run_that_was_stopped_and_resumed_ends_with_the_bits_of_one_that_was_not() {
     // An accumulated step, a warm-up of rounding and an affine grid: everything that depends on the step number.
     let sets =
         ["train.accumulate=2", "quant.warmup_steps=8", "quant.weights=int3-affine-g32", "train.log_every=5"];
-    let plan = place.plan(&sets);
-    let whole = place.finish(&plan, "whole");
-    let stopped = place.train(&plan, "stopped", Start::Fresh, Some(5));
+    for kind in ["adamw", "muon"] {
+        let optimizer = format!("optim.kind={kind}");
+        let sets = [&sets[..], &[&optimizer]].concat();
+        assert_resumed_is_whole(&place, &place.plan(&sets), kind);
+    }
+}
+
+fn assert_resumed_is_whole(place: &Place, plan: &Plan, name: &str) {
+    let whole = place.finish(plan, &format!("{name}/whole"));
+    let parts = format!("{name}/stopped");
+    let stopped = place.train(plan, &parts, Start::Fresh, Some(5));
     assert_eq!(stopped.outcome.as_ref().expect("stopped"), &Outcome::Stopped { step: 5 });
     assert_eq!(stopped.checkpoints(), ["step-00000005"]);
-    let resumed = place.train(&plan, "stopped", Start::Resume, None);
+    let resumed = place.train(plan, &parts, Start::Resume, None);
     assert_eq!(resumed.outcome.as_ref().expect("finished"), &Outcome::Finished);
     assert_eq!(resumed.losses(), whole.losses()[1..]);
     assert!(resumed.checkpoint(10) == whole.checkpoint(10), "variables or moments differ");
@@ -79,6 +87,16 @@ fn a_run_stopped_before_its_first_step_is_resumed() {
     let resumed = place.train(&plan, "early", Start::Resume, None);
     assert!(resumed.notes().is_empty(), "{:?}", resumed.notes());
     assert!(resumed.checkpoint(2) == place.finish(&plan, "whole").checkpoint(2));
+}
+
+#[test]
+fn muon_learns_from_the_same_text_with_another_result() {
+    let place = Place::new();
+    let adamw = place.finish(&place.plan(&["quant.weights=ternary-g64"]), "adamw").losses();
+    let sets = ["quant.weights=ternary-g64", "optim.kind=muon", "optim.muon_lr=0.05"];
+    let muon = place.finish(&place.plan(&sets), "muon").losses();
+    assert_eq!(muon[0], adamw[0]);
+    assert!(muon[1] != adamw[1] && muon[9] < muon[0] - 0.2, "{muon:?}");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use candle_core::Tensor;
 use qat_infer::files::Activations;
 use qat_quant::{Format, ScaleRule};
 use rand::{Rng as _, SeedableRng as _};
@@ -18,7 +19,7 @@ use crate::{
     },
     recipe::{LossPlan, Quantization, Rounding, Rules},
     student::{Moment, Student},
-    trainer::teacher::Teacher,
+    trainer::{objective::Objective, teacher::Teacher},
 };
 
 const CTX: usize = 8;
@@ -55,6 +56,7 @@ impl Bench {
                 targets: ids[..ROWS * CTX].to_vec(),
                 rows: ROWS,
                 context: CTX,
+                windows: Vec::new(),
             },
         }
     }
@@ -141,12 +143,11 @@ fn the_kernels_of_metal_tell_every_variable_what_the_cpu_tells_it() {
     }
 }
 
-#[cfg(target_os = "macos")]
+#[cfg(any(target_os = "macos", feature = "cuda"))]
 #[test]
-fn a_step_on_the_metal_device_tells_every_variable_what_the_cpu_tells_it() {
-    match "metal".parse::<crate::device::Choice>().and_then(|choice| choice.open()) {
-        Ok(metal) => assert_agrees_with_the_cpu(|quantizer| step_on(&metal.device, quantizer)),
-        Err(why) => eprintln!("SKIPPED: {why}"),
+fn a_step_on_the_gpu_tells_every_variable_what_the_cpu_tells_it() {
+    if let Some(gpu) = crate::device::gpu() {
+        assert_agrees_with_the_cpu(|quantizer| step_on(&gpu, quantizer));
     }
 }
 

@@ -2,8 +2,8 @@
 
 use qat_infer::files::PackedDir;
 
-use super::*;
-use crate::{export::Shipment, student::mixed::Chosen};
+use super::{mixed::Chosen, *};
+use crate::export::Shipment;
 
 fn steps(run: &Run) -> Vec<StepLog> {
     let step = |e: &Event| if let Event::Step(line) = e { Some(line.clone()) } else { None };

@@ -29,9 +29,13 @@ fn distilling_brings_the_rounded_student_nearer_to_its_teacher() {
     let place = Place::new();
     let teacher = place.model("teacher", 8);
     let model = format!("teacher.model={teacher}");
-    for (kind, weights) in
-        [("forward_kl", "ternary-g64"), ("reverse_kl", "int2-affine-g32"), ("jsd", "int2-affine-g64")]
-    {
+    for (kind, weights) in [
+        ("forward_kl", "ternary-g64"),
+        ("reverse_kl", "int2-affine-g32"),
+        ("jsd", "int2-affine-g64"),
+        ("skew_kl", "ternary-g64"),
+        ("skew_reverse_kl", "ternary-g64"),
+    ] {
         let term = format!("loss.{kind}=1.0");
         let sets = [
             &model,

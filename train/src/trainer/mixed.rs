@@ -14,15 +14,15 @@ use qat_quant::{Format, Scales};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Floats,
     allocate::{Offer, allocate},
-    gptq::Calibration,
+    teacher::head,
 };
 use crate::{
     Error, Result,
-    exec::{Matrix, RopeTable, TrainExec},
-    loss::{self, Divergence},
+    exec::{Matrix, RopeTable},
+    loss::{Answers, Divergence, Reference, Term},
     recipe::{Mix, Plan, Quantization},
+    student::{Floats, gptq::Calibration},
 };
 
 /// What was chosen, in the folder of the run.
@@ -185,20 +185,18 @@ fn measure(
     let ctx = text.windows.first().map_or(0, Vec::len);
     let decoder = floats.decoder(device)?;
     let rope = RopeTable::new(&decoder.rope, ctx, device)?;
-    let logits = |decoder: &Decoder<Matrix, Tensor>, windows: &[Vec<u32>]| -> Result<Tensor> {
-        let mut exec = TrainExec::new(windows.len(), ctx, &rope);
-        let hidden = decoder.forward(&mut exec, &windows.concat())?;
-        decoder.logits(&mut exec, &hidden)
-    };
+    let kl = [Term::Divergence(Divergence::ForwardKl)];
     let mut sums: Vec<Vec<f64>> = candidates.iter().map(|formats| vec![0.0; formats.len()]).collect();
     for windows in text.windows.chunks(text.batch) {
-        let wanted = logits(&decoder, windows)?;
+        let ids = windows.concat();
+        let wanted = head(&decoder, &rope, &ids, ctx)?;
+        let answers = Answers { text: &[], teacher: Reference::Head(&wanted), temperature: 1.0 };
         for ((param, formats), sums) in free.iter().zip(candidates).zip(&mut sums) {
             for (&format, sum) in formats.iter().zip(sums) {
                 let mut one = decoder.clone();
                 put(&mut one, param, rounded(floats, quantization, param, format, device)?)?;
-                let found = logits(&one, windows)?;
-                *sum += loss::divergence(&found, &wanted, 1.0, Divergence::ForwardKl)?.sum()?;
+                let nats = head(&one, &rope, &ids, ctx)?.scores(&kl, &answers)?.to_vec1::<f32>()?;
+                *sum += f64::from(nats[0]);
             }
         }
     }

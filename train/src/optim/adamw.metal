@@ -4,8 +4,10 @@
 
 struct Step {
   uint elements;
-  // Share of the gradient that clipping leaves.
-  float kept;
+  // Which norm clips it: 0 that of weights and norms, 1 that of what belongs to grids.
+  uint of_grid;
+  // What a unit of the rate is: 0 one, 1 the magnitude of the value itself, 2 that of `unit`.
+  uint relative;
   float beta1;
   float rest1;
   float beta2;
@@ -16,19 +18,19 @@ struct Step {
   float rate;
   // 1 − rate · weight decay.
   float decay;
-  // What a unit of the rate is: 0 one, 1 the magnitude of the value itself, 2 that of `unit`.
-  uint relative;
 };
 
+// `clip` is as clip.metal leaves it.
 kernel void adamw(device float* value [[buffer(0)]],
                   device float* first [[buffer(1)]],
                   device float* second [[buffer(2)]],
                   device const float* gradient [[buffer(3)]],
                   device const float* unit [[buffer(4)]],
-                  constant Step& step [[buffer(5)]],
+                  device const float* clip [[buffer(5)]],
+                  constant Step& step [[buffer(6)]],
                   uint i [[thread_position_in_grid]]) {
   if (i >= step.elements) return;
-  float g = gradient[i] * step.kept;
+  float g = gradient[i] * clip[2 + step.of_grid];
   float m = first[i] * step.beta1 + g * step.rest1;
   float v = second[i] * step.beta2 + g * g * step.rest2;
   float update = precise::divide(m * step.correction1, precise::sqrt(v * step.correction2) + step.eps);

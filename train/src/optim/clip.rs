@@ -1,0 +1,115 @@
+//! The gradient's norm, and the share of the gradient that clipping by it leaves.
+//!
+//! Scales are clipped by themselves: a group's worth of gradient adds up in one number, and would drown the rest. On a GPU the
+//! shares stay there, where the update reads them: nobody waits for the norm before it is needed for the log.
+
+use candle_core::{DType, Tensor};
+use rayon::prelude::*;
+
+use super::of_grid;
+use crate::{
+    Result,
+    ops::{
+        Floats,
+        gpu::{Bind, Grid, Library, Path, Work, library, path, word},
+        lanes, rows_per_chunk,
+    },
+    student::{Kind, Variable},
+};
+
+const NAME: &str = "clip";
+const LIBRARY: Library = library!("clip", "../ops/gpu/common.metal", "clip.metal");
+
+/// Elements that one threadgroup sums.
+const CHUNK: usize = 16 * 1024;
+
+/// Four numbers on the device: the norm over weights and norms, that over what belongs to grids, and the two shares left.
+pub(super) struct Clip(Tensor);
+
+impl Clip {
+    /// Of contiguous `gradients`, with norms of at most `limit` where there is one.
+    ///
+    /// # Errors
+    /// The device is out of memory.
+    pub fn measure(variables: &[Variable], gradients: &[Tensor], limit: Option<f64>) -> Result<Self> {
+        let device = gradients.first().map_or(&candle_core::Device::Cpu, Tensor::device);
+        if path(device) == Path::Kernels {
+            return Ok(Self(with_kernels(variables, gradients, limit)?));
+        }
+        let mut squares = [0f64; 2];
+        for (variable, gradient) in variables.iter().zip(gradients) {
+            squares[usize::from(of_grid(variable.kind))] += sum_of_squares(gradient)?;
+        }
+        let norms = squares.map(f64::sqrt);
+        let kept = norms.map(|norm| limit.filter(|&limit| norm > limit).map_or(1.0, |limit| limit / norm));
+        let numbers = [norms[0], norms[1], kept[0], kept[1]].map(|v| v as f32);
+        Ok(Self(Tensor::new(&numbers, device)?))
+    }
+
+    /// The norm over weights and norms, before clipping.
+    pub fn norm(&self) -> Result<f64> {
+        Ok(f64::from(self.0.get(0)?.to_scalar::<f32>()?))
+    }
+
+    /// Share of a gradient that is left.
+    pub fn kept(&self, of_grid: bool) -> Result<f32> {
+        Ok(self.share(of_grid)?.to_scalar()?)
+    }
+
+    /// What is left of the `gradient` of a variable that is a `kind`.
+    pub fn apply(&self, kind: Kind, gradient: &Tensor) -> Result<Tensor> {
+        Ok(gradient.broadcast_mul(&self.share(of_grid(kind))?)?)
+    }
+
+    /// All four numbers, where the kernels read them.
+    pub fn tensor(&self) -> &Tensor {
+        &self.0
+    }
+
+    fn share(&self, of_grid: bool) -> Result<Tensor> {
+        Ok(self.0.get(2 + usize::from(of_grid))?)
+    }
+}
+
+/// Chunks are summed in f32 lanes, their sums in f64 and in order: the same bits for every number of threads.
+fn sum_of_squares(gradient: &Tensor) -> Result<f64> {
+    let values = Floats::of(NAME, gradient)?;
+    let chunk = |values: &[f32]| {
+        qat_quant::vectorized(
+            #[inline(always)]
+            || f64::from(lanes::sum_map(values, |v| v * v)),
+        )
+    };
+    let sums: Vec<f64> = values.par_chunks(rows_per_chunk(1)).map(chunk).collect();
+    Ok(sums.iter().sum())
+}
+
+fn with_kernels(variables: &[Variable], gradients: &[Tensor], limit: Option<f64>) -> Result<Tensor> {
+    // Partial sums of weights and norms stand in front of those of grids.
+    let in_order = [false, true].map(|wanted| {
+        let of = move |(variable, _): &(&Variable, &Tensor)| of_grid(variable.kind) == wanted;
+        variables.iter().zip(gradients).filter(of).map(|(_, gradient)| gradient).collect::<Vec<_>>()
+    });
+    let chunks =
+        |gradients: &[&Tensor]| gradients.iter().map(|g| g.elem_count().div_ceil(CHUNK)).sum::<usize>();
+    let [weights, grids] = in_order.each_ref().map(|gradients| chunks(gradients));
+    let partial = Tensor::zeros((weights + grids).max(1), DType::F32, gradients[0].device())?;
+    let mut operands = vec![&partial];
+    let mut work = Work::default();
+    let mut at = 0;
+    for gradient in in_order.iter().flatten() {
+        let n = gradient.elem_count();
+        let rows = n.div_ceil(CHUNK);
+        let binds = [Bind::Input(operands.len()), Bind::InOut(0)];
+        let shape = [word(n)?, word(CHUNK)?, word(at)?];
+        work.add(LIBRARY, "square_sums", Grid::Rows { rows, width: CHUNK.min(n) }, binds, &shape)?;
+        operands.push(gradient);
+        at += rows;
+    }
+    let clip = work.output(4);
+    let shape = [word(weights)?, word(grids)?, (limit.unwrap_or(0.0) as f32).to_bits()];
+    let grid = Grid::Rows { rows: 1, width: weights + grids };
+    work.add(LIBRARY, "clip", grid, [Bind::Input(0), Bind::Output(clip)], &shape)?;
+    let [clip] = work.run(NAME, &operands)?;
+    Ok(clip)
+}

@@ -1,0 +1,163 @@
+//! How fast a recipe trains on this machine: its own steps, on random tokens.
+//!
+//! Reads no text, writes no file and prints nothing. Invariant: what is timed is what [`super::train`] does in a step; tokens are
+//! a function of the seed and the vocabulary alone, simple enough to be made by any other program that is measured beside it.
+
+use std::time::{Duration, Instant};
+
+use candle_core::Device;
+
+use super::{
+    learner::{Learner, step_tokens},
+    prepare::{Beginning, prune_student, teacher_floats},
+    teacher::Teacher,
+};
+use crate::{Result, data::Batch, recipe::Plan};
+
+/// What a few steps took.
+#[derive(Debug, Clone)]
+pub struct Measured {
+    /// Parameters of the student, learned scales among them.
+    pub parameters: usize,
+    /// Tokens of a step.
+    pub step_tokens: usize,
+    /// The steps after the warm-up.
+    pub steps: Vec<StepTime>,
+    /// Loss of each step, the warm-up's first, in nats a token.
+    pub losses: Vec<f64>,
+}
+
+/// What a step took.
+#[derive(Debug, Clone, Copy)]
+pub struct StepTime {
+    /// Forward and backward pass of all micro-batches.
+    pub gradients: Duration,
+    /// The optimizer.
+    pub update: Duration,
+}
+
+impl StepTime {
+    /// The step as a whole.
+    pub fn total(&self) -> Duration {
+        self.gradients + self.update
+    }
+}
+
+impl Measured {
+    /// Median time of a step.
+    pub fn step(&self) -> Duration {
+        median(self.steps.iter().map(StepTime::total))
+    }
+
+    /// Median time of the optimizer in a step.
+    pub fn update(&self) -> Duration {
+        median(self.steps.iter().map(|step| step.update))
+    }
+
+    /// Tokens per second at the median step.
+    pub fn rate(&self) -> f64 {
+        self.step_tokens as f64 / self.step().as_secs_f64().max(1e-9)
+    }
+}
+
+fn median(times: impl Iterator<Item = Duration>) -> Duration {
+    let mut times: Vec<Duration> = times.collect();
+    times.sort();
+    times.get(times.len() / 2).copied().unwrap_or_default()
+}
+
+/// Takes `warm_up` steps of `plan` on `device`, then times `steps` more.
+///
+/// # Errors
+/// A model that can't be read or doesn't fit the formats; a device out of memory.
+pub fn measure(plan: &Plan, device: &Device, warm_up: usize, steps: usize) -> Result<Measured> {
+    let beginning = Beginning::open(&plan.origin, plan.recipe.seed)?;
+    let teacher = teacher_floats(plan, &beginning)?;
+    let settings = &plan.recipe;
+    let (ctx, rows) = (settings.data.ctx, settings.train.batch);
+    let mut tokens = RandomTokens::new(settings.seed, beginning.floats.config.vocab_size);
+    let windows = std::iter::repeat_with(|| tokens.batch(1, ctx).inputs);
+    let floats = prune_student(&beginning.floats, plan, windows, device)?;
+    // At hand also where the recipe has a cache: random tokens are in none.
+    let at_hand = Teacher::new(plan, teacher.as_ref().unwrap_or(&beginning.floats), device)?;
+    let mut learner = Learner::new(plan, &floats, plan.quantization.clone(), at_hand, device)?;
+    drop((floats, teacher, beginning));
+    let mut measured = Measured {
+        parameters: learner.student.variables().iter().map(|v| v.var.elem_count()).sum(),
+        step_tokens: step_tokens(plan),
+        steps: Vec::new(),
+        losses: Vec::new(),
+    };
+    for step in 0..warm_up + steps {
+        let batches: Vec<Batch> = (0..settings.train.accumulate).map(|_| tokens.batch(rows, ctx)).collect();
+        let began = Instant::now();
+        let (sums, gradients) = learner.gradients(plan, step, batches.into_iter())?;
+        device.synchronize()?;
+        let gradients_took = began.elapsed();
+        learner.update(plan, step, &gradients)?;
+        device.synchronize()?;
+        if step >= warm_up {
+            let update = began.elapsed() - gradients_took;
+            measured.steps.push(StepTime { gradients: gradients_took, update });
+        }
+        measured.losses.push(sums.loss / measured.step_tokens as f64);
+    }
+    Ok(measured)
+}
+
+/// Token ids without a pattern: the upper bits of Knuth's linear congruential generator (MMIX).
+struct RandomTokens {
+    state: u64,
+    vocab: u64,
+}
+
+impl RandomTokens {
+    fn new(seed: u64, vocab: usize) -> Self {
+        Self { state: seed, vocab: vocab as u64 }
+    }
+
+    fn next(&mut self) -> u32 {
+        self.state =
+            self.state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        ((self.state >> 33) % self.vocab) as u32
+    }
+
+    /// `rows` windows of `context + 1` tokens.
+    fn batch(&mut self, rows: usize, context: usize) -> Batch {
+        let (mut inputs, mut targets) = (Vec::new(), Vec::new());
+        for _ in 0..rows {
+            let window: Vec<u32> = (0..=context).map(|_| self.next()).collect();
+            inputs.extend(&window[..context]);
+            targets.extend(&window[1..]);
+        }
+        Batch { inputs, targets, rows, context, windows: Vec::new() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn random_tokens_are_those_that_another_program_would_make() {
+        // 6364136223846793005 + 1442695040888963407 = 7806831264735756412, whose upper 31 bits are 908834774.
+        let mut tokens = RandomTokens::new(1, 1000);
+        assert_eq!(tokens.next(), 774);
+        let batch = tokens.batch(2, 3);
+        assert_eq!((batch.inputs.len(), batch.targets.len(), batch.rows, batch.context), (6, 6, 2, 3));
+        assert_eq!(batch.inputs[1..3], batch.targets[..2]);
+        assert_eq!(batch.inputs[4..6], batch.targets[3..5]);
+    }
+
+    #[test]
+    fn the_middle_of_the_steps_counts() {
+        let step = |ms| StepTime { gradients: Duration::from_millis(ms), update: Duration::from_millis(1) };
+        let steps = vec![step(9), step(1), step(99)];
+        let measured = Measured { parameters: 1, step_tokens: 20, steps, losses: vec![] };
+        assert_eq!(
+            (measured.step(), measured.update()),
+            (Duration::from_millis(10), Duration::from_millis(1))
+        );
+        assert!((measured.rate() - 2000.0).abs() < 1e-9);
+    }
+}
