@@ -3,10 +3,14 @@
 //! Knows no loss and no optimizer. Activations travel as `[batch · ctx, width]`, sequence by sequence; every window
 //! starts at position 0 and attends to itself only.
 
+mod recompute;
+
 use candle_core::{Device, Tensor};
 use qat_infer::model::{AttentionShape, Exec, Linear, Rope};
 
-use crate::{Error, Result, ops};
+pub use recompute::Recomputed;
+
+use crate::{Error, Result, loss::Features, ops};
 
 /// A matrix as the forward pass sees it.
 #[derive(Debug, Clone)]
@@ -48,12 +52,32 @@ pub struct TrainExec<'a> {
     batch: usize,
     ctx: usize,
     rope: &'a RopeTable,
+    tap: Option<Tap>,
+}
+
+/// Where a forward pass is listened to, and what was heard.
+#[derive(Debug, Default)]
+struct Tap {
+    layer: usize,
+    attention: Option<[Tensor; 3]>,
+    hidden: Option<Tensor>,
 }
 
 impl<'a> TrainExec<'a> {
     /// An executor for `batch` windows of `ctx` tokens each.
     pub fn new(batch: usize, ctx: usize, rope: &'a RopeTable) -> Self {
-        Self { batch, ctx, rope }
+        Self { batch, ctx, rope, tap: None }
+    }
+
+    /// The same, remembering what the next forward pass leaves behind layer `layer`.
+    pub fn with_tap(self, layer: usize) -> Self {
+        Self { tap: Some(Tap { layer, ..Tap::default() }), ..self }
+    }
+
+    /// What the forward pass left behind the layer of [`Self::with_tap`]; none where the decoder has no such layer.
+    pub fn features(self) -> Option<Features> {
+        let tap = self.tap?;
+        Some(Features { hidden: tap.hidden?, attention: tap.attention? })
     }
 
     fn by_head(&self, x: &Tensor, heads: usize) -> Result<Tensor> {
@@ -113,12 +137,15 @@ impl Exec for TrainExec<'_> {
 
     fn attention(
         &mut self,
-        _: usize,
+        layer: usize,
         q: Tensor,
         k: Tensor,
         v: Tensor,
         shape: &AttentionShape,
     ) -> Result<Tensor> {
+        if let Some(tap) = self.tap.as_mut().filter(|tap| tap.layer == layer) {
+            tap.attention = Some([q.clone(), k.clone(), v.clone()]);
+        }
         let q = self.by_head(&q, shape.heads)?;
         let k = self.by_head(&k, shape.kv_heads)?;
         let v = self.by_head(&v, shape.kv_heads)?;
@@ -132,6 +159,12 @@ impl Exec for TrainExec<'_> {
 
     fn add(&mut self, a: Tensor, b: Tensor) -> Result<Tensor> {
         Ok((a + b)?)
+    }
+
+    fn behind_layer(&mut self, layer: usize, x: &Tensor) {
+        if let Some(tap) = self.tap.as_mut().filter(|tap| tap.layer == layer) {
+            tap.hidden = Some(x.clone());
+        }
     }
 }
 

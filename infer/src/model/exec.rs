@@ -76,4 +76,7 @@ pub trait Exec {
 
     /// `a + b`, elementwise.
     fn add(&mut self, a: Self::T, b: Self::T) -> Result<Self::T, Self::Error>;
+
+    /// Told what stands in the residual stream behind layer `layer`; most executors don't care.
+    fn behind_layer(&mut self, _layer: usize, _x: &Self::T) {}
 }

@@ -1,6 +1,6 @@
 //! Losses as sums over rows of logits `[n, vocab]`: the caller divides once, where it knows the number of tokens.
 //!
-//! A loss is a pure function of one row that gives its value and, on demand, its gradient. [`evaluate`] does that for many rows and
+//! A loss is a pure function of one row that gives its value and, on demand, its gradient. `evaluate` does that for many rows and
 //! several losses at once; [`Head`] does it behind the output matrix, some rows at a time, so that nothing of the size tokens ×
 //! vocabulary ever exists. Knows no model.
 //!
@@ -11,12 +11,14 @@
 mod buckets;
 mod cross_entropy;
 mod divergence;
+mod features;
 mod head;
 mod kernels;
 mod rows;
 
 pub use buckets::TopRows;
 pub use divergence::Divergence;
+pub use features::{Features, hidden, relations};
 pub use head::{Answers, Head, Losses, Reference};
 
 use candle_core::{Result, Tensor};

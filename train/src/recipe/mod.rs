@@ -7,17 +7,17 @@ mod plan;
 mod quant;
 mod raw;
 mod rules;
+mod teaching;
 
 use std::path::Path;
 
 use serde::Deserialize as _;
 
-pub use plan::{
-    CachePlan, EvalPlan, ExportPlan, LossPlan, MuonPlan, OptimPlan, Origin, Plan, Schedule, TeacherPlan,
-};
+pub use plan::{EvalPlan, ExportPlan, MuonPlan, OptimPlan, Origin, Plan, Schedule};
 pub use quant::{Learn, Mix, Quantization, Rounding, Warmup};
 pub use raw::Recipe;
 pub use rules::{Choice, Rules};
+pub use teaching::{CachePlan, FeaturePlan, LossPlan, OnPolicyPlan, TeacherPlan};
 
 use crate::{Error, Result};
 
@@ -225,6 +225,7 @@ batch = 2
             ("optim.momentum=1.0", "optim.momentum = 1.0: want a number from 0 to below 1"),
             ("optim.lr=-1.0", "optim.lr = -1: want a finite number above 0"),
             ("loss.forward_kl=0.0", "[loss]: every weight is 0"),
+            ("loss.relations=-1.0", "loss.relations = -1: want a finite number, 0 or more"),
             ("loss.skew_alpha=1.0", "loss.skew_alpha = 1.0: want a number between 0 and 1"),
             ("teacher.cache=", "teacher.cache = \"\": want a folder"),
             ("data.held_out=0.9", "data.held_out = 0.9: want more than 0 and at most 0.5"),
@@ -277,6 +278,22 @@ batch = 2
         );
         let m = message(SMALL, &["teacher.cache=c", "loss.forward_kl=0.0", "loss.cross_entropy=1.0"]);
         assert!(m.contains("teacher.cache = \"c\": no term of [loss] reads it"), "{m}");
+        let m = message(SMALL, &["teacher.cache=c", "loss.hidden=1.0"]);
+        assert!(m.contains("it keeps predictions and no hidden states"), "{m}");
+        for (set, want) in [
+            ("loss.cross_entropy=0.1", "what the student writes has no right answers"),
+            ("teacher.cache=c", "a cache knows nothing of what the student writes"),
+            ("loss.on_policy=0.2", "less than half a window of a batch of 2"),
+            ("loss.on_policy=1.5", "want a share from 0 to 1"),
+            ("loss.on_policy_every=0", "loss.on_policy_every = 0: want at least 1"),
+            (
+                "loss.on_policy_prompt=64",
+                "loss.on_policy_prompt = 64: want at least 1 and less than data.ctx = 64",
+            ),
+        ] {
+            let m = message(SMALL, &["loss.on_policy=0.5", set]);
+            assert!(m.contains(want), "{set}: {m}");
+        }
         let m = message(SMALL, &["teacher.cache=c", "teacher.top_k=0"]);
         assert_eq!(m, "teacher.top_k = 0: want at least 1");
         let m = message(&format!("{SMALL}[variants.\"a/b\"]\nseed = 1\n"), &[]);

@@ -5,7 +5,12 @@ use std::path::{Path, PathBuf};
 use qat_infer::export::{self, Target};
 use qat_quant::kernels::FloatType;
 
-use super::{Learn, Mix, Quantization, Recipe, Rounding, Warmup, quant::rounding, raw};
+use super::{
+    Learn, Mix, Quantization, Recipe, Rounding, Warmup,
+    quant::rounding,
+    raw,
+    teaching::{self, CachePlan, LossPlan, OnPolicyPlan, TeacherPlan},
+};
 use crate::{Error, Result};
 
 /// Where the student's weights come from.
@@ -20,37 +25,6 @@ pub enum Origin {
         /// The `tokenizer.json`.
         tokenizer: PathBuf,
     },
-}
-
-/// Whom the student learns from.
-#[derive(Debug, Clone, PartialEq)]
-pub enum TeacherPlan {
-    /// Nobody: the text alone.
-    None,
-    /// The student's own float weights.
-    Latent,
-    /// A Hugging Face directory.
-    Model(PathBuf),
-}
-
-/// Where a teacher's predictions are kept.
-#[derive(Debug, Clone, PartialEq)]
-pub struct CachePlan {
-    /// The folder.
-    pub dir: PathBuf,
-    /// Tokens kept of each prediction.
-    pub top_k: usize,
-}
-
-/// Weights of the loss terms.
-#[derive(Debug, Clone)]
-pub struct LossPlan {
-    /// Weight of the cross entropy.
-    pub cross_entropy: f64,
-    /// Divergences from the teacher with their weights, in the order in which they are added.
-    pub divergences: Vec<(crate::loss::Divergence, f64)>,
-    /// Temperature of the divergences.
-    pub temperature: f64,
 }
 
 /// Shape of the learning rate over the run.
@@ -167,6 +141,8 @@ pub struct Plan {
     pub teacher: TeacherPlan,
     /// Where its predictions are kept, if they are.
     pub cache: Option<CachePlan>,
+    /// Windows that the student writes, if any.
+    pub on_policy: Option<OnPolicyPlan>,
     /// How the student is quantized; where there is a `mix`, but for the formats that it chooses.
     pub quantization: Quantization,
     /// Formats that are chosen when the run begins.
@@ -192,16 +168,17 @@ impl Plan {
         let r = recipe;
         check_ranges(r)?;
         let quantization = Quantization::new(&r.quant)?;
-        let teacher = teacher(r)?;
+        let teacher = teaching::teacher(r)?;
         if quantization.learn == Learn::Scales && teacher == TeacherPlan::Latent {
             let problem = "quant.learn = \"scales\" keeps no float weights; name the directory of a model";
             return Err(Error::Config(format!("teacher.model = \"latent\": {problem}")));
         }
-        let loss = loss(&r.loss, &teacher)?;
+        let loss = teaching::loss(&r.loss, &teacher)?;
         let optim = optim(&r.optim)?;
         Ok(Self {
             origin: origin(&r.student)?,
-            cache: cache(r, &teacher, &loss)?,
+            cache: teaching::cache(r, &teacher, &loss)?,
+            on_policy: teaching::on_policy(r, &loss)?,
             loss,
             teacher,
             quantization,
@@ -219,11 +196,11 @@ pub(super) fn fail<T>(key: &str, value: impl std::fmt::Debug, want: &str) -> Res
     Err(Error::Config(format!("{key} = {value:?}: want {want}")))
 }
 
-fn at_least(key: &str, value: usize, least: usize) -> Result<()> {
+pub(super) fn at_least(key: &str, value: usize, least: usize) -> Result<()> {
     if value < least { fail(key, value, &format!("at least {least}")) } else { Ok(()) }
 }
 
-fn positive(key: &str, value: f64) -> Result<()> {
+pub(super) fn positive(key: &str, value: f64) -> Result<()> {
     if value.is_finite() && value > 0.0 {
         Ok(())
     } else {
@@ -231,7 +208,7 @@ fn positive(key: &str, value: f64) -> Result<()> {
     }
 }
 
-fn not_negative(key: &str, value: f64) -> Result<()> {
+pub(super) fn not_negative(key: &str, value: f64) -> Result<()> {
     if value.is_finite() && value >= 0.0 {
         Ok(())
     } else {
@@ -283,74 +260,6 @@ fn origin(student: &raw::Student) -> Result<Origin> {
             Err(Error::Config("[student]: `from` and [student.scratch] exclude each other".into()))
         }
     }
-}
-
-fn teacher(r: &Recipe) -> Result<TeacherPlan> {
-    Ok(match &r.teacher {
-        None => TeacherPlan::None,
-        Some(t) if t.model == "latent" => TeacherPlan::Latent,
-        Some(t) if t.model.is_empty() => {
-            return fail("teacher.model", &t.model, "a model directory or latent");
-        }
-        Some(t) => TeacherPlan::Model((&t.model).into()),
-    })
-}
-
-fn cache(r: &Recipe, teacher: &TeacherPlan, loss: &LossPlan) -> Result<Option<CachePlan>> {
-    let Some((dir, top_k)) = r.teacher.as_ref().and_then(|t| t.cache.as_ref().map(|dir| (dir, t.top_k)))
-    else {
-        return Ok(None);
-    };
-    at_least("teacher.top_k", top_k, 1)?;
-    if dir.is_empty() {
-        return fail("teacher.cache", dir, "a folder");
-    }
-    if *teacher == TeacherPlan::Latent {
-        return Err(Error::Config(format!(
-            "teacher.cache = {dir:?}: the latent weights say something else after every step; name a model in teacher.model"
-        )));
-    }
-    if loss.divergences.is_empty() {
-        return Err(Error::Config(format!(
-            "teacher.cache = {dir:?}: no term of [loss] reads it; set loss.forward_kl"
-        )));
-    }
-    Ok(Some(CachePlan { dir: dir.into(), top_k }))
-}
-
-fn loss(l: &raw::Loss, teacher: &TeacherPlan) -> Result<LossPlan> {
-    use crate::loss::Divergence;
-    positive("loss.temperature", l.temperature)?;
-    not_negative("loss.cross_entropy", l.cross_entropy)?;
-    for (key, share) in [("loss.jsd_beta", l.jsd_beta), ("loss.skew_alpha", l.skew_alpha)] {
-        if !(share > 0.0 && share < 1.0) {
-            return fail(key, share, "a number between 0 and 1");
-        }
-    }
-    let alpha = l.skew_alpha as f32;
-    let terms = [
-        ("loss.forward_kl", l.forward_kl, Divergence::ForwardKl),
-        ("loss.reverse_kl", l.reverse_kl, Divergence::ReverseKl),
-        ("loss.jsd", l.jsd, Divergence::Jsd { beta: l.jsd_beta as f32 }),
-        ("loss.skew_kl", l.skew_kl, Divergence::SkewKl { alpha }),
-        ("loss.skew_reverse_kl", l.skew_reverse_kl, Divergence::SkewReverseKl { alpha }),
-    ];
-    let mut divergences = Vec::new();
-    for (key, weight, kind) in terms {
-        not_negative(key, weight)?;
-        if weight > 0.0 {
-            if *teacher == TeacherPlan::None {
-                return Err(Error::Config(format!("{key} = {weight}: needs a [teacher]")));
-            }
-            divergences.push((kind, weight));
-        }
-    }
-    if l.cross_entropy == 0.0 && divergences.is_empty() {
-        return Err(Error::Config(
-            "[loss]: every weight is 0; set cross_entropy, forward_kl, reverse_kl, jsd, skew_kl or skew_reverse_kl".into(),
-        ));
-    }
-    Ok(LossPlan { cross_entropy: l.cross_entropy, divergences, temperature: l.temperature })
 }
 
 fn optim(o: &raw::Optim) -> Result<OptimPlan> {

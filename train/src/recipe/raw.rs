@@ -198,6 +198,24 @@ pub struct Loss {
     pub skew_alpha: f64,
     /// Temperature of the divergences.
     pub temperature: f64,
+    /// Weight of the distance between the hidden states of student and teacher behind one layer.
+    pub hidden: f64,
+    /// Weight of the divergence between the relations that queries, keys and values of that layer draw between tokens.
+    pub relations: f64,
+    /// The student's layer, counted from 0 as in tensor names, whose counterpart in the teacher stands at the same share of the depth;
+    /// without it the last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub layer: Option<usize>,
+    /// Share of the windows of a batch that the student writes itself, from their first tokens on.
+    pub on_policy: f64,
+    /// Steps that use what the student wrote at the first of them.
+    pub on_policy_every: usize,
+    /// First tokens of a window that stay the text's; without it a quarter.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_policy_prompt: Option<usize>,
+    /// Whether `hidden` and `relations` are shares of the gradient rather than factors: with 1 the term's gradient is as long, at the
+    /// start, as that of the terms on predictions.
+    pub balance: bool,
 }
 
 impl Default for Loss {
@@ -212,6 +230,13 @@ impl Default for Loss {
             skew_reverse_kl: 0.0,
             skew_alpha: 0.1,
             temperature: 1.0,
+            hidden: 0.0,
+            relations: 0.0,
+            layer: None,
+            on_policy: 0.0,
+            on_policy_every: 20,
+            on_policy_prompt: None,
+            balance: true,
         }
     }
 }
@@ -283,6 +308,10 @@ pub struct Train {
     /// Micro-batches added up to one step.
     #[serde(default = "one")]
     pub accumulate: usize,
+    /// Keep only what stands between layers until the backward pass, which computes each layer again: the same gradients with
+    /// far less memory, for about a third more time.
+    #[serde(default)]
+    pub checkpoint_layers: bool,
     /// Steps between lines of `log.jsonl`.
     #[serde(default = "ten")]
     pub log_every: usize,

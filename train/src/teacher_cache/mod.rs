@@ -1,6 +1,6 @@
 //! A teacher's predictions on disk: asked once, then read in every epoch of every run with the same teacher and text.
 //!
-//! A folder holds `teacher.json`, which says what the cache was made of, and shards of [`SHARD`] windows each. Windows are numbered in
+//! A folder holds `teacher.json`, which says what the cache was made of, and shards of 64 windows each. Windows are numbered in
 //! an order of their own ([`crate::data::Batches::fixed`]), of which a run needs the first ones, whatever its seed: a longer run adds
 //! shards. What is missing is made before the first step, one shard at a time, so that an interrupted run goes on with the shard it
 //! stopped at; a damaged shard is made again. Knows no loop.

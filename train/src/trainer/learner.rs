@@ -7,6 +7,7 @@ use candle_core::{Device, Tensor};
 use qat_infer::model::Rope;
 
 use super::{
+    inside::Inside,
     objective::{Objective, Sums},
     teacher::Teacher,
 };
@@ -26,6 +27,7 @@ pub(super) struct Learner {
     pub student: Student,
     teacher: Teacher,
     rope: RopeTable,
+    inside: Option<Inside>,
     pub optimizer: Optimizer,
 }
 
@@ -46,12 +48,34 @@ impl Learner {
         let student = Student::new(floats, quantization, device)?;
         let rope = RopeTable::new(&Rope::new(&student.config), ctx, device)?;
         let optimizer = Optimizer::new(plan.optim.clone(), student.variables())?;
-        Ok(Self { student, teacher, rope, optimizer })
+        Ok(Self { student, teacher, rope, inside: None, optimizer })
+    }
+
+    /// Adds the terms on what happens inside, where the plan has any: before anything is learned, because their factors may follow from
+    /// the gradients of `batch` at the start. Says what these are.
+    ///
+    /// # Errors
+    /// A layer that the student doesn't have; gradients that can't be compared.
+    pub fn look_inside(&mut self, plan: &Plan, batch: &Batch) -> Result<Option<String>> {
+        let Some(features) = &plan.loss.features else { return Ok(None) };
+        self.inside = Some(Inside::new(features, &self.student, &self.teacher)?);
+        if !features.balance {
+            return Ok(None);
+        }
+        let parts = self.objective(plan).parts(&self.student, batch, Some(Moment::full()))?;
+        self.inside.as_mut().map(|inside| inside.balance(&parts, &self.student)).transpose()
     }
 
     /// What is lowered, and measured on held-out windows.
     pub fn objective<'a>(&'a self, plan: &'a Plan) -> Objective<'a> {
-        Objective { plan: &plan.loss, teacher: &self.teacher, rope: &self.rope, ctx: plan.recipe.data.ctx }
+        Objective {
+            plan: &plan.loss,
+            teacher: &self.teacher,
+            rope: &self.rope,
+            ctx: plan.recipe.data.ctx,
+            inside: self.inside.as_ref(),
+            recompute: plan.recipe.train.checkpoint_layers,
+        }
     }
 
     /// Until rounding begins, what would ship are the weights of the moment on grids of the moment; it begins with such grids.

@@ -82,6 +82,7 @@ pub fn measure(plan: &Plan, device: &Device, warm_up: usize, steps: usize) -> Re
     let at_hand = Teacher::new(plan, teacher.as_ref().unwrap_or(&beginning.floats), device)?;
     let mut learner = Learner::new(plan, &floats, plan.quantization.clone(), at_hand, device)?;
     drop((floats, teacher, beginning));
+    learner.look_inside(plan, &tokens.batch(rows, ctx))?;
     let mut measured = Measured {
         parameters: learner.student.variables().iter().map(|v| v.var.elem_count()).sum(),
         step_tokens: step_tokens(plan),

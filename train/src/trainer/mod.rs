@@ -8,11 +8,13 @@ mod allocate;
 mod calibration;
 mod event;
 mod flips;
+mod inside;
 mod learner;
 mod lock;
 mod measure;
 pub mod mixed;
 mod objective;
+mod on_policy;
 mod prepare;
 mod teacher;
 #[cfg(test)]
@@ -115,9 +117,17 @@ pub fn train(job: &Job, report: &mut dyn FnMut(Event), stop: &AtomicBool) -> Res
 fn take_step(job: &Job, run: &mut Prepared) -> Result<(Sums, f64)> {
     let plan = job.plan;
     let settings = &plan.recipe.train;
-    let first = run.step * settings.accumulate;
-    let batches = (first..first + settings.accumulate).map(|at| run.batches.at(at as u64));
-    let (sums, gradients) = run.learner.gradients(plan, run.step, batches)?;
+    let batches = match &mut run.author {
+        Some(author) => {
+            run.learner.keep_up_grids(plan, run.step)?;
+            author.batches(&run.learner.student, &run.batches, run.step)?
+        }
+        None => {
+            let first = run.step * settings.accumulate;
+            (first..first + settings.accumulate).map(|at| run.batches.at(at as u64)).collect()
+        }
+    };
+    let (sums, gradients) = run.learner.gradients(plan, run.step, batches.into_iter())?;
     let loss = sums.loss / step_tokens(plan) as f64;
     if run.step == 0 || run.step == plan.warmup.begin {
         let rounded = run.step >= plan.warmup.begin;

@@ -4,13 +4,16 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::Tensor;
+use candle_core::{Tensor, backprop::GradStore};
 
-use super::teacher::{Predictions, Teacher, head};
+use super::{
+    inside::{Found, Inside},
+    teacher::{Predictions, Teacher, forward},
+};
 use crate::{
     Error, Result,
     data::Batch,
-    exec::RopeTable,
+    exec::{Recomputed, RopeTable},
     loss::{Answers, Divergence, Losses, Term},
     ops::accumulate,
     optim::of_grid,
@@ -60,6 +63,36 @@ pub struct Objective<'a> {
     pub rope: &'a RopeTable,
     /// Window.
     pub ctx: usize,
+    /// Terms on what happens inside.
+    pub inside: Option<&'a Inside>,
+    /// Whether the backward pass computes the insides of layers again.
+    pub recompute: bool,
+}
+
+/// The terms of a batch in the graph of the student's variables.
+pub struct Parts {
+    /// Σ weight·sum over the terms on predictions.
+    pub total: Tensor,
+    /// The sum of each, outside the graph.
+    sums: Tensor,
+    /// Terms on what happens inside.
+    pub inside: Vec<Found>,
+    /// Where a backward pass leaves the gradients of layers that it computed again.
+    recomputed: Option<Recomputed>,
+}
+
+impl Parts {
+    /// The gradients of `sum`, a scalar in the graph of these parts.
+    ///
+    /// # Errors
+    /// The device is out of memory.
+    pub fn backward(&self, sum: &Tensor) -> Result<GradStore> {
+        let mut store = sum.backward()?;
+        if let Some(recomputed) = &self.recomputed {
+            recomputed.join(&mut store)?;
+        }
+        Ok(store)
+    }
 }
 
 impl Objective<'_> {
@@ -76,13 +109,12 @@ impl Objective<'_> {
         step_tokens: usize,
         gradients: &mut Vec<Tensor>,
     ) -> Result<Sums> {
-        // The teacher first: nothing of the student's is in memory meanwhile.
-        let teacher = self.predictions(student, batch)?;
-        let head = head(&student.decoder_at(moment)?, self.rope, &batch.inputs, self.ctx)?;
-        let terms = self.terms();
-        let Losses { total, sums } = head.losses(&terms, &self.answers(batch, &teacher))?;
-        drop((head, teacher));
-        let mut store = (total / step_tokens as f64)?.backward()?;
+        let parts = self.parts(student, batch, moment)?;
+        let mut whole = parts.total.clone();
+        for (_, factor, sum) in &parts.inside {
+            whole = (whole + (sum * *factor)?)?;
+        }
+        let mut store = parts.backward(&(whole / step_tokens as f64)?)?;
         for (index, variable) in student.variables().iter().enumerate() {
             let gradient = match store.remove(variable.var.as_tensor()) {
                 Some(gradient) => gradient.detach(),
@@ -96,7 +128,34 @@ impl Objective<'_> {
             }
         }
         // Read last, so that a GPU has all of the step to do meanwhile.
-        Ok(named(&terms, &sums.to_vec1::<f32>()?))
+        let mut values = vec![parts.sums];
+        for (_, _, sum) in &parts.inside {
+            values.push(sum.detach().reshape(1)?);
+        }
+        let predicted = self.terms().into_iter().map(|(term, weight)| (name(term), weight));
+        let names: Vec<_> =
+            predicted.chain(parts.inside.iter().map(|(name, factor, _)| (*name, *factor))).collect();
+        Ok(named(&names, &Tensor::cat(&values, 0)?.to_vec1::<f32>()?))
+    }
+
+    /// The terms of a batch in the graph of the student's variables.
+    ///
+    /// # Errors
+    /// The device is out of memory.
+    pub fn parts(&self, student: &Student, batch: &Batch, moment: Option<Moment>) -> Result<Parts> {
+        let text = (&*batch.inputs, self.ctx);
+        // The teacher first: nothing of the student's is in memory meanwhile.
+        let teacher = self.predictions(student, batch)?;
+        let tap = self.inside.map(|inside| inside.layer);
+        let recomputed = self.recompute.then(Recomputed::default);
+        let decoder = student.decoder_at(moment)?;
+        let (head, features) = forward(&decoder, self.rope, text, tap, recomputed.as_ref())?;
+        let Losses { total, sums } = head.losses(&self.terms(), &self.answers(batch, &teacher))?;
+        let inside = match (self.inside, features, teacher.features()) {
+            (Some(inside), Some(ours), Some(theirs)) => inside.terms(&ours, theirs, batch.rows)?,
+            _ => Vec::new(),
+        };
+        Ok(Parts { total, sums, inside, recomputed })
     }
 
     fn terms(&self) -> Vec<(Term, f64)> {
@@ -107,10 +166,10 @@ impl Objective<'_> {
     }
 
     fn predictions(&self, student: &Student, batch: &Batch) -> Result<Predictions> {
-        if self.plan.divergences.is_empty() {
+        if self.plan.divergences.is_empty() && self.inside.is_none() {
             return Ok(Predictions::None);
         }
-        self.teacher.predictions(student, self.rope, batch)
+        self.teacher.predictions(student, self.rope, batch, self.inside.map(|inside| inside.of_teacher))
     }
 
     fn answers<'b>(&self, batch: &'b Batch, teacher: &'b Predictions) -> Answers<'b> {
@@ -134,7 +193,8 @@ impl Objective<'_> {
         let terms = if matches!(self.teacher, Teacher::None) { &terms[..1] } else { &terms };
         for (index, batch) in batches.enumerate() {
             let theirs = self.teacher.valid_predictions(student, self.rope, (index, batch))?;
-            let ours = head(&decoder, self.rope, &batch.inputs, self.ctx)?;
+            let text = (&*batch.inputs, self.ctx);
+            let (ours, _) = forward(&decoder, self.rope, text, None, Some(&Recomputed::default()))?;
             let answers = Answers { temperature: 1.0, ..self.answers(batch, &theirs) };
             let sums = ours.scores(terms, &answers)?.to_vec1::<f32>()?;
             scores.iter_mut().zip(sums).for_each(|(score, sum)| *score += f64::from(sum));
@@ -146,12 +206,12 @@ impl Objective<'_> {
 }
 
 /// The sums of the terms by name, and the weighted loss.
-fn named(terms: &[(Term, f64)], sums: &[f32]) -> Sums {
+fn named(terms: &[(&str, f64)], sums: &[f32]) -> Sums {
     let mut named = Sums::default();
-    for (&(term, weight), &nats) in terms.iter().zip(sums) {
+    for (&(name, weight), &nats) in terms.iter().zip(sums) {
         let nats = f64::from(nats);
         named.loss += weight * nats;
-        named.terms.insert(name(term).to_owned(), nats);
+        named.terms.insert(name.to_owned(), nats);
     }
     named
 }

@@ -21,6 +21,7 @@ use super::{
     learner::{Learner, step_tokens},
     lock::RunLock,
     mixed,
+    on_policy::Author,
     teacher::Teacher,
 };
 use crate::{
@@ -49,6 +50,8 @@ pub(super) const PROBE_WINDOWS: usize = 16;
 pub(super) struct Prepared {
     pub learner: Learner,
     pub batches: Batches,
+    /// Who writes a part of them, if anybody does.
+    pub author: Option<Author>,
     pub valid: Vec<Batch>,
     pub checkpoints: Checkpoints,
     pub log: Log,
@@ -92,11 +95,14 @@ impl Prepared {
             None => mixed::settled(plan, job.out)?,
         };
         let mut learner = Learner::new(plan, &floats, quantization.clone(), teacher, &job.device)?;
-        if quantization.start == Rounding::Gptq && found.is_none() {
+        // What balances terms is measured at the start, also by a run that goes on from elsewhere.
+        let balances = plan.loss.features.as_ref().is_some_and(|features| features.balance);
+        if quantization.start == Rounding::Gptq && (found.is_none() || balances) {
             let text = calibration::text(plan, &batches);
             report(Event::Note(format!("GPTQ on {} windows of the training text", text.windows.len())));
             learner.student.start_from(&gptq::round(&floats, &quantization, &text, &job.device)?)?;
         }
+        learner.look_inside(plan, &batches.at(0))?.into_iter().for_each(|said| report(Event::Note(said)));
         let (mut step, mut start_loss) = (0, None);
         if let Some(checkpoint) = &found {
             checkpoint.restore(&learner.student, &mut learner.optimizer)?;
@@ -122,6 +128,7 @@ impl Prepared {
             saved: found.map(|c| c.state.step),
             steps_above: 0,
             _lock: lock,
+            author: Author::new(plan, job.out),
             learner,
             batches,
             checkpoints,

@@ -6,14 +6,14 @@ use std::{
 };
 
 use candle_core::{Device, Tensor};
-use qat_infer::model::Decoder;
+use qat_infer::model::{Config, Decoder};
 
 use super::{Event, Job};
 use crate::{
     Error, Result,
     data::{Batch, Batches},
-    exec::{Matrix, RopeTable, TrainExec},
-    loss::{Head, Reference, TopRows},
+    exec::{Matrix, Recomputed, RopeTable, TrainExec},
+    loss::{Features, Head, Reference, TopRows},
     ops,
     recipe::{CachePlan, Plan, TeacherPlan},
     student::{Floats, Student},
@@ -48,8 +48,8 @@ pub enum Teacher {
 pub enum Predictions {
     /// Nothing.
     None,
-    /// Everything.
-    Head(Head),
+    /// Everything, and what is behind one of its layers where that was asked for.
+    Head(Head, Option<Features>),
     /// Its most probable tokens.
     Top(TopRows),
 }
@@ -59,8 +59,16 @@ impl Predictions {
     pub fn reference(&self) -> Reference<'_> {
         match self {
             Self::None => Reference::None,
-            Self::Head(head) => Reference::Head(head),
+            Self::Head(head, _) => Reference::Head(head),
             Self::Top(top) => Reference::Top(top),
+        }
+    }
+
+    /// What is behind a layer.
+    pub fn features(&self) -> Option<&Features> {
+        match self {
+            Self::Head(_, features) => features.as_ref(),
+            _ => None,
         }
     }
 }
@@ -120,7 +128,8 @@ impl Teacher {
         };
         let (decoder, layout) = (floats.decoder(&job.device)?, identity.layout());
         let rope = RopeTable::new(&decoder.rope, ctx, &job.device)?;
-        let ask = |layout, ids: &[u32]| records_of(layout, &head(&decoder, &rope, ids, ctx)?);
+        let ask =
+            |layout, ids: &[u32]| records_of(layout, &forward(&decoder, &rope, (ids, ctx), None, None)?.0);
         let (wanted, report) = (batches.windows_per_epoch(), RefCell::new(report));
         let mut make = |windows: std::ops::Range<u64>| {
             let mut records = Vec::new();
@@ -144,7 +153,7 @@ impl Teacher {
         Ok(Self::Cached { cache, valid: valid.collect::<Result<_>>()? })
     }
 
-    /// What it says of a training batch, outside any graph.
+    /// What it says of a training batch, outside any graph, with what is behind its layer `tap`.
     ///
     /// # Errors
     /// The device is out of memory.
@@ -153,17 +162,32 @@ impl Teacher {
         student: &Student,
         student_rope: &RopeTable,
         batch: &Batch,
+        tap: Option<usize>,
     ) -> Result<Predictions> {
-        let (ids, ctx) = (&batch.inputs, batch.context);
+        let text = (&*batch.inputs, batch.context);
         let found = match self {
             Self::None => return Ok(Predictions::None),
-            Self::Latent => head(&student.decoder(None)?, student_rope, ids, ctx)?,
-            Self::Frozen { decoder, rope } => head(decoder, rope, ids, ctx)?,
+            // Its graph has no use, and without the insides of layers next to no size.
+            Self::Latent => {
+                forward(&student.decoder(None)?, student_rope, text, tap, Some(&Recomputed::default()))?
+            }
+            Self::Frozen { decoder, rope } => forward(decoder, rope, text, tap, None)?,
             Self::Cached { cache, .. } => {
                 return cache.rows(&batch.windows, student_rope.device()).map(Predictions::Top);
             }
         };
-        Ok(Predictions::Head(Head { input: found.input.detach(), weight: found.weight.detach() }))
+        let (head, features) = found;
+        let head = Head { input: head.input.detach(), weight: head.weight.detach() };
+        Ok(Predictions::Head(head, features.map(|features| features.detach())))
+    }
+
+    /// Its shape; the student's where the student is its own teacher, none where nobody is at hand.
+    pub fn config<'a>(&'a self, student: &'a Student) -> Option<&'a Config> {
+        match self {
+            Self::Latent => Some(&student.config),
+            Self::Frozen { decoder, .. } => Some(&decoder.config),
+            Self::None | Self::Cached { .. } => None,
+        }
     }
 
     /// What it says of the held-out batch number `index`, at a temperature of 1.
@@ -180,22 +204,34 @@ impl Teacher {
             Self::Cached { valid, .. } => {
                 Ok(valid.get(index).cloned().map_or(Predictions::None, Predictions::Top))
             }
-            _ => self.predictions(student, student_rope, batch),
+            _ => self.predictions(student, student_rope, batch, None),
         }
     }
 }
 
-/// What the logits of windows of `ctx` tokens, one after the other in `ids`, are a product of.
+/// What the logits of windows of `ctx` tokens, one after the other in `ids`, are a product of; and what is behind layer `tap`.
 ///
 /// # Errors
 /// The device is out of memory.
-pub fn head(decoder: &Decoder<Matrix, Tensor>, rope: &RopeTable, ids: &[u32], ctx: usize) -> Result<Head> {
+pub fn forward(
+    decoder: &Decoder<Matrix, Tensor>,
+    rope: &RopeTable,
+    (ids, ctx): (&[u32], usize),
+    tap: Option<usize>,
+    recomputed: Option<&Recomputed>,
+) -> Result<(Head, Option<Features>)> {
     let mut exec = TrainExec::new(ids.len() / ctx, ctx, rope);
-    let hidden = decoder.forward(&mut exec, ids)?;
+    if let Some(layer) = tap {
+        exec = exec.with_tap(layer);
+    }
+    let hidden = match recomputed {
+        Some(recomputed) => recomputed.forward(decoder, &mut exec, ids)?,
+        None => decoder.forward(&mut exec, ids)?,
+    };
     let matrix = decoder.head.as_ref().map_or(&decoder.embed, |head| &head.weight);
     let input = match matrix.int8_inputs {
         Some(lambda) => ops::quantize_activations(&hidden, lambda)?,
         None => hidden,
     };
-    Ok(Head { input, weight: matrix.weight.clone() })
+    Ok((Head { input, weight: matrix.weight.clone() }, exec.features()))
 }

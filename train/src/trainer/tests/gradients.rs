@@ -17,9 +17,9 @@ use crate::{
         Gradient,
         gpu::host::{self, Care},
     },
-    recipe::{LossPlan, Quantization, Rounding, Rules},
+    recipe::{FeaturePlan, LossPlan, Quantization, Rounding, Rules},
     student::{Moment, Student},
-    trainer::{objective::Objective, teacher::Teacher},
+    trainer::{inside::Inside, objective::Objective, teacher::Teacher},
 };
 
 const CTX: usize = 8;
@@ -31,6 +31,8 @@ struct Bench {
     teacher: Teacher,
     rope: RopeTable,
     batch: Batch,
+    inside: bool,
+    recompute: bool,
 }
 
 impl Bench {
@@ -48,7 +50,9 @@ impl Bench {
         let teacher = Teacher::frozen(&tiny::floats(config.clone(), 77), CTX, device).expect("teacher");
         let rope = qat_infer::model::Rope::new(config);
         Self {
-            plan: LossPlan { cross_entropy: 1.0, divergences, temperature: 2.0 },
+            plan: LossPlan { cross_entropy: 1.0, divergences, temperature: 2.0, features: None },
+            inside: false,
+            recompute: false,
             teacher,
             rope: RopeTable::new(&rope, CTX, device).expect("rope"),
             batch: Batch {
@@ -63,7 +67,16 @@ impl Bench {
 
     /// The loss summed over the tokens, and its gradient by variable.
     fn gradients(&self, student: &Student) -> Result<(f64, Vec<Tensor>)> {
-        let objective = Objective { plan: &self.plan, teacher: &self.teacher, rope: &self.rope, ctx: CTX };
+        let features = FeaturePlan { hidden: 3.0, relations: 2.0, layer: None, balance: false };
+        let inside = Inside::new(&features, student, &self.teacher)?;
+        let objective = Objective {
+            plan: &self.plan,
+            teacher: &self.teacher,
+            rope: &self.rope,
+            ctx: CTX,
+            inside: self.inside.then_some(&inside),
+            recompute: self.recompute,
+        };
         let mut gradients = Vec::new();
         let sums = objective.accumulate(student, &self.batch, Some(Moment::full()), 1, &mut gradients)?;
         Ok((sums.loss, gradients))
@@ -190,8 +203,8 @@ fn gradients_of_the_whole_model_are_the_slopes_of_its_loss() {
     for (family, tied, bias) in [("llama", true, true), ("qwen2", true, false), ("qwen3", false, false)] {
         let config = tiny::config(json!({"model_type": family, "tie_word_embeddings": tied, "head_dim": 32,
             "attention_bias": bias, "mlp_bias": bias}));
-        let (bench, student) =
-            (Bench::new(&config), student(&config, "float", Gradient::Ste, ScaleRule::Absmax));
+        let student = student(&config, "float", Gradient::Ste, ScaleRule::Absmax);
+        let bench = Bench { inside: true, ..Bench::new(&config) };
         let (_, gradients) = bench.gradients(&student).expect("a gradient each");
         for (variable, gradient) in student.variables().iter().zip(&gradients) {
             let half: Vec<f32> =
@@ -214,6 +227,28 @@ fn gradients_of_the_whole_model_are_the_slopes_of_its_loss() {
                 "{family} {}: {measured} measured, {slope} from backward",
                 variable.name
             );
+        }
+    }
+}
+
+#[test]
+fn layers_that_are_computed_again_give_the_same_loss_and_gradients_to_the_bit() {
+    for (family, tied, weights) in
+        [("llama", true, "int4-g32"), ("qwen2", true, "int3-affine-g32"), ("qwen3", false, "ternary-tensor")]
+    {
+        let config = tiny::config(json!({"model_type": family, "tie_word_embeddings": tied, "head_dim": 32,
+            "num_hidden_layers": 3}));
+        let student = student(&config, weights, Gradient::Lsq, ScaleRule::Mse);
+        for inside in [false, true] {
+            let kept = Bench { inside, ..Bench::new(&config) };
+            let again = Bench { inside, recompute: true, ..Bench::new(&config) };
+            let [kept, again] =
+                [kept, again].map(|bench| bench.gradients(&student).expect("a gradient each"));
+            assert_eq!(kept.0, again.0, "{family}");
+            for ((kept, again), variable) in kept.1.iter().zip(&again.1).zip(student.variables()) {
+                let bits = |t: &Tensor| crate::ops::check::bits(t).expect("values");
+                assert!(bits(kept) == bits(again), "{family}, inside {inside}: {}", variable.name);
+            }
         }
     }
 }

@@ -3,6 +3,7 @@
 mod bits;
 mod cache;
 mod gradients;
+mod on_policy;
 mod phases;
 mod pieces;
 mod rounding;

@@ -57,6 +57,50 @@ fn distilling_brings_the_rounded_student_nearer_to_its_teacher() {
 }
 
 #[test]
+fn terms_on_the_inside_bring_the_student_nearer_there_too_in_proportion_to_the_others() {
+    let place = Place::new();
+    let teacher = place.model("teacher", 8);
+    let model = format!("teacher.model={teacher}");
+    let sets = |kind: &'static str| {
+        let both = ["optim.lr=5e-4", "train.batch=8", "train.steps=12", "quant.weights=ternary-g64"];
+        [&[&*model, "loss.cross_entropy=0.0", "loss.forward_kl=1.0", kind][..], &both].concat()
+    };
+    for (name, kind) in [("hidden", "loss.hidden=1.0"), ("relations", "loss.relations=1.0")] {
+        let plan = place.plan_from(&teacher, &sets(kind));
+        let run = place.finish(&plan, name);
+        let terms = |step: usize| {
+            let line = |e: &Event| if let Event::Step(l) = e { Some(l.terms.clone()) } else { None };
+            run.events.iter().filter_map(line).nth(step).expect("a step")
+        };
+        assert!(terms(11)[name] < 0.97 * terms(0)[name], "{name}: {} to {}", terms(0)[name], terms(11)[name]);
+        assert!(terms(11)["forward_kl"] < terms(0)["forward_kl"]);
+        let notes = run.notes();
+        assert!(
+            notes.len() == 1 && notes[0].starts_with(&format!("loss.{name} = 1 is a factor of ")),
+            "{notes:?}"
+        );
+        // The factor is of the start, also for a run that goes on.
+        place.train(&plan, &format!("{name}-again"), Start::Fresh, Some(5));
+        let resumed = place.train(&plan, &format!("{name}-again"), Start::Resume, None);
+        assert!(resumed.checkpoint(12) == run.checkpoint(12));
+    }
+    // A teacher of another width and depth.
+    let small = [
+        "student.hidden_size=32",
+        "student.intermediate_size=96",
+        "student.layers=1",
+        "loss.relations=0.5",
+        "quant.weights=int2-affine-g32",
+    ];
+    let run =
+        place.finish(&place.plan_from(&teacher, &[&sets("loss.hidden=0.5")[..], &small].concat()), "small");
+    assert!(run.losses().iter().all(|l| l.is_finite()));
+    let beyond = place.plan_from(&teacher, &[&sets("loss.hidden=0.5")[..], &["loss.layer=2"]].concat());
+    let m = place.train(&beyond, "beyond", Start::Fresh, None).refusal();
+    assert_eq!(m, "loss.layer = 2: want less than the student's 2 layers");
+}
+
+#[test]
 fn the_latent_weights_can_be_the_teacher() {
     let place = Place::new();
     let start = place.model("start", 8);

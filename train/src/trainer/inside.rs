@@ -1,0 +1,145 @@
+//! Terms on what happens inside: which layers are compared, in how many heads, and with which weights.
+//!
+//! Knows no step. Invariant: all of it is decided before the first step, from the weights that a run starts with, so that a resumed run
+//! has the same.
+
+use candle_core::Tensor;
+use qat_infer::model::Config;
+
+use super::{objective::Parts, teacher::Teacher};
+use crate::{
+    Error, Result,
+    loss::{self, Features},
+    recipe::FeaturePlan,
+    student::{Kind, Student},
+};
+
+/// Terms that compare one layer of the student with one of the teacher.
+#[derive(Debug, Clone)]
+pub struct Inside {
+    /// The student's layer.
+    pub layer: usize,
+    /// The teacher's.
+    pub of_teacher: usize,
+    /// Heads in which queries are compared, and keys and values.
+    heads: [usize; 2],
+    /// Factor of the distance of hidden states.
+    hidden: f64,
+    /// Factor of the divergence of relations.
+    relations: f64,
+}
+
+/// A term's name, factor, and sum over the tokens in the graph.
+pub type Found = (&'static str, f64, Tensor);
+
+impl Inside {
+    /// What `plan` asks for, with its weights as factors.
+    ///
+    /// # Errors
+    /// A layer that the student doesn't have; a teacher without layers.
+    pub fn new(plan: &FeaturePlan, student: &Student, teacher: &Teacher) -> Result<Self> {
+        let ours = &student.config;
+        let Some(theirs) = teacher.config(student) else {
+            return Err(Error::Config("loss.hidden and loss.relations need a [teacher] at hand".into()));
+        };
+        let layer = plan.layer.unwrap_or(ours.layers - 1);
+        if layer >= ours.layers {
+            let problem =
+                format!("loss.layer = {layer}: want less than the student's {} layers", ours.layers);
+            return Err(Error::Config(problem));
+        }
+        Ok(Self {
+            layer,
+            of_teacher: counterpart(layer, ours, theirs),
+            heads: [common(ours.heads, theirs.heads), common(ours.kv_heads, theirs.kv_heads)],
+            hidden: plan.hidden,
+            relations: plan.relations,
+        })
+    }
+
+    /// The terms of a batch of `windows`.
+    ///
+    /// # Errors
+    /// The device is out of memory.
+    pub fn terms(&self, student: &Features, teacher: &Features, windows: usize) -> Result<Vec<Found>> {
+        let mut found = Vec::new();
+        if self.hidden > 0.0 {
+            let distance = loss::hidden(&student.hidden, &teacher.hidden, windows)?;
+            found.push(("hidden", self.hidden, distance));
+        }
+        if self.relations > 0.0 {
+            let [of_queries, others] = self.heads;
+            let mut sum: Option<Tensor> = None;
+            let pairs = student.attention.iter().zip(&teacher.attention);
+            for ((ours, theirs), heads) in pairs.zip([of_queries, others, others]) {
+                let one = (loss::relations(ours, theirs, windows, heads)? / 3.0)?;
+                sum = Some(match sum {
+                    Some(sum) => (sum + one)?,
+                    None => one,
+                });
+            }
+            found.extend(sum.map(|sum| ("relations", self.relations, sum)));
+        }
+        Ok(found)
+    }
+
+    /// Makes factors of weights that are shares of the gradient: each term's is as long as weight · that of the terms on
+    /// predictions, over all matrices. `parts` are those of the start, on the grid. Says what the factors are.
+    ///
+    /// # Errors
+    /// A term without a gradient: student and teacher agree already.
+    pub fn balance(&mut self, parts: &Parts, student: &Student) -> Result<String> {
+        let whole = length(parts, &parts.total, student)?;
+        let mut said = Vec::new();
+        for (name, weight, sum) in &parts.inside {
+            let factor = weight * whole / length(parts, sum, student)?;
+            if !(factor > 0.0 && factor.is_finite()) {
+                return Err(Error::Config(format!(
+                    "loss.{name} = {weight}: student and teacher agree at the start, so that gradients can't be compared; set \
+                     loss.balance = false"
+                )));
+            }
+            *(if *name == "hidden" { &mut self.hidden } else { &mut self.relations }) = factor;
+            said.push(format!("loss.{name} = {weight} is a factor of {factor:.4}"));
+        }
+        Ok(format!("{} (gradients in proportion at the start)", said.join(", ")))
+    }
+}
+
+/// The layer at the same share of the depth, the last for the last.
+fn counterpart(layer: usize, ours: &Config, theirs: &Config) -> usize {
+    (((layer + 1) * theirs.layers + ours.layers / 2) / ours.layers).max(1) - 1
+}
+
+/// The greatest common divisor: the finest cut into heads that both widths allow.
+fn common(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { common(b, a % b) }
+}
+
+/// Length of the gradient of `sum`, one of `parts`, by all matrices.
+fn length(parts: &Parts, sum: &Tensor, student: &Student) -> Result<f64> {
+    let store = parts.backward(sum)?;
+    let mut squares = 0.0;
+    for variable in student.variables().iter().filter(|variable| variable.kind == Kind::Weight) {
+        if let Some(gradient) = store.get(variable.var.as_tensor()) {
+            squares += f64::from(gradient.sqr()?.sum_all()?.to_scalar::<f32>()?);
+        }
+    }
+    Ok(squares.sqrt())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tiny;
+
+    #[test]
+    fn layers_at_the_same_share_of_the_depth_are_compared() {
+        let layers = |n: usize| tiny::config(serde_json::json!({ "num_hidden_layers": n }));
+        for (ours, theirs, want) in [(4, 4, [0, 1, 2, 3]), (4, 8, [1, 3, 5, 7]), (4, 2, [0, 0, 1, 1])] {
+            let found = [0, 1, 2, 3].map(|layer| counterpart(layer, &layers(ours), &layers(theirs)));
+            assert_eq!(found, want, "{ours} of {theirs}");
+        }
+        assert_eq!([common(9, 3), common(4, 6), common(5, 1), common(7, 3)], [3, 2, 1, 1]);
+    }
+}
