@@ -15,6 +15,7 @@ mod outputs;
 mod recipes;
 mod runs;
 mod targets;
+mod teaching;
 mod tidy;
 mod tiers;
 mod workshop;

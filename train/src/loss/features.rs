@@ -23,6 +23,13 @@ pub struct Features {
     pub attention: [Tensor; 3],
 }
 
+impl Features {
+    /// The same outside any graph.
+    pub fn detach(&self) -> Self {
+        Self { hidden: self.hidden.detach(), attention: self.attention.each_ref().map(Tensor::detach) }
+    }
+}
+
 /// Σ over the tokens of |s − t|²/mean |t|² between hidden states of one width, `[n, width]`; between those of different widths the sum
 /// of their [`relations`]. The teacher gets no gradient.
 ///

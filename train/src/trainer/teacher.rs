@@ -178,7 +178,7 @@ impl Teacher {
         };
         let (head, features) = found;
         let head = Head { input: head.input.detach(), weight: head.weight.detach() };
-        Ok(Predictions::Head(head, features))
+        Ok(Predictions::Head(head, features.map(|features| features.detach())))
     }
 
     /// Its shape; the student's where the student is its own teacher, none where nobody is at hand.
