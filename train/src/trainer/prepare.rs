@@ -81,7 +81,8 @@ impl Prepared {
         let all = batches.windows_per_epoch();
         if plan.cache.is_some() {
             let settings = &plan.recipe.train;
-            batches = batches.fixed((settings.steps * settings.accumulate * settings.batch) as u64);
+            let micro_batches = settings.steps.saturating_mul(settings.accumulate);
+            batches = batches.fixed(micro_batches.saturating_mul(settings.batch) as u64);
         }
         let valid = valid_batches(valid, plan)?;
         let windows = (0..)
