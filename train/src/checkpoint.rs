@@ -219,9 +219,10 @@ fn read_state(dir: &Path) -> Result<State> {
 }
 
 /// Keys that don't change the weights a run ends with, and so may differ when it is resumed.
-const FREE: [&str; 7] = [
+const FREE: [&str; 8] = [
     "export",
     "eval",
+    "train.checkpoint_layers",
     "train.log_every",
     "train.valid_every",
     "train.valid_windows",

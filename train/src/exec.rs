@@ -3,8 +3,12 @@
 //! Knows no loss and no optimizer. Activations travel as `[batch · ctx, width]`, sequence by sequence; every window
 //! starts at position 0 and attends to itself only.
 
+mod recompute;
+
 use candle_core::{Device, Tensor};
 use qat_infer::model::{AttentionShape, Exec, Linear, Rope};
+
+pub use recompute::Recomputed;
 
 use crate::{Error, Result, loss::Features, ops};
 

@@ -160,14 +160,32 @@ impl<M, V> Decoder<M, V> {
     /// The first one that `exec` gives.
     pub fn forward<X: Exec<M = M, V = V>>(&self, exec: &mut X, ids: &[u32]) -> Result<X::T, X::Error> {
         let mut x = exec.embed(&self.embed, ids)?;
-        for (index, layer) in self.layers.iter().enumerate() {
-            let attended = self.attend(exec, index, layer, &x)?;
-            x = exec.add(x, attended)?;
-            let mixed = self.mlp(exec, layer, &x)?;
-            x = exec.add(x, mixed)?;
-            exec.behind_layer(index, &x);
+        for index in 0..self.layers.len() {
+            x = self.layer(exec, index, x)?;
         }
         exec.rms_norm(&x, &self.norm, self.config.rms_norm_eps)
+    }
+
+    /// What stands in the residual stream behind layer `index`, when `x` stands before it.
+    ///
+    /// # Panics
+    /// There is no such layer.
+    ///
+    /// # Errors
+    /// The first one that `exec` gives.
+    pub fn layer<X: Exec<M = M, V = V>>(
+        &self,
+        exec: &mut X,
+        index: usize,
+        x: X::T,
+    ) -> Result<X::T, X::Error> {
+        let layer = &self.layers[index];
+        let attended = self.attend(exec, index, layer, &x)?;
+        let x = exec.add(x, attended)?;
+        let mixed = self.mlp(exec, layer, &x)?;
+        let x = exec.add(x, mixed)?;
+        exec.behind_layer(index, &x);
+        Ok(x)
     }
 
     /// Logits `[tokens, vocab]` of hidden states that [`forward`](Self::forward) gave, or of some of their rows.

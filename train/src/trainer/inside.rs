@@ -89,10 +89,10 @@ impl Inside {
     /// # Errors
     /// A term without a gradient: student and teacher agree already.
     pub fn balance(&mut self, parts: &Parts, student: &Student) -> Result<String> {
-        let whole = length(&parts.total, student)?;
+        let whole = length(parts, &parts.total, student)?;
         let mut said = Vec::new();
         for (name, weight, sum) in &parts.inside {
-            let factor = weight * whole / length(sum, student)?;
+            let factor = weight * whole / length(parts, sum, student)?;
             if !(factor > 0.0 && factor.is_finite()) {
                 return Err(Error::Config(format!(
                     "loss.{name} = {weight}: student and teacher agree at the start, so that gradients can't be compared; set \
@@ -116,9 +116,9 @@ fn common(a: usize, b: usize) -> usize {
     if b == 0 { a } else { common(b, a % b) }
 }
 
-/// Length of the gradient of `sum` by the matrices of the layers.
-fn length(sum: &Tensor, student: &Student) -> Result<f64> {
-    let store = sum.backward()?;
+/// Length of the gradient of `sum`, one of `parts`, by the matrices of the layers.
+fn length(parts: &Parts, sum: &Tensor, student: &Student) -> Result<f64> {
+    let store = parts.backward(sum)?;
     let mut squares = 0.0;
     for variable in student.variables().iter().filter(|variable| variable.kind == Kind::Weight) {
         if let Some(gradient) = store.get(variable.var.as_tensor()) {

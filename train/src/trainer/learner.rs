@@ -68,6 +68,7 @@ impl Learner {
             rope: &self.rope,
             ctx: plan.recipe.data.ctx,
             inside: self.inside.as_ref(),
+            recompute: plan.recipe.train.checkpoint_layers,
         }
     }
 

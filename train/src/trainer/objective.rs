@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::Tensor;
+use candle_core::{Tensor, backprop::GradStore};
 
 use super::{
     inside::{Found, Inside},
@@ -13,7 +13,7 @@ use super::{
 use crate::{
     Error, Result,
     data::Batch,
-    exec::RopeTable,
+    exec::{Recomputed, RopeTable},
     loss::{Answers, Divergence, Losses, Term},
     ops::accumulate,
     recipe::LossPlan,
@@ -64,6 +64,8 @@ pub struct Objective<'a> {
     pub ctx: usize,
     /// Terms on what happens inside.
     pub inside: Option<&'a Inside>,
+    /// Whether the backward pass computes the insides of layers again.
+    pub recompute: bool,
 }
 
 /// The terms of a batch in the graph of the student's variables.
@@ -74,6 +76,22 @@ pub struct Parts {
     sums: Tensor,
     /// Terms on what happens inside.
     pub inside: Vec<Found>,
+    /// Where a backward pass leaves the gradients of layers that it computed again.
+    recomputed: Option<Recomputed>,
+}
+
+impl Parts {
+    /// The gradients of `sum`, a scalar in the graph of these parts.
+    ///
+    /// # Errors
+    /// The device is out of memory.
+    pub fn backward(&self, sum: &Tensor) -> Result<GradStore> {
+        let mut store = sum.backward()?;
+        if let Some(recomputed) = &self.recomputed {
+            recomputed.join(&mut store)?;
+        }
+        Ok(store)
+    }
 }
 
 impl Objective<'_> {
@@ -89,12 +107,12 @@ impl Objective<'_> {
         step_tokens: usize,
         gradients: &mut Vec<Tensor>,
     ) -> Result<Sums> {
-        let Parts { total, sums, inside } = self.parts(student, batch, lambda)?;
-        let mut whole = total;
-        for (_, factor, sum) in &inside {
+        let parts = self.parts(student, batch, lambda)?;
+        let mut whole = parts.total.clone();
+        for (_, factor, sum) in &parts.inside {
             whole = (whole + (sum * *factor)?)?;
         }
-        let mut store = (whole / step_tokens as f64)?.backward()?;
+        let mut store = parts.backward(&(whole / step_tokens as f64)?)?;
         for (index, variable) in student.variables().iter().enumerate() {
             let gradient =
                 store.remove(variable.var.as_tensor()).ok_or_else(|| no_gradient(variable))?.detach();
@@ -104,13 +122,13 @@ impl Objective<'_> {
             }
         }
         // Read last, so that a GPU has all of the step to do meanwhile.
-        let mut values = vec![sums];
-        for (_, _, sum) in &inside {
+        let mut values = vec![parts.sums];
+        for (_, _, sum) in &parts.inside {
             values.push(sum.detach().reshape(1)?);
         }
         let predicted = self.terms().into_iter().map(|(term, weight)| (name(term), weight));
         let names: Vec<_> =
-            predicted.chain(inside.iter().map(|(name, factor, _)| (*name, *factor))).collect();
+            predicted.chain(parts.inside.iter().map(|(name, factor, _)| (*name, *factor))).collect();
         Ok(named(&names, &Tensor::cat(&values, 0)?.to_vec1::<f32>()?))
     }
 
@@ -123,13 +141,15 @@ impl Objective<'_> {
         // The teacher first: nothing of the student's is in memory meanwhile.
         let teacher = self.predictions(student, batch)?;
         let tap = self.inside.map(|inside| inside.layer);
-        let (head, features) = forward(&student.decoder(Some(lambda))?, self.rope, text, tap)?;
+        let recomputed = self.recompute.then(Recomputed::default);
+        let decoder = student.decoder(Some(lambda))?;
+        let (head, features) = forward(&decoder, self.rope, text, tap, recomputed.as_ref())?;
         let Losses { total, sums } = head.losses(&self.terms(), &self.answers(batch, &teacher))?;
         let inside = match (self.inside, features, teacher.features()) {
             (Some(inside), Some(ours), Some(theirs)) => inside.terms(&ours, theirs, batch.rows)?,
             _ => Vec::new(),
         };
-        Ok(Parts { total, sums, inside })
+        Ok(Parts { total, sums, inside, recomputed })
     }
 
     fn terms(&self) -> Vec<(Term, f64)> {
@@ -167,7 +187,8 @@ impl Objective<'_> {
         let terms = if matches!(self.teacher, Teacher::None) { &terms[..1] } else { &terms };
         for (index, batch) in batches.enumerate() {
             let theirs = self.teacher.valid_predictions(student, self.rope, (index, batch))?;
-            let (ours, _) = forward(&decoder, self.rope, (&batch.inputs, self.ctx), None)?;
+            let text = (&*batch.inputs, self.ctx);
+            let (ours, _) = forward(&decoder, self.rope, text, None, Some(&Recomputed::default()))?;
             let answers = Answers { temperature: 1.0, ..self.answers(batch, &theirs) };
             let sums = ours.scores(terms, &answers)?.to_vec1::<f32>()?;
             scores.iter_mut().zip(sums).for_each(|(score, sum)| *score += f64::from(sum));

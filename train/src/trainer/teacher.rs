@@ -12,7 +12,7 @@ use super::{Event, Job};
 use crate::{
     Error, Result,
     data::{Batch, Batches},
-    exec::{Matrix, RopeTable, TrainExec},
+    exec::{Matrix, Recomputed, RopeTable, TrainExec},
     loss::{Features, Head, Reference, TopRows},
     ops,
     recipe::{CachePlan, Plan, TeacherPlan},
@@ -128,7 +128,8 @@ impl Teacher {
         };
         let (decoder, layout) = (floats.decoder(&job.device)?, identity.layout());
         let rope = RopeTable::new(&decoder.rope, ctx, &job.device)?;
-        let ask = |layout, ids: &[u32]| records_of(layout, &forward(&decoder, &rope, (ids, ctx), None)?.0);
+        let ask =
+            |layout, ids: &[u32]| records_of(layout, &forward(&decoder, &rope, (ids, ctx), None, None)?.0);
         let (wanted, report) = (batches.windows_per_epoch(), RefCell::new(report));
         let mut make = |windows: std::ops::Range<u64>| {
             let mut records = Vec::new();
@@ -166,8 +167,11 @@ impl Teacher {
         let text = (&*batch.inputs, batch.context);
         let found = match self {
             Self::None => return Ok(Predictions::None),
-            Self::Latent => forward(&student.decoder(None)?, student_rope, text, tap)?,
-            Self::Frozen { decoder, rope } => forward(decoder, rope, text, tap)?,
+            // Its graph has no use, and without the insides of layers next to no size.
+            Self::Latent => {
+                forward(&student.decoder(None)?, student_rope, text, tap, Some(&Recomputed::default()))?
+            }
+            Self::Frozen { decoder, rope } => forward(decoder, rope, text, tap, None)?,
             Self::Cached { cache, .. } => {
                 return cache.rows(&batch.windows, student_rope.device()).map(Predictions::Top);
             }
@@ -214,12 +218,16 @@ pub fn forward(
     rope: &RopeTable,
     (ids, ctx): (&[u32], usize),
     tap: Option<usize>,
+    recomputed: Option<&Recomputed>,
 ) -> Result<(Head, Option<Features>)> {
     let mut exec = TrainExec::new(ids.len() / ctx, ctx, rope);
     if let Some(layer) = tap {
         exec = exec.with_tap(layer);
     }
-    let hidden = decoder.forward(&mut exec, ids)?;
+    let hidden = match recomputed {
+        Some(recomputed) => recomputed.forward(decoder, &mut exec, ids)?,
+        None => decoder.forward(&mut exec, ids)?,
+    };
     let matrix = decoder.head.as_ref().map_or(&decoder.embed, |head| &head.weight);
     let input = match matrix.int8_inputs {
         Some(lambda) => ops::quantize_activations(&hidden, lambda)?,

@@ -2,6 +2,8 @@
 //!
 //! The value is taken as it is, on any device and without a copy where storage is shared. Knows no operation.
 
+use std::sync::{Mutex, PoisonError};
+
 use candle_core::backend::BackendStorage;
 use candle_core::{
     CpuStorage, CudaStorage, CustomOp1, CustomOp2, CustomOp3, Layout, MetalStorage, Result, Shape, Storage,
@@ -22,7 +24,7 @@ pub(crate) trait Backward: Send + Sync + 'static {
 /// # Errors
 /// Another number of inputs.
 pub(crate) fn attach<B: Backward>(value: Tensor, inputs: &[&Tensor], backward: B) -> Result<Tensor> {
-    let op = Attached { value: value.detach(), backward };
+    let op = Attached { value: Mutex::new(Some(value.detach())), backward };
     match *inputs {
         [a] => a.apply_op1(op),
         [a, b] => a.apply_op2(b, op),
@@ -32,14 +34,18 @@ pub(crate) fn attach<B: Backward>(value: Tensor, inputs: &[&Tensor], backward: B
 }
 
 struct Attached<B> {
-    value: Tensor,
+    /// Until the forward pass has taken it, so that it is not held twice.
+    value: Mutex<Option<Tensor>>,
     backward: B,
 }
 
 impl<B: Backward> Attached<B> {
     /// The value's storage, if `pick` finds it where the operands are.
     fn value<S: BackendStorage>(&self, pick: impl Fn(&Storage) -> Option<&S>) -> Result<(S, Shape)> {
-        let (storage, layout) = self.value.storage_and_layout();
+        let Some(value) = self.value.lock().unwrap_or_else(PoisonError::into_inner).take() else {
+            candle_core::bail!("{}: the value is taken already", B::NAME)
+        };
+        let (storage, layout) = value.storage_and_layout();
         let Some(found) = pick(&storage) else {
             candle_core::bail!(
                 "{}: the value is on {:?}, its operands are not",

@@ -11,7 +11,6 @@ use std::{
 
 use candle_core::{
     CudaDevice, CudaStorage, Device, Error, Result, Shape, Storage, Tensor,
-    backend::BackendStorage,
     cuda_backend::{
         CudaStorageSlice, WrapErr,
         cudarc::{

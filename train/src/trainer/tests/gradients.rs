@@ -32,6 +32,7 @@ struct Bench {
     rope: RopeTable,
     batch: Batch,
     inside: bool,
+    recompute: bool,
 }
 
 impl Bench {
@@ -53,6 +54,7 @@ impl Bench {
         Self {
             plan: LossPlan { cross_entropy: 1.0, divergences, temperature: 2.0, features: None },
             inside: false,
+            recompute: false,
             teacher,
             rope: RopeTable::new(&rope, CTX, device).expect("rope"),
             batch: Batch {
@@ -75,6 +77,7 @@ impl Bench {
             rope: &self.rope,
             ctx: CTX,
             inside: self.inside.then_some(&inside),
+            recompute: self.recompute,
         };
         let mut gradients = Vec::new();
         let sums = objective.accumulate(student, &self.batch, 1.0, 1, &mut gradients)?;
@@ -225,6 +228,28 @@ fn gradients_of_the_whole_model_are_the_slopes_of_its_loss() {
                 "{family} {}: {measured} measured, {slope} from backward",
                 variable.name
             );
+        }
+    }
+}
+
+#[test]
+fn layers_that_are_computed_again_give_the_same_loss_and_gradients_to_the_bit() {
+    for (family, tied, weights) in
+        [("llama", true, "int4-g32"), ("qwen2", true, "int3-affine-g32"), ("qwen3", false, "ternary-tensor")]
+    {
+        let config = tiny::config(json!({"model_type": family, "tie_word_embeddings": tied, "head_dim": 32,
+            "num_hidden_layers": 3}));
+        let student = student(&config, weights, Gradient::Lsq, ScaleRule::Mse);
+        for inside in [false, true] {
+            let kept = Bench { inside, ..Bench::new(&config) };
+            let again = Bench { inside, recompute: true, ..Bench::new(&config) };
+            let [kept, again] =
+                [kept, again].map(|bench| bench.gradients(&student).expect("a gradient each"));
+            assert_eq!(kept.0, again.0, "{family}");
+            for ((kept, again), variable) in kept.1.iter().zip(&again.1).zip(student.variables()) {
+                let bits = |t: &Tensor| crate::ops::check::bits(t).expect("values");
+                assert!(bits(kept) == bits(again), "{family}, inside {inside}: {}", variable.name);
+            }
         }
     }
 }
