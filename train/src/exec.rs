@@ -11,7 +11,7 @@ use qat_infer::{
     model::{AttentionShape, Exec, Linear, Rope},
 };
 
-pub use recompute::Recomputed;
+pub use recompute::forward_in_layers;
 
 use crate::{Error, Result, loss::Features, ops};
 
@@ -105,7 +105,7 @@ impl<'a> TrainExec<'a> {
 
     fn by_head(&self, x: &Tensor, heads: usize) -> Result<Tensor> {
         let width = x.dim(1)?;
-        Ok(x.reshape((self.batch, self.ctx, heads, width / heads))?)
+        Ok(ops::reshape(x, (self.batch, self.ctx, heads, width / heads))?)
     }
 }
 
@@ -139,7 +139,7 @@ impl Exec for TrainExec<'_> {
             };
             let y = ops::linear(input, &linear.weight.weight)?;
             Ok(match &linear.bias {
-                Some(bias) => y.broadcast_add(bias)?,
+                Some(bias) => ops::add_bias(&y, bias)?,
                 None => y,
             })
         };
@@ -152,11 +152,12 @@ impl Exec for TrainExec<'_> {
     }
 
     fn head_norm(&mut self, x: Tensor, weight: &Tensor, heads: usize, eps: f32) -> Result<Tensor> {
-        Ok(ops::rms_norm(&self.by_head(&x, heads)?, weight, eps)?.reshape(x.shape())?)
+        Ok(ops::reshape(&ops::rms_norm(&self.by_head(&x, heads)?, weight, eps)?, x.shape())?)
     }
 
     fn rope(&mut self, x: Tensor, heads: usize, _: &Rope) -> Result<Tensor> {
-        Ok(ops::rope(&self.by_head(&x, heads)?, &self.rope.cos, &self.rope.sin)?.reshape(x.shape())?)
+        let turned = ops::rope(&self.by_head(&x, heads)?, &self.rope.cos, &self.rope.sin)?;
+        Ok(ops::reshape(&turned, x.shape())?)
     }
 
     fn attention(
@@ -178,7 +179,7 @@ impl Exec for TrainExec<'_> {
             v = ops::quantize_kv(&v, kv, lambda)?;
         }
         let mixed = ops::causal_attention(&q, &k, &v)?;
-        Ok(mixed.reshape((self.batch * self.ctx, shape.heads * shape.head_dim))?)
+        Ok(ops::reshape(&mixed, (self.batch * self.ctx, shape.heads * shape.head_dim))?)
     }
 
     fn swiglu(&mut self, gate: Tensor, up: Tensor) -> Result<Tensor> {
@@ -186,7 +187,7 @@ impl Exec for TrainExec<'_> {
     }
 
     fn add(&mut self, a: Tensor, b: Tensor) -> Result<Tensor> {
-        Ok((a + b)?)
+        Ok(ops::add(&a, &b)?)
     }
 
     fn behind_layer(&mut self, layer: usize, x: &Tensor) {

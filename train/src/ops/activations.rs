@@ -6,7 +6,7 @@
 use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor};
 
 use super::gpu::{Backward, Bind, Grid, Library, Path, Work, attach, library, path, word};
-use super::{blend, floats, floats_out};
+use super::{blend, floats, floats_out, tape};
 
 const NAME: &str = "quantize_activations";
 const LIBRARY: Library = library!("activations", "gpu/common.metal", "activations.metal");
@@ -22,7 +22,7 @@ pub fn quantize_activations(x: &Tensor, lambda: f32) -> Result<Tensor> {
         candle_core::bail!("{NAME}: want rows of at least one element, found {:?}", x.dims());
     }
     match path(x.device()) {
-        Path::Cpu => x.contiguous()?.apply_op1(Int8Tokens { lambda }),
+        Path::Cpu => tape::apply1(&x.contiguous()?, Int8Tokens { lambda }),
         Path::Kernels => on_gpu(x, lambda),
     }
 }

@@ -14,7 +14,7 @@ use rayon::prelude::*;
 use self::heads::HeadShape;
 use super::gpu::{Path, path};
 use super::tile::{Left, TILE_ROWS, multiply_add};
-use super::{Floats, floats, floats_out, softmax};
+use super::{Floats, floats, floats_out, softmax, tape};
 
 const NAME: &str = "causal_attention";
 
@@ -44,7 +44,7 @@ pub fn causal_attention(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
     match path(q.device()) {
         Path::Cpu => {
             let shape = HeadShape { t, d, kv_heads, group: heads / kv_heads };
-            q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, Attention { shape })
+            tape::apply3(&q.contiguous()?, &k.contiguous()?, &v.contiguous()?, Attention { shape })
         }
         Path::Kernels => on_gpu::attention(q, k, v),
     }

@@ -7,7 +7,7 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::gpu::{Backward, Bind, Grid, Library, Path, Work, attach, library, path, word};
-use super::{Floats, floats, floats_out, lanes, rows_per_chunk};
+use super::{Floats, floats, floats_out, lanes, rows_per_chunk, tape};
 
 const NAME: &str = "embedding";
 const LIBRARY: Library = library!("embedding", "gpu/common.metal", "embedding.metal");
@@ -22,7 +22,7 @@ pub fn embedding(table: &Tensor, ids: &[u32]) -> Result<Tensor> {
         candle_core::bail!("{NAME}: ids[{position}]: want an id below {vocab}, found {}", ids[position]);
     }
     match path(table.device()) {
-        Path::Cpu => table.contiguous()?.apply_op1(Embedding { ids: ids.to_vec() }),
+        Path::Cpu => tape::apply1(&table.contiguous()?, Embedding { ids: ids.to_vec() }),
         Path::Kernels => on_gpu(table, ids),
     }
 }

@@ -12,7 +12,7 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Device, Layout, R
 use qat_quant::{Format, ScaleRule, Scales, gradient};
 
 use super::gpu::{Path, path};
-use super::{Floats, blend, floats, floats_out};
+use super::{Floats, blend, floats, floats_out, tape};
 pub use noise::Noise;
 
 const NAME: &str = "fake_quant";
@@ -68,7 +68,7 @@ pub fn fake_quant(w: &Tensor, spec: &FakeQuant) -> Result<Tensor> {
         Path::Kernels => return on_gpu::chosen(&w, spec),
     }
     let scales = Scales::choose(spec.format, spec.rule, &Floats::of(NAME, &w)?, rows, cols);
-    w.apply_op1(Quantizer { spec: *spec, scales })
+    tape::apply1(&w, Quantizer { spec: *spec, scales })
 }
 
 /// Fake-quantizes `w` `[rows, cols]` with learned `scale` `[groups]` and, for formats that have one, `bias`
@@ -111,11 +111,11 @@ pub fn fake_quant_learned(
     match bias {
         None => {
             let scales = Scales::rounded(spec.format, &Floats::of(NAME, &scale)?, &[]);
-            w.apply_op2(&scale, Quantizer { spec: *spec, scales })
+            tape::apply2(&w, &scale, Quantizer { spec: *spec, scales })
         }
         Some(bias) => {
             let scales = Scales::rounded(spec.format, &Floats::of(NAME, &scale)?, &Floats::of(NAME, &bias)?);
-            w.apply_op3(&scale, &bias, Quantizer { spec: *spec, scales })
+            tape::apply3(&w, &scale, &bias, Quantizer { spec: *spec, scales })
         }
     }
 }

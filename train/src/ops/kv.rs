@@ -7,7 +7,7 @@ use qat_infer::cpu::KvType;
 
 use super::activations::StraightThrough;
 use super::gpu::{Bind, Grid, Library, Path, Work, attach, library, path, word};
-use super::{blend, floats, floats_out, for_each_chunk};
+use super::{blend, floats, floats_out, for_each_chunk, tape};
 
 const NAME: &str = "quantize_kv";
 const LIBRARY: Library = library!("kv", "gpu/common.metal", "kv.metal");
@@ -28,7 +28,7 @@ pub fn quantize_kv(x: &Tensor, kv: KvType, lambda: f32) -> Result<Tensor> {
     }
     let x = x.contiguous()?;
     match path(x.device()) {
-        Path::Cpu => x.apply_op1(Cached { kv, lambda }),
+        Path::Cpu => tape::apply1(&x, Cached { kv, lambda }),
         Path::Kernels => on_gpu(&x, kv, lambda),
     }
 }

@@ -6,6 +6,8 @@
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CudaStorage, CustomOp2, D, Layout, MetalStorage, Result, Shape, Tensor};
 
+use super::tape;
+
 const NAME: &str = "linear";
 
 /// `x` `[.., in]` times the transpose of `weight` `[out, in]`, giving `[.., out]`. Any float dtype, any device.
@@ -20,7 +22,7 @@ pub fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     if x.elem_count() == 0 || weight.elem_count() == 0 {
         candle_core::bail!("{NAME}: empty operand: x {:?}, weight {:?}", x.dims(), weight.dims());
     }
-    x.contiguous()?.apply_op2(&weight.contiguous()?, Linear)
+    tape::apply2(&x.contiguous()?, &weight.contiguous()?, Linear)
 }
 
 struct Linear;

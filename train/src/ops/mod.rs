@@ -11,6 +11,7 @@
 
 mod accumulate;
 mod activations;
+mod arithmetic;
 mod attention;
 #[cfg(test)]
 pub(crate) mod check;
@@ -25,9 +26,11 @@ mod norm;
 mod rope;
 mod softmax;
 mod swiglu;
+pub mod tape;
 mod tile;
 
 pub use activations::quantize_activations;
+pub use arithmetic::{add, add_bias, reshape};
 pub use attention::causal_attention;
 pub use embedding::embedding;
 pub use fake_quant::{FakeQuant, Gradient, Noise, fake_quant, fake_quant_learned};

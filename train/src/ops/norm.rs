@@ -8,7 +8,7 @@ use qat_quant::vectorized;
 use rayon::prelude::*;
 
 use super::gpu::{Backward, Bind, Grid, Library, Path, SUM, Work, attach, library, path, word};
-use super::{Floats, floats, floats_out, for_each_chunk, lanes, rows_per_chunk};
+use super::{Floats, floats, floats_out, for_each_chunk, lanes, rows_per_chunk, tape};
 
 const NAME: &str = "rms_norm";
 const LIBRARY: Library = library!("norm", "gpu/common.metal", "norm.metal");
@@ -27,7 +27,7 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
         );
     }
     match path(x.device()) {
-        Path::Cpu => x.contiguous()?.apply_op2(&weight.contiguous()?, RmsNorm { eps }),
+        Path::Cpu => tape::apply2(&x.contiguous()?, &weight.contiguous()?, RmsNorm { eps }),
         Path::Kernels => on_gpu(x, weight, eps),
     }
 }

@@ -7,7 +7,7 @@
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
 use super::gpu::{Backward, Bind, Grid, Library, Path, Work, attach, library, path, word};
-use super::{Floats, floats, floats_out, for_each_chunk};
+use super::{Floats, floats, floats_out, for_each_chunk, tape};
 
 const NAME: &str = "rope";
 const LIBRARY: Library = library!("rope", "gpu/common.metal", "rope.metal");
@@ -30,7 +30,7 @@ pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     }
     let (cos, sin) = (cos.detach().contiguous()?, sin.detach().contiguous()?);
     match path(x.device()) {
-        Path::Cpu => x.contiguous()?.apply_op1(Rope { cos, sin, direction: 1.0 }),
+        Path::Cpu => tape::apply1(&x.contiguous()?, Rope { cos, sin, direction: 1.0 }),
         Path::Kernels => on_gpu(x, cos, sin),
     }
 }

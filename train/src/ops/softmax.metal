@@ -1,53 +1,59 @@
-// Softmax of scaled scores under a causal mask, and its gradient, both in place. One threadgroup a row.
+// Softmax of scaled scores under a causal mask, and its gradient, both in place. One simdgroup a row.
 //
-// Row r is the query at position r mod `length` and sees the columns up to its own; the rest is 0, and never read. A thread
-// owns the columns index, index + threads, …
+// Row r is the query at position r mod `length` and sees the columns up to its own; the rest is 0, and never read. A lane
+// owns the columns lane, lane + 32, …
 
 struct Shape {
+  uint rows;
   uint length;
   float scale;
 };
 
-// Scores become weights.
+// Scores become weights. A NaN or +∞ among the scores makes the whole row NaN: that is how a diverged run is noticed.
 kernel void causal_softmax(device float* scores [[buffer(0)]],
                            constant Shape& shape [[buffer(1)]],
-                           uint row [[threadgroup_position_in_grid]],
-                           uint index [[thread_index_in_threadgroup]],
-                           uint threads [[threads_per_threadgroup]],
+                           uint threadgroup_index [[threadgroup_position_in_grid]],
                            uint lane [[thread_index_in_simdgroup]],
                            uint simdgroup [[simdgroup_index_in_threadgroup]],
                            uint simdgroups [[simdgroups_per_threadgroup]]) {
-  threadgroup float shared[32];
-  Place at = {index, threads, lane, simdgroup, simdgroups};
+  uint row = threadgroup_index * simdgroups + simdgroup;
+  // The whole simdgroup leaves, or none of it.
+  if (row >= shape.rows) return;
   uint seen = row % shape.length + 1;
   device float* s = scores + ulong(row) * shape.length;
-  Softmax softmax = softmax_begin();
-  for (uint i = index; i < seen; i += threads) softmax = softmax_add(softmax, s[i] * shape.scale, 1.0f);
-  softmax = group_softmax(softmax, 1.0f, shared, at);
-  float share = precise::divide(1.0f, softmax.total);
-  for (uint i = index; i < shape.length; i += threads) {
-    s[i] = i < seen ? precise::exp(s[i] * shape.scale - softmax.top) * share : 0.0f;
+  // Finite from the start, so that a lane without a column brings in no infinity.
+  float top = -3.0e38f;
+  for (uint i = lane; i < seen; i += 32) {
+    float x = s[i] * shape.scale;
+    top = x > top ? x : top;
   }
+  top = simd_max(top);
+  float total = 0.0f;
+  for (uint i = lane; i < seen; i += 32) {
+    float e = precise::exp(s[i] * shape.scale - top);
+    s[i] = e;
+    total += e;
+  }
+  float share = precise::divide(1.0f, simd_sum(total));
+  for (uint i = lane; i < shape.length; i += 32) s[i] = i < seen ? s[i] * share : 0.0f;
 }
 
 // Gradients of weights become those of scores: scale·w·(g − ⟨g, w⟩).
 kernel void causal_softmax_backward(device const float* weights [[buffer(0)]],
                                     device float* g [[buffer(1)]],
                                     constant Shape& shape [[buffer(2)]],
-                                    uint row [[threadgroup_position_in_grid]],
-                                    uint index [[thread_index_in_threadgroup]],
-                                    uint threads [[threads_per_threadgroup]],
+                                    uint threadgroup_index [[threadgroup_position_in_grid]],
                                     uint lane [[thread_index_in_simdgroup]],
                                     uint simdgroup [[simdgroup_index_in_threadgroup]],
                                     uint simdgroups [[simdgroups_per_threadgroup]]) {
-  threadgroup float shared[32];
-  Place at = {index, threads, lane, simdgroup, simdgroups};
+  uint row = threadgroup_index * simdgroups + simdgroup;
+  if (row >= shape.rows) return;
   uint seen = row % shape.length + 1;
   ulong start = ulong(row) * shape.length;
   float products = 0.0f;
-  for (uint i = index; i < seen; i += threads) products += weights[start + i] * g[start + i];
-  float mean = group_sum(products, shared, at);
-  for (uint i = index; i < shape.length; i += threads) {
+  for (uint i = lane; i < seen; i += 32) products += weights[start + i] * g[start + i];
+  float mean = simd_sum(products);
+  for (uint i = lane; i < shape.length; i += 32) {
     g[start + i] = i < seen ? shape.scale * weights[start + i] * (g[start + i] - mean) : 0.0f;
   }
 }

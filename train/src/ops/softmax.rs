@@ -6,7 +6,7 @@
 use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor};
 
 use super::gpu::{Backward, Bind, Grid, Library, Path, Work, attach, library, path, word};
-use super::{Floats, floats, floats_out, for_each_chunk, lanes};
+use super::{Floats, floats, floats_out, for_each_chunk, lanes, tape};
 
 const NAME: &str = "causal_softmax";
 const LIBRARY: Library = library!("softmax", "gpu/common.metal", "softmax.metal");
@@ -23,7 +23,7 @@ pub fn causal_softmax(scores: &Tensor, scale: f32, t: usize) -> Result<Tensor> {
         candle_core::bail!("{NAME}: want [.., multiple of {t}, {t}], found {:?}", scores.dims());
     }
     match path(scores.device()) {
-        Path::Cpu => scores.contiguous()?.apply_op1(CausalSoftmax { scale, t }),
+        Path::Cpu => tape::apply1(&scores.contiguous()?, CausalSoftmax { scale, t }),
         Path::Kernels => on_gpu(scores, scale, t),
     }
 }
@@ -38,8 +38,9 @@ fn on_gpu(scores: &Tensor, scale: f32, t: usize) -> Result<Tensor> {
 /// [`causal_softmax`] on a GPU, in place and outside any graph.
 pub(super) fn soften(scores: &Tensor, scale: f32, t: usize) -> Result<()> {
     let mut work = Work::default();
-    let grid = Grid::Rows { rows: scores.elem_count() / t, width: t };
-    work.add(LIBRARY, "causal_softmax", grid, [Bind::InOut(0)], &[word(t)?, scale.to_bits()])?;
+    let rows = scores.elem_count() / t;
+    let shape = [word(rows)?, word(t)?, scale.to_bits()];
+    work.add(LIBRARY, "causal_softmax", Grid::Simdgroups(rows), [Bind::InOut(0)], &shape)?;
     let [] = work.run(NAME, &[scores])?;
     Ok(())
 }
@@ -47,9 +48,10 @@ pub(super) fn soften(scores: &Tensor, scale: f32, t: usize) -> Result<()> {
 /// Turns `grad`, the gradient of what [`soften`] made, into that of the scores, in place.
 pub(super) fn soften_backward(weights: &Tensor, grad: &Tensor, scale: f32, t: usize) -> Result<()> {
     let mut work = Work::default();
-    let grid = Grid::Rows { rows: weights.elem_count() / t, width: t };
+    let rows = weights.elem_count() / t;
+    let shape = [word(rows)?, word(t)?, scale.to_bits()];
     let binds = [Bind::Input(0), Bind::InOut(1)];
-    work.add(LIBRARY, "causal_softmax_backward", grid, binds, &[word(t)?, scale.to_bits()])?;
+    work.add(LIBRARY, "causal_softmax_backward", Grid::Simdgroups(rows), binds, &shape)?;
     let [] = work.run(NAME, &[weights, grad])?;
     Ok(())
 }

@@ -5,7 +5,7 @@
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 
 use super::gpu::{Backward, Bind, Grid, Library, Path, Work, attach, library, path, word};
-use super::{Floats, floats, floats_out, for_each_chunk, lanes};
+use super::{Floats, floats, floats_out, for_each_chunk, lanes, tape};
 
 const NAME: &str = "swiglu";
 const LIBRARY: Library = library!("swiglu", "gpu/common.metal", "swiglu.metal");
@@ -19,7 +19,7 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
         candle_core::bail!("{NAME}: up: want the shape of gate {:?}, found {:?}", gate.dims(), up.dims());
     }
     match path(gate.device()) {
-        Path::Cpu => gate.contiguous()?.apply_op2(&up.contiguous()?, SwiGlu),
+        Path::Cpu => tape::apply2(&gate.contiguous()?, &up.contiguous()?, SwiGlu),
         Path::Kernels => on_gpu(gate, up),
     }
 }

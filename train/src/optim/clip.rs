@@ -21,7 +21,7 @@ const NAME: &str = "clip";
 const LIBRARY: Library = library!("clip", "../ops/gpu/common.metal", "clip.metal");
 
 /// Elements that one threadgroup sums.
-const CHUNK: usize = 16 * 1024;
+const CHUNK: usize = 2 * 1024;
 
 /// Four numbers on the device: the norm over weights and norms, that over what belongs to grids, and the two shares left.
 pub(super) struct Clip(Tensor);

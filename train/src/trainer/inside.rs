@@ -6,10 +6,14 @@
 use candle_core::Tensor;
 use qat_infer::model::Config;
 
-use super::{objective::Parts, teacher::Teacher};
+use super::teacher::Teacher;
 use crate::{
     Error, Result,
     loss::{self, Features},
+    ops::{
+        self,
+        tape::{Gradients, composed},
+    },
     recipe::FeaturePlan,
     student::{Kind, Student},
 };
@@ -64,7 +68,8 @@ impl Inside {
     pub fn terms(&self, student: &Features, teacher: &Features, windows: usize) -> Result<Vec<Found>> {
         let mut found = Vec::new();
         if self.hidden > 0.0 {
-            let distance = loss::hidden(&student.hidden, &teacher.hidden, windows)?;
+            let distance =
+                composed(&student.hidden, |student| loss::hidden(student, &teacher.hidden, windows))?;
             found.push(("hidden", self.hidden, distance));
         }
         if self.relations > 0.0 {
@@ -72,9 +77,9 @@ impl Inside {
             let mut sum: Option<Tensor> = None;
             let pairs = student.attention.iter().zip(&teacher.attention);
             for ((ours, theirs), heads) in pairs.zip([of_queries, others, others]) {
-                let one = (loss::relations(ours, theirs, windows, heads)? / 3.0)?;
+                let one = composed(ours, |ours| loss::relations(ours, theirs, windows, heads)? / 3.0)?;
                 sum = Some(match sum {
-                    Some(sum) => (sum + one)?,
+                    Some(sum) => ops::add(&sum, &one)?,
                     None => one,
                 });
             }
@@ -83,23 +88,28 @@ impl Inside {
         Ok(found)
     }
 
+    /// The terms by name, with their weights, in the order of [`Self::terms`].
+    pub fn weights(&self) -> Vec<(&'static str, f64)> {
+        let all = [("hidden", self.hidden), ("relations", self.relations)];
+        all.into_iter().filter(|(_, weight)| *weight > 0.0).collect()
+    }
+
     /// Makes factors of weights that are shares of the gradient: each term's is as long as weight · that of the terms on
-    /// predictions, over the matrices of the layers. `parts` are those of the start, on the grid. Says what the factors are.
+    /// predictions, over the matrices of the layers, which is `whole`; `lengths` are those of the terms. Says what the factors are.
     ///
     /// # Errors
     /// A term without a gradient: student and teacher agree already.
-    pub fn balance(&mut self, parts: &Parts, student: &Student) -> Result<String> {
-        let whole = length(parts, &parts.total, student)?;
+    pub fn balance(&mut self, whole: f64, lengths: &[f64]) -> Result<String> {
         let mut said = Vec::new();
-        for (name, weight, sum) in &parts.inside {
-            let factor = weight * whole / length(parts, sum, student)?;
+        for ((name, weight), length) in self.weights().into_iter().zip(lengths) {
+            let factor = weight * whole / length;
             if !(factor > 0.0 && factor.is_finite()) {
                 return Err(Error::Config(format!(
                     "loss.{name} = {weight}: student and teacher agree at the start, so that gradients can't be compared; set \
                      loss.balance = false"
                 )));
             }
-            *(if *name == "hidden" { &mut self.hidden } else { &mut self.relations }) = factor;
+            *(if name == "hidden" { &mut self.hidden } else { &mut self.relations }) = factor;
             said.push(format!("loss.{name} = {weight} is a factor of {factor:.4}"));
         }
         Ok(format!("{} (gradients in proportion at the start)", said.join(", ")))
@@ -116,12 +126,11 @@ fn common(a: usize, b: usize) -> usize {
     if b == 0 { a } else { common(b, a % b) }
 }
 
-/// Length of the gradient of `sum`, one of `parts`, by the matrices of the layers.
-fn length(parts: &Parts, sum: &Tensor, student: &Student) -> Result<f64> {
-    let store = parts.backward(sum)?;
+/// Length of the gradient by the matrices of the layers.
+pub fn length(mut gradients: Gradients, student: &Student) -> Result<f64> {
     let mut squares = 0.0;
     for variable in student.variables().iter().filter(|variable| variable.kind == Kind::Weight) {
-        if let Some(gradient) = store.get(variable.var.as_tensor()) {
+        if let Some(gradient) = gradients.take(variable.var.as_tensor()) {
             squares += f64::from(gradient.sqr()?.sum_all()?.to_scalar::<f32>()?);
         }
     }

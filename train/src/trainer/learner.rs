@@ -7,7 +7,7 @@ use candle_core::{Device, Tensor};
 use qat_infer::model::Rope;
 
 use super::{
-    inside::Inside,
+    inside::{Inside, length},
     objective::{Objective, Sums},
     teacher::Teacher,
 };
@@ -62,8 +62,14 @@ impl Learner {
         if !features.balance {
             return Ok(None);
         }
-        let parts = self.objective(plan).parts(&self.student, batch, Some(Moment::full()))?;
-        self.inside.as_mut().map(|inside| inside.balance(&parts, &self.student)).transpose()
+        let length_of = |index| {
+            let parts = self.objective(plan).parts(&self.student, batch, Some(Moment::full()))?;
+            length(parts.gradients_of(index)?, &self.student)
+        };
+        let terms = self.inside.as_ref().map_or(0, |inside| inside.weights().len());
+        let whole = length_of(None)?;
+        let lengths = (0..terms).map(|index| length_of(Some(index))).collect::<Result<Vec<_>>>()?;
+        self.inside.as_mut().map(|inside| inside.balance(whole, &lengths)).transpose()
     }
 
     /// What is lowered, and measured on held-out windows.

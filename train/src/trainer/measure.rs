@@ -75,14 +75,17 @@ pub fn measure(plan: &Plan, device: &Device, warm_up: usize, steps: usize) -> Re
     let teacher = teacher_floats(plan, &beginning)?;
     let settings = &plan.recipe;
     let (ctx, rows) = (settings.data.ctx, settings.train.batch);
-    let mut tokens = RandomTokens::new(settings.seed, beginning.floats.config.vocab_size);
+    let vocab = beginning.floats.config.vocab_size;
+    let mut tokens = RandomTokens::new(settings.seed, vocab);
     let windows = std::iter::repeat_with(|| tokens.batch(1, ctx).inputs);
     let floats = prune_student(&beginning.floats, plan, windows, device)?;
     // At hand also where the recipe has a cache: random tokens are in none.
     let at_hand = Teacher::new(plan, teacher.as_ref().unwrap_or(&beginning.floats), device)?;
     let mut learner = Learner::new(plan, &floats, plan.quantization.clone(), at_hand, device)?;
     drop((floats, teacher, beginning));
-    learner.look_inside(plan, &tokens.batch(rows, ctx))?;
+    // With tokens of its own: those of the steps are the same in every recipe.
+    let others = RandomTokens::new(settings.seed + 1, vocab).batch(rows, ctx);
+    learner.look_inside(plan, &others)?;
     let mut measured = Measured {
         parameters: learner.student.variables().iter().map(|v| v.var.elem_count()).sum(),
         step_tokens: step_tokens(plan),

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{Tensor, backprop::GradStore};
+use candle_core::Tensor;
 
 use super::{
     inside::{Found, Inside},
@@ -13,9 +13,12 @@ use super::{
 use crate::{
     Error, Result,
     data::Batch,
-    exec::{Recomputed, RopeTable},
+    exec::RopeTable,
     loss::{Answers, Divergence, Losses, Term},
-    ops::accumulate,
+    ops::{
+        accumulate,
+        tape::{Gradients, Tape, silent},
+    },
     optim::of_grid,
     recipe::LossPlan,
     student::{Moment, Student, Variable},
@@ -69,29 +72,25 @@ pub struct Objective<'a> {
     pub recompute: bool,
 }
 
-/// The terms of a batch in the graph of the student's variables.
+/// The terms of a batch, and the way back to the student's variables.
 pub struct Parts {
     /// Σ weight·sum over the terms on predictions.
-    pub total: Tensor,
-    /// The sum of each, outside the graph.
+    total: Tensor,
+    /// The sum of each.
     sums: Tensor,
     /// Terms on what happens inside.
-    pub inside: Vec<Found>,
-    /// Where a backward pass leaves the gradients of layers that it computed again.
-    recomputed: Option<Recomputed>,
+    inside: Vec<Found>,
+    tape: Tape,
 }
 
 impl Parts {
-    /// The gradients of `sum`, a scalar in the graph of these parts.
+    /// The gradients of the term number `index` among those on what happens inside, or of the sum of those on predictions.
     ///
     /// # Errors
     /// The device is out of memory.
-    pub fn backward(&self, sum: &Tensor) -> Result<GradStore> {
-        let mut store = sum.backward()?;
-        if let Some(recomputed) = &self.recomputed {
-            recomputed.join(&mut store)?;
-        }
-        Ok(store)
+    pub fn gradients_of(self, index: Option<usize>) -> Result<Gradients> {
+        let inside = index.and_then(|index| self.inside.get(index)).map(|(_, _, sum)| sum);
+        Ok(self.tape.gradients(&[(inside.unwrap_or(&self.total), 1.0)])?)
     }
 }
 
@@ -109,15 +108,14 @@ impl Objective<'_> {
         step_tokens: usize,
         gradients: &mut Vec<Tensor>,
     ) -> Result<Sums> {
-        let parts = self.parts(student, batch, moment)?;
-        let mut whole = parts.total.clone();
-        for (_, factor, sum) in &parts.inside {
-            whole = (whole + (sum * *factor)?)?;
-        }
-        let mut store = parts.backward(&(whole / step_tokens as f64)?)?;
+        let Parts { total, sums, inside, tape } = self.parts(student, batch, moment)?;
+        let share = 1.0 / step_tokens as f64;
+        let within = inside.iter().map(|(_, factor, sum)| (sum, factor * share));
+        let mut found =
+            tape.gradients(&std::iter::once((&total, share)).chain(within).collect::<Vec<_>>())?;
         for (index, variable) in student.variables().iter().enumerate() {
-            let gradient = match store.remove(variable.var.as_tensor()) {
-                Some(gradient) => gradient.detach(),
+            let gradient = match found.take(variable.var.as_tensor()) {
+                Some(gradient) => gradient,
                 // Without rounding, grids take no part.
                 None if moment.is_none() && of_grid(variable.kind) => variable.var.zeros_like()?,
                 None => return Err(no_gradient(variable)),
@@ -128,34 +126,37 @@ impl Objective<'_> {
             }
         }
         // Read last, so that a GPU has all of the step to do meanwhile.
-        let mut values = vec![parts.sums];
-        for (_, _, sum) in &parts.inside {
-            values.push(sum.detach().reshape(1)?);
+        let mut values = vec![sums];
+        for (_, _, sum) in &inside {
+            values.push(sum.reshape(1)?);
         }
         let predicted = self.terms().into_iter().map(|(term, weight)| (name(term), weight));
         let names: Vec<_> =
-            predicted.chain(parts.inside.iter().map(|(name, factor, _)| (*name, *factor))).collect();
+            predicted.chain(inside.iter().map(|(name, factor, _)| (*name, *factor))).collect();
         Ok(named(&names, &Tensor::cat(&values, 0)?.to_vec1::<f32>()?))
     }
 
-    /// The terms of a batch in the graph of the student's variables.
+    /// The terms of a batch.
     ///
     /// # Errors
     /// The device is out of memory.
     pub fn parts(&self, student: &Student, batch: &Batch, moment: Option<Moment>) -> Result<Parts> {
         let text = (&*batch.inputs, self.ctx);
         // The teacher first: nothing of the student's is in memory meanwhile.
-        let teacher = self.predictions(student, batch)?;
+        let teacher = silent(|| self.predictions(student, batch))?;
         let tap = self.inside.map(|inside| inside.layer);
-        let recomputed = self.recompute.then(Recomputed::default);
-        let decoder = student.decoder_at(moment)?;
-        let (head, features) = forward(&decoder, self.rope, text, tap, recomputed.as_ref())?;
-        let Losses { total, sums } = head.losses(&self.terms(), &self.answers(batch, &teacher))?;
-        let inside = match (self.inside, features, teacher.features()) {
-            (Some(inside), Some(ours), Some(theirs)) => inside.terms(&ours, theirs, batch.rows)?,
-            _ => Vec::new(),
-        };
-        Ok(Parts { total, sums, inside, recomputed })
+        let (made, tape) = Tape::of(|| -> Result<_> {
+            let decoder = student.decoder_at(moment)?;
+            let (head, features) = forward(&decoder, self.rope, text, tap, self.recompute)?;
+            let losses = head.losses(&self.terms(), &self.answers(batch, &teacher))?;
+            let inside = match (self.inside, features, teacher.features()) {
+                (Some(inside), Some(ours), Some(theirs)) => inside.terms(&ours, theirs, batch.rows)?,
+                _ => Vec::new(),
+            };
+            Ok((losses, inside))
+        });
+        let (Losses { total, sums }, inside) = made?;
+        Ok(Parts { total, sums, inside, tape })
     }
 
     fn terms(&self) -> Vec<(Term, f64)> {
@@ -187,14 +188,14 @@ impl Objective<'_> {
         student: &Student,
         batches: impl Iterator<Item = &'b Batch>,
     ) -> Result<(f64, Option<f64>)> {
-        let decoder = student.decoder(Some(1.0))?;
+        let decoder = silent(|| student.decoder(Some(1.0)))?;
         let (mut scores, mut tokens) = ([0.0; 2], 0usize);
         let terms = [Term::CrossEntropy, Term::Divergence(Divergence::ForwardKl)];
         let terms = if matches!(self.teacher, Teacher::None) { &terms[..1] } else { &terms };
         for (index, batch) in batches.enumerate() {
-            let theirs = self.teacher.valid_predictions(student, self.rope, (index, batch))?;
+            let theirs = silent(|| self.teacher.valid_predictions(student, self.rope, (index, batch)))?;
             let text = (&*batch.inputs, self.ctx);
-            let (ours, _) = forward(&decoder, self.rope, text, None, Some(&Recomputed::default()))?;
+            let (ours, _) = silent(|| forward(&decoder, self.rope, text, None, false))?;
             let answers = Answers { temperature: 1.0, ..self.answers(batch, &theirs) };
             let sums = ours.scores(terms, &answers)?.to_vec1::<f32>()?;
             scores.iter_mut().zip(sums).for_each(|(score, sum)| *score += f64::from(sum));

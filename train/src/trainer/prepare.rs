@@ -257,7 +257,10 @@ pub(super) fn training_batches(train: Tokens, plan: &Plan) -> Result<(Batches, u
     let batches = Batches::new(train, plan.recipe.data.ctx, settings.batch, plan.recipe.seed)?;
     let all = batches.windows_per_epoch();
     Ok(match plan.cache {
-        Some(_) => (batches.fixed((settings.steps * settings.accumulate * settings.batch) as u64), all),
+        Some(_) => {
+            let micro_batches = settings.steps.saturating_mul(settings.accumulate);
+            (batches.fixed(micro_batches.saturating_mul(settings.batch) as u64), all)
+        }
         None => (batches, all),
     })
 }

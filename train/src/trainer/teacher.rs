@@ -12,7 +12,7 @@ use super::{Event, Job};
 use crate::{
     Error, Result,
     data::{Batch, Batches},
-    exec::{Matrix, Recomputed, RopeTable, TrainExec},
+    exec::{Matrix, RopeTable, TrainExec, forward_in_layers},
     loss::{Features, Head, Reference, TopRows},
     ops,
     recipe::{CachePlan, Plan, TeacherPlan},
@@ -129,7 +129,7 @@ impl Teacher {
         let (decoder, layout) = (floats.decoder(&job.device)?, identity.layout());
         let rope = RopeTable::new(&decoder.rope, ctx, &job.device)?;
         let ask =
-            |layout, ids: &[u32]| records_of(layout, &forward(&decoder, &rope, (ids, ctx), None, None)?.0);
+            |layout, ids: &[u32]| records_of(layout, &forward(&decoder, &rope, (ids, ctx), None, false)?.0);
         let (wanted, report) = (batches.windows_per_epoch(), RefCell::new(report));
         let mut make = |windows: std::ops::Range<u64>| {
             let mut records = Vec::new();
@@ -167,18 +167,14 @@ impl Teacher {
         let text = (&*batch.inputs, batch.context);
         let found = match self {
             Self::None => return Ok(Predictions::None),
-            // Its graph has no use, and without the insides of layers next to no size.
-            Self::Latent => {
-                forward(&student.decoder(None)?, student_rope, text, tap, Some(&Recomputed::default()))?
-            }
-            Self::Frozen { decoder, rope } => forward(decoder, rope, text, tap, None)?,
+            Self::Latent => forward(&student.decoder(None)?, student_rope, text, tap, false)?,
+            Self::Frozen { decoder, rope } => forward(decoder, rope, text, tap, false)?,
             Self::Cached { cache, .. } => {
                 return cache.rows(&batch.windows, student_rope.device()).map(Predictions::Top);
             }
         };
         let (head, features) = found;
-        let head = Head { input: head.input.detach(), weight: head.weight.detach() };
-        Ok(Predictions::Head(head, features.map(|features| features.detach())))
+        Ok(Predictions::Head(head, features))
     }
 
     /// Its shape; the student's where the student is its own teacher, none where nobody is at hand.
@@ -210,6 +206,7 @@ impl Teacher {
 }
 
 /// What the logits of windows of `ctx` tokens, one after the other in `ids`, are a product of; and what is behind layer `tap`.
+/// `again`: a backward pass is to make the insides of layers once more.
 ///
 /// # Errors
 /// The device is out of memory.
@@ -218,15 +215,15 @@ pub fn forward(
     rope: &RopeTable,
     (ids, ctx): (&[u32], usize),
     tap: Option<usize>,
-    recomputed: Option<&Recomputed>,
+    again: bool,
 ) -> Result<(Head, Option<Features>)> {
     let mut exec = TrainExec::new(ids.len() / ctx, ctx, rope);
     if let Some(layer) = tap {
         exec = exec.with_tap(layer);
     }
-    let hidden = match recomputed {
-        Some(recomputed) => recomputed.forward(decoder, &mut exec, ids)?,
-        None => decoder.forward(&mut exec, ids)?,
+    let hidden = match again {
+        true => forward_in_layers(decoder, &mut exec, ids)?,
+        false => decoder.forward(&mut exec, ids)?,
     };
     let matrix = decoder.head.as_ref().map_or(&decoder.embed, |head| &head.weight);
     let input = match matrix.int8_inputs {

@@ -18,7 +18,8 @@ mod translate;
 use candle_core::{DType, Device, Error, Result, Shape, Tensor};
 pub(crate) use qat_quant::kernels::metal::Library;
 
-pub(crate) use attach::{Backward, attach};
+pub(crate) use super::tape::attach;
+pub(crate) use attach::{Backward, attach as on_candle};
 
 /// The library of the `.metal` file at `path`, relative to the file that says so; `common` is the way to `ops/gpu/common.metal`.
 macro_rules! library {

@@ -17,10 +17,17 @@ kernel void sum_rows(device const float* in [[buffer(0)]],
                      uint simdgroups [[simdgroups_per_threadgroup]]) {
   threadgroup float parts[1024];
   uint column = block * 32 + lane;
-  float total = 0.0f;
+  // Four sums, so that four rows are on their way at a time.
+  float sums[4] = {0.0f, 0.0f, 0.0f, 0.0f};
   if (column < shape.columns) {
-    for (uint row = simdgroup; row < shape.rows; row += simdgroups) total += in[ulong(row) * shape.columns + column];
+    for (uint row = simdgroup; row < shape.rows; row += 4 * simdgroups) {
+      for (uint i = 0; i < 4; i++) {
+        uint at = row + i * simdgroups;
+        if (at < shape.rows) sums[i] += in[ulong(at) * shape.columns + column];
+      }
+    }
   }
+  float total = (sums[0] + sums[1]) + (sums[2] + sums[3]);
   parts[simdgroup * 32 + lane] = total;
   threadgroup_barrier(mem_flags::mem_threadgroup);
   if (simdgroup != 0 || column >= shape.columns) return;

@@ -1,0 +1,78 @@
+//! What a tensor is made of others with by candle's operations as they are: sums and other shapes.
+//!
+//! Knows no model. Values are candle's, gradients go through the tape like those of every other operation.
+
+use candle_core::{Result, Shape, Tensor};
+
+use super::gpu::{Backward, attach};
+
+/// a + b, of one shape.
+///
+/// # Errors
+/// Shapes that differ.
+pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    attach((a.detach() + b.detach())?, &[a, b], Sum)
+}
+
+struct Sum;
+
+impl Backward for Sum {
+    const NAME: &'static str = "add";
+
+    fn backward(&self, _: &[&Tensor], _: &Tensor, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        Ok(vec![Some(grad.clone()), Some(grad.clone())])
+    }
+}
+
+/// `x` `[n, width]` with `bias` `[width]` added to each row.
+///
+/// # Errors
+/// Shapes other than these.
+pub fn add_bias(x: &Tensor, bias: &Tensor) -> Result<Tensor> {
+    x.dims2()?;
+    attach(x.detach().broadcast_add(&bias.detach())?, &[x, bias], Biased)
+}
+
+struct Biased;
+
+impl Backward for Biased {
+    const NAME: &'static str = "add_bias";
+
+    fn backward(&self, _: &[&Tensor], _: &Tensor, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        Ok(vec![Some(grad.clone()), Some(grad.sum(0)?)])
+    }
+}
+
+/// The elements of `x` in another shape.
+///
+/// # Errors
+/// Another number of elements.
+pub fn reshape(x: &Tensor, shape: impl Into<Shape>) -> Result<Tensor> {
+    attach(x.detach().reshape(shape.into())?, &[x], Reshaped)
+}
+
+struct Reshaped;
+
+impl Backward for Reshaped {
+    const NAME: &'static str = "reshape";
+
+    fn backward(&self, inputs: &[&Tensor], _: &Tensor, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        Ok(vec![Some(grad.reshape(inputs[0].shape())?)])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::check::{assert_matches, uniform};
+
+    #[test]
+    fn values_and_gradients_agree_with_finite_differences() -> Result<()> {
+        let inputs = [uniform(1, 1.0, &[3, 4])?, uniform(2, 1.0, &[3, 4])?];
+        assert_matches(|x| add(&x[0], &x[1]), |x| &x[0] + &x[1], &inputs, 1e-6)?;
+        let inputs = [uniform(1, 1.0, &[3, 4])?, uniform(2, 1.0, &[4])?];
+        // Sums of three.
+        assert_matches(|x| add_bias(&x[0], &x[1]), |x| x[0].broadcast_add(&x[1]), &inputs, 1e-6)?;
+        assert_matches(|x| reshape(&x[0], (2, 6)), |x| x[0].reshape((2, 6)), &inputs[..1], 1e-6)
+    }
+}
