@@ -20,7 +20,7 @@ pub use floats::{Floats, random_values, read_config};
 
 use crate::{
     Error, Result,
-    exec::Matrix,
+    exec::{Cache, Matrix},
     ops::{self, FakeQuant, Gradient, Noise},
     recipe::{Learn, Quantization},
 };
@@ -380,12 +380,14 @@ impl Weights for Latent<'_> {
 
     fn matrix(&mut self, param: &Param) -> Result<Matrix> {
         let student = self.student;
+        let cache = self.moment.zip(student.quantization.cache_of(param));
+        let cache = cache.map(|(moment, kv)| Cache { kv, lambda: moment.lambda });
         let (Some(moment), Some(format)) = (self.moment, student.format(param)) else {
-            return Ok(Matrix { weight: self.vector(param)?, int8_inputs: None });
+            return Ok(Matrix { cache, ..Matrix::of(self.vector(param)?) });
         };
         let int8 = student.activations(param) == Activations::Int8Token;
         let weight = student.fake_quant(param, format, moment)?;
-        Ok(Matrix { weight, int8_inputs: int8.then_some(moment.lambda) })
+        Ok(Matrix { weight, int8_inputs: int8.then_some(moment.lambda), cache })
     }
 
     fn vector(&mut self, param: &Param) -> Result<Tensor> {

@@ -84,7 +84,7 @@ impl Inside {
     }
 
     /// Makes factors of weights that are shares of the gradient: each term's is as long as weight · that of the terms on
-    /// predictions, over all matrices. `parts` are those of the start, on the grid. Says what the factors are.
+    /// predictions, over the matrices of the layers. `parts` are those of the start, on the grid. Says what the factors are.
     ///
     /// # Errors
     /// A term without a gradient: student and teacher agree already.
@@ -116,7 +116,7 @@ fn common(a: usize, b: usize) -> usize {
     if b == 0 { a } else { common(b, a % b) }
 }
 
-/// Length of the gradient of `sum`, one of `parts`, by all matrices.
+/// Length of the gradient of `sum`, one of `parts`, by the matrices of the layers.
 fn length(parts: &Parts, sum: &Tensor, student: &Student) -> Result<f64> {
     let store = parts.backward(sum)?;
     let mut squares = 0.0;

@@ -45,6 +45,8 @@ impl Bench {
             (Divergence::ForwardKl, 0.5),
             (Divergence::ReverseKl, 0.25),
             (Divergence::Jsd { beta: 0.3 }, 2.0),
+            (Divergence::SkewKl { alpha: 0.1 }, 1.5),
+            (Divergence::SkewReverseKl { alpha: 0.2 }, 1.0),
         ];
         let ids = tiny::ids(ROWS * CTX + 1, config.vocab_size);
         let teacher = Teacher::frozen(&tiny::floats(config.clone(), 77), CTX, device).expect("teacher");
@@ -125,7 +127,8 @@ fn step_on(device: &Device, (format, gradient): (&str, Gradient)) -> (f64, BTree
     let untrained = Quantization::untrained(rules, Rounding::Rule(scales), Activations::Float);
     let quantization = Quantization { gradient, ..untrained };
     let student = Student::new(&tiny::floats(config.clone(), 5), quantization, device).expect("student");
-    let (loss, gradients) = Bench::on(&config, device).gradients(&student).expect("a gradient each");
+    let bench = Bench { inside: true, ..Bench::on(&config, device) };
+    let (loss, gradients) = bench.gradients(&student).expect("a gradient each");
     let named = student.variables().iter().zip(gradients);
     let home = |g: Tensor| g.to_device(&Device::Cpu).expect("read");
     (loss, named.map(|(variable, g)| (variable.name.clone(), home(g))).collect())
