@@ -77,7 +77,7 @@ pub struct Export {
     /// Round its embeddings and head to this format, or float [default: int8-g32].
     #[arg(long, value_name = "FORMAT", requires = "weights")]
     pub embeddings: Option<String>,
-    /// How scales are chosen: absmax (the runtimes' own rule) or mse [default: mse].
+    /// How scales are chosen: absmax (the runtimes' own rule), mse, or seq (levels evenly around zero) [default: mse].
     #[arg(long, value_name = "RULE", requires = "weights")]
     pub scales: Option<String>,
     /// Widen the MLPs by neurons that compute nothing until a format fits.

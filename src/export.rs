@@ -11,8 +11,7 @@ use qat_infer::{
 };
 use qat_train::{
     export::{Shipment, is_run},
-    recipe::Rules,
-    student::Quantization,
+    recipe::{Quantization, Rounding, Rules},
 };
 
 use crate::{Ending, cli, table};
@@ -100,7 +99,7 @@ fn of_model(args: &cli::Export) -> anyhow::Result<Shipment> {
     if args.pad_intermediate == Some(0) {
         bail!("--pad-intermediate 0: want a multiple of at least 1, such as 64");
     }
-    let quantization = Quantization::untrained(rules, rule, Activations::Float);
+    let quantization = Quantization::untrained(rules, Rounding::Rule(rule), Activations::Float);
     Ok(Shipment::of_model(&args.from, quantization, args.pad_intermediate)?)
 }
 

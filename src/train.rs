@@ -23,7 +23,6 @@ use qat_train::{
     device,
     export::{Shipment, check_targets},
     recipe::{self, EvalPlan, Named, Plan},
-    student::Quantization,
     trainer::{Job, Outcome, Start, train},
 };
 
@@ -70,7 +69,7 @@ pub fn run(args: &cli::Train) -> anyhow::Result<Ending> {
             }
             Err(error) => return Err(error.into()),
         }
-        finish(run, &mut comparison)?;
+        finish(&job, run, &mut comparison)?;
         if stop.load(Ordering::SeqCst) {
             return Ok(Ending::Stopped);
         }
@@ -170,12 +169,12 @@ fn cache_dir() -> PathBuf {
 }
 
 /// Export and evaluation of a finished run, as its recipe asks.
-fn finish(run: &Run, comparison: &mut Comparison) -> anyhow::Result<()> {
+fn finish(job: &Job, run: &Run, comparison: &mut Comparison) -> anyhow::Result<()> {
     let Some(plan) = &run.plan.export else { return Ok(()) };
     let (shipment, _) = Shipment::of_run(&run.out)?;
     let packed = plan.packed(&run.out);
     export::announce(&packed, &shipment.write(&packed)?);
-    let report = run.plan.eval.as_ref().map(|eval| comparison.add(run, eval, &packed)).transpose()?;
+    let report = run.plan.eval.as_ref().map(|eval| comparison.add(job, run, eval, &packed)).transpose()?;
     for (target, out) in plan.places(&run.out) {
         let job = Export { target, options: &plan.options, requantize: false, report: report.as_ref() };
         export::announce_files(target, &job.run(&packed, Export::stage(&out)?)?);
@@ -193,7 +192,7 @@ struct Comparison {
 }
 
 impl Comparison {
-    fn add(&mut self, run: &Run, plan: &EvalPlan, packed: &Path) -> anyhow::Result<Report> {
+    fn add(&mut self, job: &Job, run: &Run, plan: &EvalPlan, packed: &Path) -> anyhow::Result<Report> {
         let gates: Vec<Gate> = evaluate::gates(&plan.require, plan.against.is_some())?;
         let text = evaluate::text(&plan.data)?;
         if let Some(reference) = &plan.against
@@ -205,13 +204,11 @@ impl Comparison {
             self.references.push(reference.clone());
         }
         let mut untrained = Vec::new();
-        for rule in &plan.baselines {
-            let out = run.out.join(format!("rounded-{rule}"));
-            let quantization = Quantization::untrained(run.plan.rules.clone(), *rule, run.plan.activations);
-            let start = Shipment::of_start(&run.out, quantization)?;
-            start.write(&out)?;
+        for rounding in &plan.baselines {
+            let out = run.out.join(format!("rounded-{rounding}"));
+            Shipment::of_start(job, *rounding)?.write(&out)?;
             let report = score(&out, &text, plan, plan.against.as_deref())?;
-            self.push(format!("{}: rounded, {rule}", run.name), report.clone(), Vec::new());
+            self.push(format!("{}: rounded, {rounding}", run.name), report.clone(), Vec::new());
             untrained.push(report);
         }
         let report = score(packed, &text, plan, plan.against.as_deref())?;

@@ -159,6 +159,12 @@ impl Format {
         }
     }
 
+    /// Halfway between the lowest and the highest code.
+    pub fn middle(self) -> f32 {
+        let (lo, hi) = self.levels();
+        (lo + hi) as f32 / 2.0
+    }
+
     /// Whether the only codes are −1, 0 and 1.
     pub fn is_ternary(self) -> bool {
         matches!(self, Self::TernaryG64 | Self::TernaryG256 | Self::TernaryTensor)

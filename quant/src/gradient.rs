@@ -88,21 +88,31 @@ pub fn learned(
     dw: &mut [f32],
 ) -> ScaleGradients {
     clipped(format, w, rows, cols, scales, grad, dw);
-    let spans = Spans::new(format, w.len(), rows, cols, scales);
-    let mut sums = vec![(0f32, 0f32); w.len().div_ceil(spans.len)];
+    sums(format, Spans::new(format, w.len(), rows, cols, scales), w, grad, contribution)
+}
+
+/// What `contribution` makes of a grid, an element of `x` and its gradient, summed up for each group.
+fn sums(
+    format: Format,
+    spans: Spans,
+    x: &[f32],
+    grad: &[f32],
+    contribution: impl Fn(Grid, f32, f32) -> (f32, f32) + Sync,
+) -> ScaleGradients {
+    let mut sums = vec![(0f32, 0f32); x.len().div_ceil(spans.len)];
     let tasks =
-        sums.par_chunks_mut(TASK / spans.len).zip(grad.par_chunks(TASK)).zip(w.par_chunks(TASK)).enumerate();
-    tasks.for_each(|(task, ((sums, grad), w))| {
+        sums.par_chunks_mut(TASK / spans.len).zip(grad.par_chunks(TASK)).zip(x.par_chunks(TASK)).enumerate();
+    tasks.for_each(|(task, ((sums, grad), x))| {
         vectorized(
             #[inline(always)]
             || {
-                for (sum, (_, grid, span)) in sums.iter_mut().zip(spans.of_task(task * TASK, w.len())) {
-                    *sum = span_sums(grid, &w[span.clone()], &grad[span]);
+                for (sum, (_, grid, span)) in sums.iter_mut().zip(spans.of_task(task * TASK, x.len())) {
+                    *sum = span_sums(grid, &x[span.clone()], &grad[span], &contribution);
                 }
             },
         );
     });
-    let groups = scales.scale.len();
+    let groups = spans.groups();
     let per_group = |part: fn(&(f32, f32)) -> f32| -> Vec<f32> {
         let total = |spans: &[(f32, f32)]| spans.iter().map(|s| f64::from(part(s))).sum::<f64>() as f32;
         sums.chunks(sums.len().div_ceil(groups).max(1)).map(total).collect()
@@ -111,6 +121,28 @@ pub fn learned(
         scale: per_group(|s| s.0),
         bias: if format.has_bias() { per_group(|s| s.1) } else { Vec::new() },
     }
+}
+
+/// Frozen codes: the gradients of scales and biases alone, ds = Σ G·q and db = Σ G.
+///
+/// `codes` and `grad` are `[rows, cols]`. Sums run in a fixed order.
+///
+/// # Panics
+/// When a length is not what the shape and the format say.
+pub fn of_codes(format: Format, codes: &[f32], rows: usize, cols: usize, grad: &[f32]) -> ScaleGradients {
+    let groups = format.groups(rows, cols);
+    // A grid of steps of 1: only where its groups lie is asked.
+    let unit =
+        Scales { scale: vec![1.0; groups], bias: vec![0.0; if format.has_bias() { groups } else { 0 }] };
+    assert_eq!(grad.len(), codes.len(), "gradients of a [{rows}, {cols}] matrix");
+    sums(
+        format,
+        Spans::new(format, codes.len(), rows, cols, &unit),
+        codes,
+        grad,
+        #[inline(always)]
+        |_, code, g| (g * code, g),
+    )
 }
 
 /// How far beyond the outermost codes dw still passes, in steps of the grid.
@@ -125,19 +157,24 @@ fn pass(grid: Grid, margin: f32, u: f32, g: f32) -> f32 {
 
 /// Contributions of one span to ds and db, summed in eight lanes and then in order.
 #[inline(always)]
-fn span_sums(grid: Grid, w: &[f32], grad: &[f32]) -> (f32, f32) {
+fn span_sums(
+    grid: Grid,
+    x: &[f32],
+    grad: &[f32],
+    contribution: &impl Fn(Grid, f32, f32) -> (f32, f32),
+) -> (f32, f32) {
     const LANES: usize = 8;
     let (mut ds, mut db) = ([0f32; LANES], [0f32; LANES]);
-    let (whole_w, rest_w) = w.as_chunks::<LANES>();
+    let (whole_x, rest_x) = x.as_chunks::<LANES>();
     let (whole_g, rest_g) = grad.as_chunks::<LANES>();
-    for (w, g) in whole_w.iter().zip(whole_g) {
+    for (x, g) in whole_x.iter().zip(whole_g) {
         for lane in 0..LANES {
-            let (s, b) = contribution(grid, w[lane], g[lane]);
+            let (s, b) = contribution(grid, x[lane], g[lane]);
             ds[lane] += s;
             db[lane] += b;
         }
     }
-    let rest = rest_w.iter().zip(rest_g).map(|(&w, &g)| contribution(grid, w, g));
+    let rest = rest_x.iter().zip(rest_g).map(|(&x, &g)| contribution(grid, x, g));
     let (rest_s, rest_b) = rest.fold((0.0, 0.0), |sum, c| (sum.0 + c.0, sum.1 + c.1));
     (ds.into_iter().sum::<f32>() + rest_s, db.into_iter().sum::<f32>() + rest_b)
 }

@@ -47,14 +47,6 @@ impl Grid {
     pub fn value(self, code: f32) -> f32 {
         self.scale * code + self.bias
     }
-
-    /// `value(code(w))` for each weight.
-    #[inline(always)]
-    fn snap(self, w: &[f32], out: &mut [f32]) {
-        for (out, &w) in out.iter_mut().zip(w) {
-            *out = self.value(self.code(w));
-        }
-    }
 }
 
 /// A matrix cut into spans: runs of consecutive weights that lie on one grid.
@@ -76,6 +68,11 @@ impl<'a> Spans<'a> {
         let biases = if format.has_bias() { groups } else { 0 };
         assert_eq!((scales.scale.len(), scales.bias.len()), (groups, biases), "{format} scales and biases");
         Self { levels: format.levels(), scales, len: format.group_len().unwrap_or(256) }
+    }
+
+    /// How many groups there are.
+    pub fn groups(self) -> usize {
+        self.scales.scale.len()
     }
 
     /// The grid of span `index`, counted over the whole matrix.
@@ -116,13 +113,56 @@ pub(crate) fn assert_shape(format: Format, weights: usize, rows: usize, cols: us
 /// When a length is not what the shape and the format say.
 pub fn fake_quant(format: Format, w: &[f32], rows: usize, cols: usize, scales: &Scales, out: &mut [f32]) {
     let spans = Spans::new(format, w.len(), rows, cols, scales);
-    assert_eq!(out.len(), w.len(), "output of fake_quant");
-    out.par_chunks_mut(TASK).zip(w.par_chunks(TASK)).enumerate().for_each(|(task, (out, w))| {
+    each(
+        spans,
+        w,
+        out,
+        #[inline(always)]
+        |grid, w| grid.value(grid.code(w)),
+    );
+}
+
+/// The codes of `w` as integral floats: [`values`] of them is [`fake_quant`] of `w`. Lengths as there.
+///
+/// # Panics
+/// When a length is not what the shape and the format say.
+pub fn codes(format: Format, w: &[f32], rows: usize, cols: usize, scales: &Scales, out: &mut [f32]) {
+    let spans = Spans::new(format, w.len(), rows, cols, scales);
+    each(
+        spans,
+        w,
+        out,
+        #[inline(always)]
+        |grid, w| grid.code(w),
+    );
+}
+
+/// The weights that `codes` stand for under `scales`, both `[rows, cols]`.
+///
+/// # Panics
+/// When a length is not what the shape and the format say.
+pub fn values(format: Format, codes: &[f32], rows: usize, cols: usize, scales: &Scales, out: &mut [f32]) {
+    let spans = Spans::new(format, codes.len(), rows, cols, scales);
+    each(
+        spans,
+        codes,
+        out,
+        #[inline(always)]
+        |grid, code| grid.value(code),
+    );
+}
+
+/// Sets each of `out` to `f` of its grid and of the element of `x` in its place.
+fn each(spans: Spans, x: &[f32], out: &mut [f32], f: impl Fn(Grid, f32) -> f32 + Sync) {
+    assert_eq!(out.len(), x.len(), "output of a matrix");
+    out.par_chunks_mut(TASK).zip(x.par_chunks(TASK)).enumerate().for_each(|(task, (out, x))| {
         vectorized(
             #[inline(always)]
             || {
-                for (_, grid, span) in spans.of_task(task * TASK, w.len()) {
-                    grid.snap(&w[span.clone()], &mut out[span]);
+                for (_, grid, span) in spans.of_task(task * TASK, x.len()) {
+                    for (out, &x) in out[span.clone()].iter_mut().zip(&x[span]) {
+                        *out = f(grid, x);
+                    }
                 }
             },
         );

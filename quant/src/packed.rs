@@ -239,13 +239,69 @@ pub fn pack(
     scales: &Scales,
 ) -> Result<Packed, Error> {
     format.check_row_len(name, cols)?;
-    let spans = Spans::new(format, w.len(), rows, cols, scales);
-    let bad_in_row = |row: &[f32]| row.iter().position(|w| !w.is_finite());
-    let bad =
-        w.par_chunks(cols).enumerate().find_map_first(|(i, row)| bad_in_row(row).map(|j| (i, j, row[j])));
-    if let Some((i, j, found)) = bad {
+    if let Some((i, j, found)) = first(w, cols, |w| !w.is_finite()) {
         return Err(Error::matrix(name, format!("weight [{i}, {j}] is {found}, want a finite number")));
     }
+    write(
+        name,
+        format,
+        w,
+        [rows, cols],
+        scales,
+        #[inline(always)]
+        |grid, w| grid.code(w),
+    )
+}
+
+/// Packs `codes`, integers of [`Format::levels`] as floats, `[rows, cols]`, under the grid of `scales`.
+///
+/// # Errors
+/// As [`pack`], with a number that is no code in the place of a weight that is not finite.
+///
+/// # Panics
+/// When `codes` or `scales` has another length than the shape and the format say.
+pub fn pack_codes(
+    name: &str,
+    format: Format,
+    codes: &[f32],
+    rows: usize,
+    cols: usize,
+    scales: &Scales,
+) -> Result<Packed, Error> {
+    format.check_row_len(name, cols)?;
+    let (lo, hi) = format.levels();
+    let legal = |code: f32| code.fract() == 0.0 && code >= lo as f32 && code <= hi as f32;
+    if let Some((i, j, found)) = first(codes, cols, |code| !legal(code)) {
+        let problem = format!("[{i}, {j}] is {found}, want a whole number in {lo}..={hi} of {format}");
+        return Err(Error::matrix(name, problem));
+    }
+    write(
+        name,
+        format,
+        codes,
+        [rows, cols],
+        scales,
+        #[inline(always)]
+        |_, code| code,
+    )
+}
+
+/// Row, column and value of the first element that is `bad`.
+fn first(x: &[f32], cols: usize, bad: impl Fn(f32) -> bool + Sync) -> Option<(usize, usize, f32)> {
+    let in_row = |row: &[f32]| row.iter().position(|&x| bad(x));
+    x.par_chunks(cols).enumerate().find_map_first(|(i, row)| in_row(row).map(|j| (i, j, row[j])))
+}
+
+/// Blocks of the codes that `code` makes of a grid and an element of `x`.
+fn write(
+    name: &str,
+    format: Format,
+    x: &[f32],
+    [rows, cols]: [usize; 2],
+    scales: &Scales,
+    code: impl Fn(Grid, f32) -> f32 + Sync,
+) -> Result<Packed, Error> {
+    let spans = Spans::new(format, x.len(), rows, cols, scales);
     for (what, values) in [("scale", &scales.scale), ("bias", &scales.bias)] {
         let stored = |v: f32| v.is_finite() && format.scale_type().round(v) == v;
         if let Some(i) = values.iter().position(|&v| !stored(v)) {
@@ -256,19 +312,19 @@ pub fn pack(
     let tensor_scale = (format == Format::TernaryTensor).then(|| scales.scale[0]);
     let row_bytes = format.row_bytes(cols);
     let mut blocks = vec![0; rows * row_bytes];
-    blocks.par_chunks_mut(row_bytes).zip(w.par_chunks(cols)).enumerate().for_each_init(
+    blocks.par_chunks_mut(row_bytes).zip(x.par_chunks(cols)).enumerate().for_each_init(
         || vec![0.0; cols],
-        |codes, (row, (bytes, w))| {
+        |codes, (row, (bytes, x))| {
             vectorized(
                 #[inline(always)]
                 || {
                     with_block!(format, cols, tensor_scale.unwrap_or(0.0), layout => {
                         let codes = &mut codes[..layout.len()];
-                        let of_row = bytes.chunks_exact_mut(layout.bytes()).zip(w.chunks_exact(layout.len()));
-                        for (i, (block, w)) in of_row.enumerate() {
+                        let of_row = bytes.chunks_exact_mut(layout.bytes()).zip(x.chunks_exact(layout.len()));
+                        for (i, (block, x)) in of_row.enumerate() {
                             let grid = spans.grid(row * (cols / layout.len()) + i);
-                            for (code, &w) in codes.iter_mut().zip(w) {
-                                *code = grid.code(w);
+                            for (found, &x) in codes.iter_mut().zip(x) {
+                                *found = code(grid, x);
                             }
                             layout.write(codes, grid.scale, grid.bias, block);
                         }

@@ -39,6 +39,9 @@ pub enum ScaleRule {
     /// The least squared error found by a search that starts from [`ScaleRule::Absmax`] and so is never worse than
     /// it; for ternary the exact optimum, found before the scale is rounded.
     Mse,
+    /// As [`ScaleRule::Mse`] with the levels of an affine grid held evenly around zero (SEQ, ParetoQ, arXiv 2502.02631): its bias is
+    /// −[`Format::middle`] times its scale, so that 2-bit codes stand for ±1/2 and ±3/2 scales. Other grids as `Mse`.
+    Seq,
 }
 
 impl fmt::Display for ScaleRule {
@@ -46,6 +49,7 @@ impl fmt::Display for ScaleRule {
         f.write_str(match self {
             Self::Absmax => "absmax",
             Self::Mse => "mse",
+            Self::Seq => "seq",
         })
     }
 }
@@ -57,7 +61,11 @@ impl FromStr for ScaleRule {
         match s {
             "absmax" => Ok(Self::Absmax),
             "mse" => Ok(Self::Mse),
-            _ => Err(Error::Format(format!("{s:?} is no rule for scales; there are \"absmax\" and \"mse\""))),
+            "seq" => Ok(Self::Seq),
+            _ => {
+                let there_are = "there are \"absmax\", \"mse\" and \"seq\"";
+                Err(Error::Format(format!("{s:?} is no rule for scales; {there_are}")))
+            }
         }
     }
 }
@@ -76,7 +84,7 @@ impl Scales {
             None => {
                 let scale = match rule {
                     ScaleRule::Absmax => ternary::absmean_tensor(w),
-                    ScaleRule::Mse => ternary::optimum_tensor(w),
+                    ScaleRule::Mse | ScaleRule::Seq => ternary::optimum_tensor(w),
                 };
                 Self::rounded(format, &[scale], &[])
             }
@@ -94,7 +102,7 @@ impl Scales {
                 #[inline(always)]
                 |w| (ternary::absmean(w), 0.0),
             ),
-            (F::TernaryG64 | F::TernaryG256 | F::TernaryTensor, R::Mse) => {
+            (F::TernaryG64 | F::TernaryG256 | F::TernaryTensor, R::Mse | R::Seq) => {
                 each_group(format, w, len, |w| (ternary::optimum(w), 0.0))
             }
             (F::Int4G32, R::Absmax) => each_group(
@@ -118,7 +126,7 @@ impl Scales {
                 #[inline(always)]
                 |w| absmax::mlx(w, steps),
             ),
-            (F::Int4G32 | F::Int8G32, R::Mse) => each_group(
+            (F::Int4G32 | F::Int8G32, R::Mse | R::Seq) => each_group(
                 format,
                 w,
                 len,
@@ -131,6 +139,13 @@ impl Scales {
                 len,
                 #[inline(always)]
                 |w| mse::affine(format, w),
+            ),
+            (F::Affine(_), R::Seq) => each_group(
+                format,
+                w,
+                len,
+                #[inline(always)]
+                |w| mse::even(format, w),
             ),
         }
     }

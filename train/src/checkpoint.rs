@@ -1,6 +1,6 @@
 //! Checkpoints: all or nothing, and enough in them to continue to the same bits.
 //!
-//! A checkpoint is a folder `step-00000100` with `model.safetensors` (latent variables), `optimizer.safetensors` (both
+//! A checkpoint is a folder `step-00000100` with `model.safetensors` (latent variables, or codes and scales), `optimizer.safetensors` (both
 //! moments) and `state.json` (step, recipe, data cursor, checksums). Batches and schedules are pure functions of seed
 //! and step, so no generator state is lost. A folder appears under its name only when it is whole and on disk; one that is
 //! damaged afterwards is passed over for the one before it.
@@ -16,7 +16,13 @@ use qat_infer::files::{StagedDir, sha256_hex};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::{Error, Result, data::Cursor, optim::Optimizer, recipe::Recipe, student::Variable};
+use crate::{
+    Error, Result,
+    data::Cursor,
+    optim::Optimizer,
+    recipe::Recipe,
+    student::{Student, Variable},
+};
 
 const MODEL: &str = "model.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
@@ -70,7 +76,7 @@ impl Checkpoints {
     pub fn save(
         &self,
         mut state: State,
-        variables: &[Variable],
+        student: &Student,
         optimizer: &Optimizer,
         keep: usize,
     ) -> Result<PathBuf> {
@@ -78,8 +84,8 @@ impl Checkpoints {
         let target = self.dir.join(folder(state.step));
         let staged = StagedDir::create(&target, STATE)?;
         let model: HashMap<String, Tensor> =
-            variables.iter().map(|v| (v.name.clone(), v.var.as_tensor().clone())).collect();
-        let moments: HashMap<String, Tensor> = optimizer.state(variables).into_iter().collect();
+            student.kept().iter().map(|v| (v.name.clone(), v.var.as_tensor().clone())).collect();
+        let moments: HashMap<String, Tensor> = optimizer.state(student.variables()).into_iter().collect();
         for (file, tensors) in [(MODEL, &model), (OPTIMIZER, &moments)] {
             let path = staged.path().join(file);
             candle_core::safetensors::save(tensors, &path).map_err(|e| {
@@ -145,14 +151,18 @@ impl Checkpoints {
 }
 
 impl Checkpoint {
-    /// Puts variables and optimizer back as they were.
+    /// Puts the student and the optimizer back as they were.
     ///
     /// # Errors
     /// A tensor that is missing or has another shape.
-    pub fn restore(&self, variables: &[Variable], optimizer: &mut Optimizer) -> Result<()> {
-        self.restore_variables(variables)?;
+    pub fn restore(&self, student: &Student, optimizer: &mut Optimizer) -> Result<()> {
+        self.restore_variables(student.kept())?;
         let moments = self.tensors(OPTIMIZER)?;
-        optimizer.restore(variables, |name, like| take(&self.path, &moments, name, like), self.state.step)
+        optimizer.restore(
+            student.variables(),
+            |name, like| take(&self.path, &moments, name, like),
+            self.state.step,
+        )
     }
 
     /// Puts the variables alone back: for export.

@@ -6,7 +6,10 @@
 mod recompute;
 
 use candle_core::{Device, Tensor};
-use qat_infer::model::{AttentionShape, Exec, Linear, Rope};
+use qat_infer::{
+    cpu::KvType,
+    model::{AttentionShape, Exec, Linear, Rope},
+};
 
 pub use recompute::Recomputed;
 
@@ -19,6 +22,24 @@ pub struct Matrix {
     pub weight: Tensor,
     /// Share (λ) of the int8 rounding of its inputs, where its inputs are quantized per token.
     pub int8_inputs: Option<f32>,
+    /// How the keys or values that it makes are kept, where they are rounded.
+    pub cache: Option<Cache>,
+}
+
+/// How keys and values are kept.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Cache {
+    /// The cache's type.
+    pub kv: KvType,
+    /// Share (λ) of its rounding.
+    pub lambda: f32,
+}
+
+impl Matrix {
+    /// One whose inputs and outputs are not rounded.
+    pub fn of(weight: Tensor) -> Self {
+        Self { weight, int8_inputs: None, cache: None }
+    }
 }
 
 /// Cosines and sines of the first `ctx` positions, made once per model.
@@ -53,6 +74,8 @@ pub struct TrainExec<'a> {
     ctx: usize,
     rope: &'a RopeTable,
     tap: Option<Tap>,
+    /// As the matrices of the layer at hand say.
+    cache: Option<Cache>,
 }
 
 /// Where a forward pass is listened to, and what was heard.
@@ -66,7 +89,7 @@ struct Tap {
 impl<'a> TrainExec<'a> {
     /// An executor for `batch` windows of `ctx` tokens each.
     pub fn new(batch: usize, ctx: usize, rope: &'a RopeTable) -> Self {
-        Self { batch, ctx, rope, tap: None }
+        Self { batch, ctx, rope, tap: None, cache: None }
     }
 
     /// The same, remembering what the next forward pass leaves behind layer `layer`.
@@ -105,6 +128,7 @@ impl Exec for TrainExec<'_> {
         x: &Tensor,
         linears: [&Linear<Matrix, Tensor>; N],
     ) -> Result<[Tensor; N]> {
+        self.cache = linears.iter().find_map(|l| l.weight.cache);
         // Matrices with the same input share its rounding, as the runtime rounds it once.
         let lambda = linears.iter().find_map(|l| l.weight.int8_inputs);
         let rounded = lambda.map(|lambda| ops::quantize_activations(x, lambda)).transpose()?;
@@ -147,8 +171,12 @@ impl Exec for TrainExec<'_> {
             tap.attention = Some([q.clone(), k.clone(), v.clone()]);
         }
         let q = self.by_head(&q, shape.heads)?;
-        let k = self.by_head(&k, shape.kv_heads)?;
-        let v = self.by_head(&v, shape.kv_heads)?;
+        let mut k = self.by_head(&k, shape.kv_heads)?;
+        let mut v = self.by_head(&v, shape.kv_heads)?;
+        if let Some(Cache { kv, lambda }) = self.cache {
+            k = ops::quantize_kv(&k, kv, lambda)?;
+            v = ops::quantize_kv(&v, kv, lambda)?;
+        }
         let mixed = ops::causal_attention(&q, &k, &v)?;
         Ok(mixed.reshape((self.batch * self.ctx, shape.heads * shape.head_dim))?)
     }

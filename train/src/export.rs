@@ -9,7 +9,7 @@ use candle_core::Device;
 use qat_infer::{
     FloatModel,
     files::{CONFIG_FILE, Manifest, PROVENANCE_FILE, PackedWriter, Storage, companions, read_json},
-    model::{Param, params},
+    model::params,
 };
 use qat_quant::kernels::FloatType;
 use serde_json::{Value, json};
@@ -17,9 +17,9 @@ use serde_json::{Value, json};
 use crate::{
     Error, Result,
     checkpoint::Checkpoints,
-    recipe::{Origin, Plan},
-    student::{Floats, Quantization, Shipped, Student, prune, read_config},
-    trainer::student_dir,
+    recipe::{Origin, Plan, Quantization, Rounding},
+    student::{Floats, Shipped, Student, gptq, prune, read_config},
+    trainer::{self, Job, mixed, student_dir},
 };
 
 /// A student with the files that travel along, ready to be written in some format.
@@ -50,11 +50,14 @@ pub fn check_targets(plan: &Plan) -> Result<()> {
         Origin::Pretrained(path) => FloatModel::open(path)?.config,
         Origin::Scratch { config, .. } => read_config(config)?,
     };
-    let storage =
-        |param: &Param| plan.rules.choose(param).map_or(Storage::Float(FloatType::F32), Storage::Packed);
-    for target in &export.targets {
+    let rules = &plan.quantization.rules;
+    let possible = match &plan.mix {
+        None => vec![rules.clone()],
+        Some(mix) => mix.candidates.iter().map(|&format| rules.clone().with_weights(format)).collect(),
+    };
+    for (target, rules) in export.targets.iter().flat_map(|t| possible.iter().map(move |rules| (t, rules))) {
         target.check(params(&config).into_iter().map(|param| {
-            let storage = storage(&param);
+            let storage = rules.choose(&param).map_or(Storage::Float(FloatType::F32), Storage::Packed);
             (param, storage)
         }))?;
     }
@@ -77,8 +80,8 @@ impl Shipment {
         let plan = Plan::new(&checkpoint.state.recipe)?;
         let origin = student_dir(dir);
         let config = read_config(&origin.join(CONFIG_FILE))?;
-        let student = Student::new(&Floats::zeros(config), Quantization::of(&plan), &Device::Cpu)?;
-        checkpoint.restore_variables(student.variables())?;
+        let student = Student::new(&Floats::zeros(config), mixed::settled(&plan, dir)?, &Device::Cpu)?;
+        checkpoint.restore_variables(student.kept())?;
         let recipe =
             serde_json::to_value(&checkpoint.state.recipe).map_err(|e| Error::Config(e.to_string()))?;
         let base = read_json::<Value>(&origin.join(PROVENANCE_FILE))
@@ -94,24 +97,37 @@ impl Shipment {
     /// A directory that is no model, or a format that can't hold one of its tensors.
     pub fn of_model(dir: &Path, quantization: Quantization, pad_intermediate: Option<usize>) -> Result<Self> {
         let model = FloatModel::open(dir)?;
-        // It travels along, and must be the model's.
-        model.tokenizer()?;
         let mut floats = Floats::read(&model)?;
         if let Some(multiple) = pad_intermediate {
             floats = prune::pad_intermediate(&floats, multiple)?;
         }
-        let base = model.base()?;
-        let source = json!({"method": "rounded", "scales": quantization.scales.to_string(), "base": base});
-        let student = Student::new(&floats, quantization, &Device::Cpu)?;
-        Ok(Self { student, companions: model.companions()?, _origin: Some(model), source })
+        Self::rounded(model, &floats, quantization)
     }
 
-    /// The weights that the run in `dir` started from, rounded without training: what its training is measured against.
+    /// The weights that the run of `job` started from, rounded without training: what its training is measured against.
     ///
     /// # Errors
-    /// The start was not kept, or can't be read.
-    pub fn of_start(dir: &Path, quantization: Quantization) -> Result<Self> {
-        Self::of_model(&student_dir(dir), quantization, None)
+    /// The start was not kept, or can't be read; for GPTQ also the text that the run trained on.
+    pub fn of_start(job: &Job, rounding: Rounding) -> Result<Self> {
+        let Quantization { rules, activations, .. } = mixed::settled(job.plan, job.out)?;
+        let quantization = Quantization::untrained(rules, rounding, activations);
+        let model = FloatModel::open(&student_dir(job.out))?;
+        let floats = Floats::read(&model)?;
+        let shipment = Self::rounded(model, &floats, quantization.clone())?;
+        if rounding == Rounding::Gptq {
+            let calibration = trainer::calibration(job)?;
+            shipment.student.start_from(&gptq::round(&floats, &quantization, &calibration, &job.device)?)?;
+        }
+        Ok(shipment)
+    }
+
+    fn rounded(model: FloatModel, floats: &Floats, quantization: Quantization) -> Result<Self> {
+        // It travels along, and must be the model's.
+        model.tokenizer()?;
+        let scales = quantization.start.to_string();
+        let source = json!({"method": "rounded", "scales": scales, "base": model.base()?});
+        let student = Student::new(floats, quantization, &Device::Cpu)?;
+        Ok(Self { student, companions: model.companions()?, _origin: Some(model), source })
     }
 
     /// Writes the packed directory `out`, reads it back, and only then puts it in place.

@@ -1,6 +1,6 @@
 //! The learning rate and the share of rounding as pure functions of the step.
 
-use crate::recipe::{OptimPlan, Schedule};
+use crate::recipe::{OptimPlan, Schedule, Warmup};
 
 /// Share of the peak learning rate at `step` (counted from 0) of `steps`.
 pub fn learning_rate(plan: &OptimPlan, step: usize, steps: usize) -> f64 {
@@ -14,16 +14,32 @@ pub fn learning_rate(plan: &OptimPlan, step: usize, steps: usize) -> f64 {
             let cosine = 0.5 * (1.0 + (std::f64::consts::PI * after(plan.warmup_steps.min(steps))).cos());
             plan.final_lr + (1.0 - plan.final_lr) * cosine
         }
-        Schedule::Wsd { decay_share } => {
-            let start = ((steps as f64 * (1.0 - decay_share)) as usize).max(plan.warmup_steps);
+        Schedule::Wsd { .. } => {
+            let start = decay_start(plan, steps);
             if step < start { 1.0 } else { 1.0 - (1.0 - plan.final_lr) * after(start) }
         }
     }
 }
 
-/// Share λ of the rounding at `step`: grows linearly to 1 over `warmup` steps.
-pub fn rounding(step: usize, warmup: usize) -> f32 {
-    if step + 1 >= warmup { 1.0 } else { (step + 1) as f32 / warmup as f32 }
+/// The first of `steps` steps in which the learning rate decays.
+pub fn decay_start(plan: &OptimPlan, steps: usize) -> usize {
+    match plan.schedule {
+        Schedule::Constant => steps,
+        Schedule::Cosine => plan.warmup_steps,
+        Schedule::Wsd { decay_share } => {
+            ((steps as f64 * (1.0 - decay_share)) as usize).max(plan.warmup_steps)
+        }
+    }
+}
+
+/// Share λ of the rounding at `step`: none before its beginning, then it grows to 1.
+pub fn rounding(warmup: &Warmup, step: usize) -> Option<f32> {
+    let done = step.checked_sub(warmup.begin)? + 1;
+    if done >= warmup.steps {
+        return Some(1.0);
+    }
+    let share = done as f32 / warmup.steps as f32;
+    Some(if warmup.cosine { (1.0 - (std::f32::consts::PI * share).cos()) / 2.0 } else { share })
 }
 
 #[cfg(test)]
@@ -68,8 +84,25 @@ mod tests {
 
     #[test]
     fn rounding_is_full_from_the_first_step_without_a_warm_up() {
-        assert_eq!(rounding(0, 0), 1.0);
-        assert_eq!(rounding(0, 4), 0.25);
-        assert_eq!(rounding(3, 4), 1.0);
+        let warmup = |begin, steps, cosine| Warmup { begin, steps, cosine };
+        assert_eq!(rounding(&warmup(0, 0, false), 0), Some(1.0));
+        assert_eq!(rounding(&warmup(0, 4, false), 0), Some(0.25));
+        assert_eq!(rounding(&warmup(0, 4, false), 3), Some(1.0));
+        assert_eq!(rounding(&warmup(7, 0, true), 6), None);
+        assert_eq!(rounding(&warmup(7, 0, true), 7), Some(1.0));
+        // Half a cosine: its middle is a half, and it starts slower than a line.
+        assert_eq!(rounding(&warmup(2, 4, true), 3), Some(0.5));
+        assert!(rounding(&warmup(2, 4, true), 2) < rounding(&warmup(2, 4, false), 2));
+        assert_eq!(rounding(&warmup(2, 4, true), 5), Some(1.0));
+    }
+
+    #[test]
+    fn the_decay_of_wsd_starts_where_the_rate_first_falls() {
+        let p = plan(Schedule::Wsd { decay_share: 0.3 }, 10);
+        let start = decay_start(&p, 100);
+        assert_eq!(start, 70);
+        // The first step of the decay still has the peak.
+        assert_eq!(learning_rate(&p, start, 100), 1.0);
+        assert!(learning_rate(&p, start + 1, 100) < 1.0);
     }
 }

@@ -179,13 +179,7 @@ impl<M, V> Decoder<M, V> {
         index: usize,
         x: X::T,
     ) -> Result<X::T, X::Error> {
-        let layer = &self.layers[index];
-        let attended = self.attend(exec, index, layer, &x)?;
-        let x = exec.add(x, attended)?;
-        let mixed = self.mlp(exec, layer, &x)?;
-        let x = exec.add(x, mixed)?;
-        exec.behind_layer(index, &x);
-        Ok(x)
+        self.layers[index].forward(exec, (&self.config, &self.rope), index, x)
     }
 
     /// Logits `[tokens, vocab]` of hidden states that [`forward`](Self::forward) gave, or of some of their rows.
@@ -198,47 +192,70 @@ impl<M, V> Decoder<M, V> {
             None => exec.unembed(hidden, &self.embed),
         }
     }
+}
+
+impl<M, V> Layer<M, V> {
+    /// What stands in the residual stream behind it, the layer `index` of a model of this shape with these angles, when `x` stands
+    /// before it.
+    ///
+    /// # Errors
+    /// The first one that `exec` gives.
+    pub fn forward<X: Exec<M = M, V = V>>(
+        &self,
+        exec: &mut X,
+        (config, rope): (&Config, &Rope),
+        index: usize,
+        x: X::T,
+    ) -> Result<X::T, X::Error> {
+        let attended = self.attend(exec, (config, rope), index, &x)?;
+        let x = exec.add(x, attended)?;
+        let mixed = self.mlp(exec, config.rms_norm_eps, &x)?;
+        let x = exec.add(x, mixed)?;
+        exec.behind_layer(index, &x);
+        Ok(x)
+    }
 
     fn attend<X: Exec<M = M, V = V>>(
         &self,
         exec: &mut X,
+        (config, rope): (&Config, &Rope),
         index: usize,
-        layer: &Layer<M, V>,
         x: &X::T,
     ) -> Result<X::T, X::Error> {
-        let Config { heads, kv_heads, head_dim, rms_norm_eps: eps, .. } = self.config;
-        let x = exec.rms_norm(x, &layer.attn_norm, eps)?;
-        let [mut q, mut k, v] = exec.linears(&x, [&layer.q, &layer.k, &layer.v])?;
-        if let Some(weight) = &layer.q_norm {
+        let Config { heads, kv_heads, head_dim, rms_norm_eps: eps, .. } = *config;
+        let x = exec.rms_norm(x, &self.attn_norm, eps)?;
+        let [mut q, mut k, v] = exec.linears(&x, [&self.q, &self.k, &self.v])?;
+        if let Some(weight) = &self.q_norm {
             q = exec.head_norm(q, weight, heads, eps)?;
         }
-        if let Some(weight) = &layer.k_norm {
+        if let Some(weight) = &self.k_norm {
             k = exec.head_norm(k, weight, kv_heads, eps)?;
         }
-        let q = exec.rope(q, heads, &self.rope)?;
-        let k = exec.rope(k, kv_heads, &self.rope)?;
+        let q = exec.rope(q, heads, rope)?;
+        let k = exec.rope(k, kv_heads, rope)?;
         let mixed = exec.attention(index, q, k, v, &AttentionShape { heads, kv_heads, head_dim })?;
-        exec.linears(&mixed, [&layer.o]).map(|[out]| out)
+        exec.linears(&mixed, [&self.o]).map(|[out]| out)
     }
 
-    fn mlp<X: Exec<M = M, V = V>>(
-        &self,
-        exec: &mut X,
-        layer: &Layer<M, V>,
-        x: &X::T,
-    ) -> Result<X::T, X::Error> {
-        let x = exec.rms_norm(x, &layer.mlp_norm, self.config.rms_norm_eps)?;
-        let [gate, up] = exec.linears(&x, [&layer.gate, &layer.up])?;
+    fn mlp<X: Exec<M = M, V = V>>(&self, exec: &mut X, eps: f32, x: &X::T) -> Result<X::T, X::Error> {
+        let x = exec.rms_norm(x, &self.mlp_norm, eps)?;
+        let [gate, up] = exec.linears(&x, [&self.gate, &self.up])?;
         let gated = exec.swiglu(gate, up)?;
-        exec.linears(&gated, [&layer.down]).map(|[out]| out)
+        exec.linears(&gated, [&self.down]).map(|[out]| out)
     }
-}
 
-impl<M, V> Layer<M, V> {
-    fn build<W: Weights<M = M, V = V>>(config: &Config, index: usize, w: &mut W) -> Result<Self, W::Error> {
+    /// Asks `weights` for every tensor of layer `index` of a model of this shape, in the order the forward pass meets them.
+    ///
+    /// # Errors
+    /// The first one that `weights` gives.
+    pub fn build<W: Weights<M = M, V = V>>(
+        config: &Config,
+        index: usize,
+        weights: &mut W,
+    ) -> Result<Self, W::Error> {
         let (hidden, inner) = (config.hidden_size, config.intermediate_size);
         let (q_size, kv_size) = (config.q_size(), config.kv_size());
-        let mut source = LayerSource { index, weights: w };
+        let mut source = LayerSource { index, weights };
         Ok(Self {
             attn_norm: source.norm("input_layernorm", hidden)?,
             q: source.linear("self_attn.q_proj", [q_size, hidden], config.qkv_bias)?,

@@ -47,6 +47,23 @@ pub(super) fn affine(format: Format, w: &[f32]) -> (f32, f32) {
     search.refine(Sums::line)
 }
 
+/// A scale per group, with a bias that puts the levels evenly around zero (SEQ).
+#[inline(always)]
+pub(super) fn even(format: Format, w: &[f32]) -> (f32, f32) {
+    let middle = format.middle();
+    let kind = format.scale_type();
+    // The bias is that of the scale as it is stored, so that learning, which keeps it so, starts where this ends.
+    let grid = |scale: f32| (scale, -middle * kind.round(scale));
+    // The outermost levels on the peak, as the widest.
+    let (low, high) = absmax::extremes(w);
+    let widest = high.max(-low) / middle;
+    let mut search = Search::new(format, w, grid(widest));
+    for fraction in FRACTIONS {
+        search.offer(grid(widest * fraction));
+    }
+    search.refine(|sums| grid(sums.line_through(middle)))
+}
+
 /// The best grid found so far for one group.
 struct Search<'a> {
     w: &'a [f32],
@@ -134,6 +151,14 @@ impl Sums {
     #[inline(always)]
     fn line_through_zero(self) -> f32 {
         if self.qq == 0.0 { 0.0 } else { (self.qw / self.qq) as f32 }
+    }
+
+    /// The s of least Σ(w − s·(q − middle))².
+    #[inline(always)]
+    fn line_through(self, middle: f32) -> f32 {
+        let m = f64::from(middle);
+        let squares = self.qq - 2.0 * m * self.q + m * m * self.n;
+        if squares == 0.0 { 0.0 } else { ((self.qw - m * self.w) / squares) as f32 }
     }
 
     /// The s and b of least Σ(w − s·q − b)²; s is 0 when all codes are the same.

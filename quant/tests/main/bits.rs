@@ -1,11 +1,13 @@
 //! One codec per format: what is packed decodes to what the fake quantizer gave, to the bit.
 
 use proptest::prelude::*;
-use qat_quant::{Format, Packed, PackedRef, ScaleRule, ScaleType, Scales, fake_quant, int8_tokens, pack};
+use qat_quant::{
+    Format, Packed, PackedRef, ScaleRule, ScaleType, Scales, codes, fake_quant, int8_tokens, pack, pack_codes,
+};
 
 use crate::matrices::{adversarial, bits, normal, squared_error};
 
-const RULES: [ScaleRule; 2] = [ScaleRule::Absmax, ScaleRule::Mse];
+const RULES: [ScaleRule; 3] = [ScaleRule::Absmax, ScaleRule::Mse, ScaleRule::Seq];
 
 /// Packs, decodes and checks everything that must hold for any finite `w` on the grid of `scales`.
 fn check(what: &str, format: Format, w: &[f32], rows: usize, cols: usize, scales: &Scales) -> Packed {
@@ -256,5 +258,60 @@ proptest! {
         let bias: Vec<f32> = bias[..groups].iter().map(|b| b * 10f32.powi(exponents.1)).collect();
         let scales = Scales::rounded(format, &scale, if format.has_bias() { &bias } else { &[] });
         check("w", format, &w, 2, 256, &scales);
+    }
+}
+
+/// SEQ (ParetoQ): the levels of a group lie evenly around zero, and no even grid that the search sees is better.
+#[test]
+fn an_even_grid_has_its_bias_at_minus_its_middle() {
+    for (name, w) in adversarial() {
+        for format in ["int2-affine-g32", "int3-affine-g64-bf16", "int4-affine-g128"] {
+            let kind: Format = format.parse().unwrap();
+            let even = |scale: &[f32]| {
+                let bias: Vec<f32> = scale.iter().map(|s| -kind.middle() * s).collect();
+                Scales::rounded(kind, scale, &bias)
+            };
+            let found = Scales::choose(kind, ScaleRule::Seq, &w, 2, 256);
+            assert_eq!(found, even(&found.scale), "{name}, {format}");
+            let len = kind.group_len().unwrap();
+            let peak = |w: &[f32]| w.iter().fold(0f32, |peak, w| peak.max(w.abs()));
+            let widest: Vec<f32> = w.chunks(len).map(|w| peak(w) / kind.middle()).collect();
+            let error = |scales: &Scales| {
+                let mut values = vec![0.0; w.len()];
+                fake_quant(kind, &w, 2, 256, scales, &mut values);
+                squared_error(&w, &values)
+            };
+            let (ours, theirs) = (error(&found), error(&even(&Scales::rounded(kind, &widest, &[]).scale)));
+            // Both are sums of squares in f64, one by group and one by matrix.
+            assert!(ours <= theirs * (1.0 + 1e-12), "{name}, {format}: {ours} against {theirs}");
+        }
+    }
+}
+
+#[test]
+fn codes_are_what_weights_become_and_what_is_packed() {
+    for format in Format::all() {
+        for (name, w) in adversarial() {
+            let scales = Scales::choose(format, ScaleRule::Mse, &w, 2, 256);
+            let (mut found, mut values, mut fake) = (vec![0.0; 512], vec![0.0; 512], vec![0.0; 512]);
+            codes(format, &w, 2, 256, &scales, &mut found);
+            qat_quant::values(format, &found, 2, 256, &scales, &mut values);
+            fake_quant(format, &w, 2, 256, &scales, &mut fake);
+            assert_eq!(bits(&values), bits(&fake), "{format}, {name}");
+            let packed = pack("w", format, &w, 2, 256, &scales).unwrap();
+            assert_eq!(pack_codes("w", format, &found, 2, 256, &scales).unwrap(), packed, "{format}, {name}");
+        }
+    }
+}
+
+#[test]
+fn what_is_no_code_is_refused_by_place() {
+    for (wrong, shown) in [(8.0, "8"), (-9.0, "-9"), (0.5, "0.5"), (f32::NAN, "NaN"), (f32::INFINITY, "inf")]
+    {
+        let mut codes = vec![0.0; 64];
+        codes[33] = wrong;
+        let scales = Scales { scale: vec![1.0; 2], bias: Vec::new() };
+        let m = pack_codes("w", Format::Int4G32, &codes, 2, 32, &scales).unwrap_err().to_string();
+        assert_eq!(m, format!("w: [1, 1] is {shown}, want a whole number in -8..=7 of int4-g32"));
     }
 }

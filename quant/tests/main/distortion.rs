@@ -51,7 +51,7 @@ fn a_min_max_grid_has_the_tabulated_signal_to_noise() {
 /// smaller groups gain what they adapt to. MLX's rule and the searches are measured here, so that a change shows.
 #[test]
 fn every_rule_has_its_signal_to_noise_on_normal_weights() {
-    use ScaleRule::{Absmax, Mse};
+    use ScaleRule::{Absmax, Mse, Seq};
     let w = normal(1, ROWS * COLS);
     for (format, rule, want, tolerance) in [
         ("int4-g32", Absmax, 21.3, 0.1),
@@ -73,8 +73,26 @@ fn every_rule_has_its_signal_to_noise_on_normal_weights() {
         ("int2-affine-g64", Mse, 9.8, 0.05),
         ("int8-g32", Mse, 45.66, 0.05),
         ("int8-affine-g64-bf16", Mse, 45.52, 0.05),
+        ("int2-affine-g32", Seq, 9.70, 0.05),
+        ("int2-affine-g128", Seq, 9.3, 0.1),
     ] {
         let decoded = packed_and_decoded(format.parse().unwrap(), rule, &w, ROWS, COLS);
         assert_near(&format!("{format} {rule}"), sqnr(&w, &decoded), want, tolerance);
     }
+}
+
+/// SEQ with α = 0.85 of the group's peak, which is tabulated, and with α found for each group, which can't have less.
+#[test]
+fn an_even_2_bit_grid_of_fixed_share_has_the_tabulated_signal_to_noise_and_the_search_more() {
+    let w = normal(1, ROWS * COLS);
+    let format: Format = "int2-affine-g32".parse().unwrap();
+    // Levels at ±α/4 and ±3α/4 are α/2 apart.
+    let peak = |w: &[f32]| w.iter().fold(0f32, |peak, w| peak.max(w.abs()));
+    let scale: Vec<f32> = w.chunks(32).map(|w| 0.85 * peak(w) / 2.0).collect();
+    let bias: Vec<f32> = scale.iter().map(|s| -1.5 * s).collect();
+    let mut fake = vec![0.0; w.len()];
+    fake_quant(format, &w, ROWS, COLS, &Scales::rounded(format, &scale, &bias), &mut fake);
+    assert_near("α = 0.85·max", sqnr(&w, &fake), 9.36, 0.05);
+    let searched = packed_and_decoded(format, ScaleRule::Seq, &w, ROWS, COLS);
+    assert!(sqnr(&w, &searched) > sqnr(&w, &fake) + 0.2);
 }

@@ -236,3 +236,28 @@ fn gradients_do_not_depend_on_the_number_of_threads() {
         assert!(with_threads(1) == with_threads(3), "{format}");
     }
 }
+
+/// ŵ = s·q + b is linear in both, so the derivatives are sums that can be written down.
+#[test]
+fn frozen_codes_pass_the_sum_of_gradients_times_codes() {
+    for format in FORMATS {
+        let case = Case::new(format);
+        let mut codes = vec![0.0; case.w.len()];
+        qat_quant::codes(case.format, &case.w, case.rows, case.cols, &case.scales, &mut codes);
+        let found = gradient::of_codes(case.format, &codes, case.rows, case.cols, &case.grad);
+        let (mut ds, mut db) = (vec![0f64; found.scale.len()], vec![0f64; found.scale.len()]);
+        for i in 0..codes.len() {
+            ds[case.group(i)] += f64::from(case.grad[i] * codes[i]);
+            db[case.group(i)] += f64::from(case.grad[i]);
+        }
+        // Sums of up to 1024 terms of at most 127·4, in f32 and eight lanes.
+        let near = |found: &[f32], want: &[f64]| {
+            found.iter().zip(want).all(|(f, w)| (f64::from(*f) - w).abs() <= 1e-5 * w.abs() + 2e-3)
+        };
+        assert!(near(&found.scale, &ds), "{format}: {:?} and {ds:?}", found.scale);
+        match case.format.has_bias() {
+            true => assert!(near(&found.bias, &db), "{format}: {:?} and {db:?}", found.bias),
+            false => assert!(found.bias.is_empty()),
+        }
+    }
+}

@@ -5,6 +5,7 @@
 mod bits;
 mod distortion;
 mod gguf;
+mod gptq;
 mod gradients;
 mod matrices;
 mod metal;

@@ -5,8 +5,8 @@ use qat_infer::model::params;
 use super::*;
 use crate::{
     optim::Optimizer,
-    recipe::{self, Plan, Rules},
-    student::{Quantization, Student},
+    recipe::{self, Plan, Quantization, Rules},
+    student::Student,
     tiny,
 };
 
@@ -42,7 +42,7 @@ fn student(layers: usize, seed: u64) -> (Student, Optimizer) {
     let config = tiny::config(
         serde_json::json!({"num_hidden_layers": layers, "hidden_size": 32, "intermediate_size": 32}),
     );
-    let quantization = Quantization { rules: Rules::float(), ..Quantization::of(&plan(&[])) };
+    let quantization = Quantization { rules: Rules::float(), ..plan(&[]).quantization };
     let student = Student::new(&tiny::floats(config, seed), quantization, &Device::Cpu).expect("student");
     let optimizer = Optimizer::new(plan(&[]).optim, student.variables()).expect("state");
     (student, optimizer)
@@ -59,7 +59,7 @@ fn the_newest_are_kept_and_foreign_files_are_left_alone() {
     let checkpoints = Checkpoints::of(dir.path());
     let (student, optimizer) = student(1, 1);
     for step in [1, 2, 3] {
-        checkpoints.save(state(step), student.variables(), &optimizer, 2).expect("saved");
+        checkpoints.save(state(step), &student, &optimizer, 2).expect("saved");
         fs::create_dir_all(dir.path().join("checkpoints/step-mine")).expect("a free disk");
     }
     assert_eq!(names(&checkpoints), ["step-00000002", "step-00000003"]);
@@ -84,10 +84,10 @@ fn variables_and_moments_come_back_as_they_were() {
         s.variables().iter().map(|v| v.var.ones_like().expect("ones")).collect()
     };
     optimizer.step(saved.variables(), &ones(&saved), 1.0).expect("a step");
-    checkpoints.save(state(1), saved.variables(), &optimizer, 1).expect("saved");
+    checkpoints.save(state(1), &saved, &optimizer, 1).expect("saved");
     let (other, mut fresh) = student(1, 2);
     let checkpoint = checkpoints.newest().expect("a folder").0.expect("whole");
-    checkpoint.restore(other.variables(), &mut fresh).expect("the same model");
+    checkpoint.restore(&other, &mut fresh).expect("the same model");
     // A second step depends on everything that was saved: values, both moments and the number of steps.
     optimizer.step(saved.variables(), &ones(&saved), 1.0).expect("a step");
     fresh.step(other.variables(), &ones(&other), 1.0).expect("a step");
@@ -102,7 +102,7 @@ fn a_checkpoint_of_another_model_or_layout_names_what_differs() {
     let dir = tempfile::tempdir().expect("temporary folder");
     let checkpoints = Checkpoints::of(dir.path());
     let (small, optimizer) = student(1, 1);
-    let path = checkpoints.save(state(1), small.variables(), &optimizer, 1).expect("saved");
+    let path = checkpoints.save(state(1), &small, &optimizer, 1).expect("saved");
     let checkpoint = checkpoints.newest().expect("a folder").0.expect("whole");
     let (large, _) = student(2, 1);
     let m = checkpoint.restore_variables(large.variables()).expect_err("one layer").to_string();
@@ -113,7 +113,7 @@ fn a_checkpoint_of_another_model_or_layout_names_what_differs() {
     let wide =
         tiny::config(serde_json::json!({"num_hidden_layers": 1, "hidden_size": 32, "intermediate_size": 64}));
     assert!(params(&wide).iter().any(|p| p.shape == [64, 32]));
-    let quantization = Quantization { rules: Rules::float(), ..Quantization::of(&plan(&[])) };
+    let quantization = Quantization { rules: Rules::float(), ..plan(&[]).quantization };
     let wide = Student::new(&tiny::floats(wide, 1), quantization, &Device::Cpu).expect("student");
     let m = checkpoint.restore_variables(wide.variables()).expect_err("narrow").to_string();
     assert!(m.contains("mlp.gate_proj.weight: want F32 [64, 32], found F32 [32, 32]"), "{m}");

@@ -85,10 +85,10 @@ impl CustomOp1 for Int8Tokens {
 }
 
 /// The gradient passes unchanged: exact, unlike `x + (value − x).detach()`.
-struct StraightThrough;
+pub(super) struct StraightThrough;
 
 impl Backward for StraightThrough {
-    const NAME: &'static str = NAME;
+    const NAME: &'static str = "straight_through";
 
     fn backward(&self, _: &[&Tensor], _: &Tensor, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
         Ok(vec![Some(grad.clone())])

@@ -2,8 +2,10 @@
 //!
 //! Knows no codec: values, scales and gradients are `qat_quant`'s. The forward value is `qat_quant::fake_quant`, hence
 //! `decode(encode(w))`, to the bit; the only second expression for it are the kernels of `on_gpu`, which are held to it.
-//! Backward is straight through (arXiv 1308.3432), clipped, or LSQ (arXiv 1902.08153) as `qat_quant::gradient` defines them.
+//! Backward is straight through (arXiv 1308.3432), clipped, LSQ (arXiv 1902.08153), or that of frozen codes, as
+//! `qat_quant::gradient` defines them.
 
+mod noise;
 mod on_gpu;
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Device, Layout, Result, Shape, Tensor};
@@ -11,6 +13,7 @@ use qat_quant::{Format, ScaleRule, Scales, gradient};
 
 use super::gpu::{Path, path};
 use super::{Floats, blend, floats, floats_out};
+pub use noise::Noise;
 
 const NAME: &str = "fake_quant";
 
@@ -23,6 +26,15 @@ pub enum Gradient {
     ClippedSte,
     /// As [`Gradient::ClippedSte`], and the scales (and biases) are trained too.
     Lsq,
+    /// In the place of weights stand codes, which stay as they are: nothing is rounded, and the scales (and biases) alone are trained.
+    Codes,
+}
+
+impl Gradient {
+    /// Whether scales are variables, and not chosen from the weights.
+    pub fn learns_scales(self) -> bool {
+        matches!(self, Self::Lsq | Self::Codes)
+    }
 }
 
 /// What happens to one weight matrix on its way into the forward pass.
@@ -32,19 +44,21 @@ pub struct FakeQuant {
     pub format: Format,
     /// How gradients come back.
     pub gradient: Gradient,
-    /// How scales are chosen from the weights in each forward pass; [`Gradient::Lsq`] doesn't use it.
+    /// How scales are chosen from the weights in each forward pass; where they are learned it isn't used.
     pub rule: ScaleRule,
     /// Warm-up from float (0) to quantized (1): the value is w + λ·(ŵ − w), and exactly ŵ at 1. The gradient is that
-    /// of the chosen estimator at any λ.
+    /// of the chosen estimator at any λ. [`Gradient::Codes`] doesn't use it.
     pub lambda: f32,
+    /// Which weights are rounded, where not all of them are; the others pass, and so does their gradient.
+    pub noise: Option<Noise>,
 }
 
 /// Fake-quantizes `w` `[rows, cols]` with scales chosen from `w` by `spec.rule`.
 ///
 /// # Errors
-/// `cols` that the format can't hold, [`Gradient::Lsq`] (see [`fake_quant_learned`]), dtypes other than f32.
+/// `cols` that the format can't hold, a gradient that learns scales (see [`fake_quant_learned`]), dtypes other than f32.
 pub fn fake_quant(w: &Tensor, spec: &FakeQuant) -> Result<Tensor> {
-    if spec.gradient == Gradient::Lsq {
+    if spec.gradient.learns_scales() {
         candle_core::bail!("{NAME}: learned scales are operands: call fake_quant_learned");
     }
     let (rows, cols) = held_by(spec.format, w)?;
@@ -58,21 +72,21 @@ pub fn fake_quant(w: &Tensor, spec: &FakeQuant) -> Result<Tensor> {
 }
 
 /// Fake-quantizes `w` `[rows, cols]` with learned `scale` `[groups]` and, for formats that have one, `bias`
-/// `[groups]`, in row-major group order.
+/// `[groups]`, in row-major group order. With [`Gradient::Codes`], `w` are the codes, which receive no gradient.
 ///
 /// Scales and biases are rounded to their storage type in the forward pass, which their gradients ignore (straight
 /// through). Those gradients carry LSQ's γ = 1/√(group·Qp), with Qp the highest code.
 ///
 /// # Errors
-/// `cols` that the format can't hold, scales or biases of another length, a bias too many or too few, a gradient
-/// other than [`Gradient::Lsq`], dtypes other than f32.
+/// `cols` that the format can't hold, scales or biases of another length, a bias too many or too few, a gradient that
+/// learns no scales, dtypes other than f32.
 pub fn fake_quant_learned(
     w: &Tensor,
     scale: &Tensor,
     bias: Option<&Tensor>,
     spec: &FakeQuant,
 ) -> Result<Tensor> {
-    if spec.gradient != Gradient::Lsq {
+    if !spec.gradient.learns_scales() {
         candle_core::bail!(
             "{NAME}: {:?} chooses its scales from the weights: call fake_quant",
             spec.gradient
@@ -125,26 +139,46 @@ impl Quantizer {
         let (rows, cols) = layout.shape().dims2()?;
         let w = floats(NAME, w, layout)?;
         let mut out = vec![0f32; w.len()];
-        qat_quant::fake_quant(self.spec.format, w, rows, cols, &self.scales, &mut out);
-        blend(w, &mut out, self.spec.lambda);
+        if self.spec.gradient == Gradient::Codes {
+            qat_quant::values(self.spec.format, w, rows, cols, &self.scales, &mut out);
+        } else {
+            qat_quant::fake_quant(self.spec.format, w, rows, cols, &self.scales, &mut out);
+            blend(w, &mut out, self.spec.lambda);
+            self.spare(w, &mut out);
+        }
         floats_out(out, (rows, cols))
     }
 
-    /// dw, ds·γ and, for formats with biases, db·γ.
-    fn backward_learned(&self, w: &Tensor, grad: &Tensor) -> Result<(Tensor, Tensor, Option<Tensor>)> {
+    /// Puts `x` in the place of what was made of weights that are not rounded.
+    fn spare(&self, x: &[f32], out: &mut [f32]) {
+        if let Some(noise) = self.spec.noise {
+            noise.spare(x, out);
+        }
+    }
+
+    /// dw if weights are trained, ds·γ and, for formats with biases, db·γ.
+    fn backward_learned(&self, w: &Tensor, grad: &Tensor) -> Result<[Option<Tensor>; 3]> {
         let (rows, cols) = w.dims2()?;
         let format = self.spec.format;
         let grad = grad.contiguous()?;
-        let mut dw = vec![0f32; rows * cols];
         let (w, grad) = (Floats::of(NAME, w)?, Floats::of(NAME, &grad)?);
-        let sums = gradient::learned(format, &w, rows, cols, &self.scales, &grad, &mut dw);
-        let gamma = lsq_factor(format, rows, cols);
-        let vector = |sums: Vec<f32>| -> Result<Tensor> {
-            let scaled: Vec<f32> = sums.iter().map(|v| v * gamma).collect();
-            Tensor::from_vec(scaled, sums.len(), &Device::Cpu)
+        let (dw, sums) = if self.spec.gradient == Gradient::Codes {
+            (None, gradient::of_codes(format, &w, rows, cols, &grad))
+        } else {
+            let mut dw = vec![0f32; rows * cols];
+            let masked = self.spec.noise.map(|noise| noise.masked(&grad));
+            let of_rounded = masked.as_deref().unwrap_or(&grad);
+            let sums = gradient::learned(format, &w, rows, cols, &self.scales, of_rounded, &mut dw);
+            self.spare(&grad, &mut dw);
+            (Some(Tensor::from_vec(dw, (rows, cols), &Device::Cpu)?), sums)
         };
-        let db = if format.has_bias() { Some(vector(sums.bias)?) } else { None };
-        Ok((Tensor::from_vec(dw, (rows, cols), &Device::Cpu)?, vector(sums.scale)?, db))
+        let gamma = lsq_factor(format, rows, cols);
+        let vector = |sums: Vec<f32>| -> Result<Option<Tensor>> {
+            let scaled: Vec<f32> = sums.iter().map(|v| v * gamma).collect();
+            Tensor::from_vec(scaled, sums.len(), &Device::Cpu).map(Some)
+        };
+        let db = if format.has_bias() { vector(sums.bias)? } else { None };
+        Ok([dw, vector(sums.scale)?, db])
     }
 }
 
@@ -173,6 +207,7 @@ impl CustomOp1 for Quantizer {
         let mut dw = vec![0f32; rows * cols];
         let (w, grad) = (Floats::of(NAME, w)?, Floats::of(NAME, &grad)?);
         gradient::clipped(self.spec.format, &w, rows, cols, &self.scales, &grad, &mut dw);
+        self.spare(&grad, &mut dw);
         Tensor::from_vec(dw, (rows, cols), &Device::Cpu).map(Some)
     }
 }
@@ -199,8 +234,8 @@ impl CustomOp2 for Quantizer {
         _: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let (dw, ds, _) = self.backward_learned(w, grad)?;
-        Ok((Some(dw), Some(ds)))
+        let [dw, ds, _] = self.backward_learned(w, grad)?;
+        Ok((dw, ds))
     }
 }
 
@@ -229,8 +264,8 @@ impl CustomOp3 for Quantizer {
         _: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let (dw, ds, db) = self.backward_learned(w, grad)?;
-        Ok((Some(dw), Some(ds), db))
+        let [dw, ds, db] = self.backward_learned(w, grad)?;
+        Ok((dw, ds, db))
     }
 }
 

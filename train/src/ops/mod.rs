@@ -18,6 +18,7 @@ mod cpu;
 mod embedding;
 mod fake_quant;
 pub(crate) mod gpu;
+mod kv;
 pub(crate) mod lanes;
 mod linear;
 mod norm;
@@ -29,7 +30,8 @@ mod tile;
 pub use activations::quantize_activations;
 pub use attention::causal_attention;
 pub use embedding::embedding;
-pub use fake_quant::{FakeQuant, Gradient, fake_quant, fake_quant_learned};
+pub use fake_quant::{FakeQuant, Gradient, Noise, fake_quant, fake_quant_learned};
+pub use kv::quantize_kv;
 pub use linear::linear;
 pub use norm::rms_norm;
 pub use rope::rope;
@@ -74,8 +76,13 @@ mod tests {
         let angle = uniform(50, 3.0, &[300, 16])?;
         let (cos, sin) = (angle.cos()?, angle.sin()?);
         let format = qat_quant::Format::TernaryTensor;
-        let quantizer =
-            FakeQuant { format, gradient: Gradient::Lsq, rule: qat_quant::ScaleRule::Absmax, lambda: 0.5 };
+        let quantizer = FakeQuant {
+            format,
+            gradient: Gradient::Lsq,
+            rule: qat_quant::ScaleRule::Absmax,
+            lambda: 0.5,
+            noise: None,
+        };
         type Op<'a> = Box<dyn Fn(&[Var]) -> Result<Tensor> + Sync + 'a>;
         let heads: [usize; 4] = [2, 300, 2, 32];
         // Large enough that every operation cuts its work into several chunks.

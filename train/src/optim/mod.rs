@@ -140,7 +140,8 @@ impl State {
     }
 }
 
-fn of_grid(kind: Kind) -> bool {
+/// Whether it is part of a grid.
+pub(crate) fn of_grid(kind: Kind) -> bool {
     matches!(kind, Kind::Scale | Kind::GridBias)
 }
 

@@ -4,6 +4,7 @@
 //! argument it came from, and a misspelt key is answered with the nearest one that exists.
 
 mod plan;
+mod quant;
 mod raw;
 mod rules;
 mod teaching;
@@ -13,6 +14,7 @@ use std::path::Path;
 use serde::Deserialize as _;
 
 pub use plan::{EvalPlan, ExportPlan, MuonPlan, OptimPlan, Origin, Plan, Schedule};
+pub use quant::{Learn, Mix, Quantization, Rounding, Warmup};
 pub use raw::Recipe;
 pub use rules::{Choice, Rules};
 pub use teaching::{CachePlan, FeaturePlan, LossPlan, OnPolicyPlan, TeacherPlan};
@@ -227,6 +229,13 @@ batch = 2
             ("loss.skew_alpha=1.0", "loss.skew_alpha = 1.0: want a number between 0 and 1"),
             ("teacher.cache=", "teacher.cache = \"\": want a folder"),
             ("data.held_out=0.9", "data.held_out = 0.9: want more than 0 and at most 0.5"),
+            ("quant.scales=awq", "quant.scales = \"awq\": \"awq\" is no rule"),
+            ("quant.gradient=dorefa", "quant.gradient = \"dorefa\": want ste, clipped-ste, lsq or seq"),
+            ("quant.warmup=step", "quant.warmup = \"step\": want linear or cosine"),
+            ("quant.begin=end", "quant.begin = \"end\": want start or decay"),
+            ("quant.noise=0.0", "quant.noise = 0.0: want a share above 0 and at most 1"),
+            ("quant.learn=codes", "quant.learn = \"codes\": want all or scales"),
+            ("quant.calibration_windows=0", "quant.calibration_windows = 0: want at least 1"),
         ] {
             let m = message(SMALL, &[set]);
             assert!(m.contains(want), "{set}: {m}");
@@ -244,6 +253,24 @@ batch = 2
         assert!(m.starts_with("[student]: want `from` (a model directory) or [student.scratch]"), "{m}");
         let m = message(&format!("{SMALL}[eval]\ndata = [\"b.txt\"]\n"), &[]);
         assert!(m.contains("[eval] scores the exported model: add [export]"), "{m}");
+        let m = |sets: &[&str]| message(SMALL, sets);
+        let kept = "scales that are chosen anew in each step keep nothing of it";
+        assert!(m(&["quant.gradient=ste", "quant.scales=gptq"]).contains(kept));
+        assert!(m(&["quant.gradient=clipped-ste", "quant.learn=scales"]).contains(kept));
+        assert!(m(&["quant.gradient=seq", "quant.scales=absmax"]).contains("start at least squared error"));
+        assert!(
+            m(&["quant.learn=scales", "quant.warmup_steps=5"])
+                .contains("leave quant.warmup_steps and quant.noise out")
+        );
+        assert!(m(&["quant.begin=decay"]).contains("only optim.schedule = \"wsd\" has a decay"));
+        assert!(
+            m(&["quant.begin=decay", "optim.schedule=wsd", "quant.scales=gptq"]).contains("begin with codes")
+        );
+        assert!(m(&["quant.target_bpw=4.0"]).contains("at least two formats"));
+        assert!(m(&["quant.candidates=[\"int4-g32\", \"int8-g32\"]"]).contains("quant.target_bpw beside it"));
+        let twice = "quant.candidates=[\"int4-g32\", \"int4-g32\"]";
+        assert!(m(&["quant.target_bpw=4.0", twice]).contains("\"int4-g32\" is listed twice"));
+        assert!(m(&["quant.learn=scales", "teacher.model=latent"]).contains("keeps no float weights"));
         let m = message(SMALL, &["teacher.cache=c", "teacher.model=latent"]);
         assert!(
             m.contains("teacher.cache = \"c\": the latent weights say something else after every step"),

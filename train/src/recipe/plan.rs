@@ -2,17 +2,16 @@
 
 use std::path::{Path, PathBuf};
 
-use qat_infer::{
-    export::{self, Target},
-    files::Activations,
-};
-use qat_quant::{ScaleRule, kernels::FloatType};
+use qat_infer::export::{self, Target};
+use qat_quant::kernels::FloatType;
 
 use super::{
-    Recipe, Rules, raw,
+    Learn, Mix, Quantization, Recipe, Rounding, Warmup,
+    quant::rounding,
+    raw,
     teaching::{self, CachePlan, LossPlan, OnPolicyPlan, TeacherPlan},
 };
-use crate::{Error, Result, ops::Gradient};
+use crate::{Error, Result};
 
 /// Where the student's weights come from.
 #[derive(Debug, Clone)]
@@ -125,8 +124,8 @@ pub struct EvalPlan {
     pub against: Option<PathBuf>,
     /// Put the model's beginning-of-sequence token in front of each window.
     pub bos: bool,
-    /// Scale rules of the untrained baselines.
-    pub baselines: Vec<ScaleRule>,
+    /// Roundings of the untrained baselines.
+    pub baselines: Vec<Rounding>,
     /// Gates, as written.
     pub require: Vec<String>,
 }
@@ -144,14 +143,12 @@ pub struct Plan {
     pub cache: Option<CachePlan>,
     /// Windows that the student writes, if any.
     pub on_policy: Option<OnPolicyPlan>,
-    /// Formats by tensor.
-    pub rules: Rules,
-    /// How scales are chosen or start.
-    pub scales: ScaleRule,
-    /// How gradients pass the rounding.
-    pub gradient: Gradient,
-    /// Input of the quantized projections.
-    pub activations: Activations,
+    /// How the student is quantized; where there is a `mix`, but for the formats that it chooses.
+    pub quantization: Quantization,
+    /// Formats that are chosen when the run begins.
+    pub mix: Option<Mix>,
+    /// How rounding comes in.
+    pub warmup: Warmup,
     /// Loss terms.
     pub loss: LossPlan,
     /// Optimizer.
@@ -170,29 +167,24 @@ impl Plan {
     pub fn new(recipe: &Recipe) -> Result<Self> {
         let r = recipe;
         check_ranges(r)?;
-        let quant = &r.quant;
+        let quantization = Quantization::new(&r.quant)?;
         let teacher = teaching::teacher(r)?;
+        if quantization.learn == Learn::Scales && teacher == TeacherPlan::Latent {
+            let problem = "quant.learn = \"scales\" keeps no float weights; name the directory of a model";
+            return Err(Error::Config(format!("teacher.model = \"latent\": {problem}")));
+        }
         let loss = teaching::loss(&r.loss, &teacher)?;
+        let optim = optim(&r.optim)?;
         Ok(Self {
             origin: origin(&r.student)?,
             cache: teaching::cache(r, &teacher, &loss)?,
             on_policy: teaching::on_policy(r, &loss)?,
             loss,
             teacher,
-            rules: Rules::new(&quant.weights, &quant.embeddings, &quant.head, &quant.overrides)?,
-            scales: scale_rule("quant.scales", &quant.scales)?,
-            gradient: match quant.gradient.as_str() {
-                "ste" => Gradient::Ste,
-                "clipped-ste" => Gradient::ClippedSte,
-                "lsq" => Gradient::Lsq,
-                other => return fail("quant.gradient", other, "ste, clipped-ste or lsq"),
-            },
-            activations: match quant.activations.as_str() {
-                "float" => Activations::Float,
-                "int8-token" => Activations::Int8Token,
-                other => return fail("quant.activations", other, "float or int8-token"),
-            },
-            optim: optim(&r.optim)?,
+            quantization,
+            mix: Mix::new(&r.quant)?,
+            warmup: Warmup::new(&r.quant, &optim, r.train.steps)?,
+            optim,
             export: r.export.as_ref().map(export).transpose()?,
             eval: r.eval.as_ref().map(|e| eval(e, r)).transpose()?,
             recipe: r.clone(),
@@ -232,6 +224,7 @@ fn check_ranges(r: &Recipe) -> Result<()> {
     at_least("train.valid_windows", r.train.valid_windows, 1)?;
     at_least("train.keep_checkpoints", r.train.keep_checkpoints, 1)?;
     at_least("data.ctx", r.data.ctx, 2)?;
+    at_least("quant.calibration_windows", r.quant.calibration_windows, 1)?;
     positive("train.divergence", r.train.divergence)?;
     if !(r.data.held_out > 0.0 && r.data.held_out <= 0.5) {
         return fail("data.held_out", r.data.held_out, "more than 0 and at most 0.5");
@@ -352,11 +345,7 @@ fn eval(e: &raw::Eval, r: &Recipe) -> Result<EvalPlan> {
         ctx,
         bos: e.bos,
         against: e.against.as_ref().map(PathBuf::from),
-        baselines: e.baselines.iter().map(|b| scale_rule("eval.baselines", b)).collect::<Result<_>>()?,
+        baselines: e.baselines.iter().map(|b| rounding("eval.baselines", b)).collect::<Result<_>>()?,
         require: e.require.clone(),
     })
-}
-
-fn scale_rule(key: &str, spelling: &str) -> Result<ScaleRule> {
-    spelling.parse().map_err(|e| Error::Config(format!("{key} = {spelling:?}: {e}")))
 }

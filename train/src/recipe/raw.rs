@@ -106,18 +106,46 @@ pub struct Quant {
     /// Tensor-name glob → format or `float`; the longest glob that matches wins over the three keys above.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub overrides: BTreeMap<String, String>,
-    /// How scales are chosen: `absmax` (each runtime's own rule) or `mse`. With `gradient = "lsq"`: how they start.
+    /// How scales are chosen: `absmax` (each runtime's own rule), `mse`, or `seq` (`mse` with the levels of affine grids evenly around
+    /// zero). With scales that are learned: how they start; then also `gptq`, which the weights start from as well.
     #[serde(default = "mse")]
     pub scales: String,
-    /// `ste` (straight-through), `clipped-ste`, or `lsq` (scales are learned too).
+    /// `ste` (straight-through), `clipped-ste`, `lsq` (scales are learned too), or `seq`: as `lsq` with the levels of affine grids held
+    /// evenly around zero, for 2 bits.
     #[serde(default = "lsq")]
     pub gradient: String,
+    /// `all`, or `scales`: the codes stay as they start, and only the scales and biases of the grids are trained.
+    #[serde(default = "all")]
+    pub learn: String,
+    /// Windows of the training text on which GPTQ measures the inputs of each matrix.
+    #[serde(default = "calibration_windows")]
+    pub calibration_windows: usize,
     /// Input of the quantized projections: `float` or `int8-token`.
     #[serde(default = "float")]
     pub activations: String,
-    /// Steps over which rounding is blended in (λ from 1/n to 1); 0 rounds fully from the first step.
+    /// When rounding begins: at the `start`, or with the `decay` of the learning rate (`optim.schedule = "wsd"`): until then the student
+    /// is float, and its grids are chosen when their time has come.
+    #[serde(default = "start")]
+    pub begin: String,
+    /// Steps over which rounding is then blended in (λ from 1/n to 1); 0 rounds fully at once.
     #[serde(default)]
     pub warmup_steps: usize,
+    /// How λ grows: `linear` or `cosine`.
+    #[serde(default = "linear")]
+    pub warmup: String,
+    /// Share of the weights that is rounded in a step of training, drawn anew in each (quantization noise). What is validated and shipped
+    /// is rounded throughout.
+    #[serde(default = "one_share")]
+    pub noise: f64,
+    /// Write into `log.jsonl` which share of the codes has changed since the line before.
+    #[serde(default)]
+    pub log_flips: bool,
+    /// Formats to choose from for each projection that no override names, by what they cost it; with `target_bpw`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub candidates: Vec<String>,
+    /// Bits per weight of the whole model, embeddings and scales included, that the choice stays within.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_bpw: Option<f64>,
 }
 
 /// `[data]`: text in, windows of tokens out.
@@ -357,7 +385,7 @@ pub struct Eval {
     /// Model whose predictions are the reference of KL and same-top-1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub against: Option<String>,
-    /// Scale rules whose untrained rounding of the student's start is scored beside it: `absmax`, `mse`.
+    /// Untrained roundings of the student's start that are scored beside it: `absmax`, `mse`, `seq`, `gptq`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub baselines: Vec<String>,
     /// Gates such as `kl<0.05` that set the exit code.
@@ -370,6 +398,21 @@ fn int8() -> String {
 }
 fn mse() -> String {
     "mse".into()
+}
+fn start() -> String {
+    "start".into()
+}
+fn linear() -> String {
+    "linear".into()
+}
+fn one_share() -> f64 {
+    1.0
+}
+fn all() -> String {
+    "all".into()
+}
+fn calibration_windows() -> usize {
+    128
 }
 fn lsq() -> String {
     "lsq".into()

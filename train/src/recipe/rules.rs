@@ -19,6 +19,8 @@ pub struct Rules {
     head: Choice,
     /// Longest pattern first: it is the most particular one.
     overrides: Vec<(GlobMatcher, Choice)>,
+    /// Formats that were chosen by tensor, by name: they come first.
+    chosen: BTreeMap<String, Format>,
 }
 
 impl Rules {
@@ -44,12 +46,32 @@ impl Rules {
             embeddings: choice("quant.embeddings", embeddings)?,
             head: choice("quant.head", head)?,
             overrides: globs,
+            chosen: BTreeMap::new(),
         })
     }
 
     /// The same for every matrix: nothing is quantized.
     pub fn float() -> Self {
-        Self { weights: None, embeddings: None, head: None, overrides: Vec::new() }
+        Self { weights: None, embeddings: None, head: None, overrides: Vec::new(), chosen: BTreeMap::new() }
+    }
+
+    /// The same with `chosen` formats for the tensors of these names.
+    pub fn with(self, chosen: BTreeMap<String, Format>) -> Self {
+        Self { chosen, ..self }
+    }
+
+    /// The same with `format` as that of the projections.
+    pub fn with_weights(self, format: Format) -> Self {
+        Self { weights: Some(format), ..self }
+    }
+
+    /// Whether an override names `param`.
+    pub fn is_overridden(&self, param: &Param) -> bool {
+        self.overridden(param).is_some()
+    }
+
+    fn overridden(&self, param: &Param) -> Option<Choice> {
+        self.overrides.iter().find(|(glob, _)| glob.is_match(&param.name)).map(|(_, choice)| *choice)
     }
 
     /// How `param` is held; norms and bias vectors always stay float.
@@ -60,10 +82,10 @@ impl Rules {
             Role::Embedding => self.embeddings,
             Role::Head => self.head,
         };
-        self.overrides
-            .iter()
-            .find(|(glob, _)| glob.is_match(&param.name))
-            .map_or(by_role, |(_, choice)| *choice)
+        if let Some(format) = self.chosen.get(&param.name) {
+            return Some(*format);
+        }
+        self.overridden(param).unwrap_or(by_role)
     }
 
     /// Checks that every matrix fits its format and that every override names a tensor.

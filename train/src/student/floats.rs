@@ -102,7 +102,7 @@ impl Weights for Constants<'_> {
     type Error = Error;
 
     fn matrix(&mut self, param: &Param) -> Result<Matrix> {
-        Ok(Matrix { weight: self.vector(param)?, int8_inputs: None })
+        Ok(Matrix::of(self.vector(param)?))
     }
 
     fn vector(&mut self, param: &Param) -> Result<Tensor> {

@@ -4,6 +4,7 @@
 //! values that [`Student::ship`] gives, because both are `decode(encode(latent))` of one codec with one choice of scales.
 
 mod floats;
+pub mod gptq;
 pub mod prune;
 
 use std::collections::BTreeMap;
@@ -13,15 +14,15 @@ use qat_infer::{
     files::Activations,
     model::{Config, Decoder, Param, Role, Weights, params},
 };
-use qat_quant::{Format, Packed, ScaleRule, Scales};
+use qat_quant::{Format, Packed, Rounded, Scales};
 
 pub use floats::{Floats, random_values, read_config};
 
 use crate::{
     Error, Result,
-    exec::Matrix,
-    ops::{self, FakeQuant, Gradient},
-    recipe::{Plan, Rules},
+    exec::{Cache, Matrix},
+    ops::{self, FakeQuant, Gradient, Noise},
+    recipe::{Learn, Quantization},
 };
 
 /// What a variable is, and so with which learning rate it moves.
@@ -39,10 +40,10 @@ pub enum Kind {
     GridBias,
 }
 
-/// A trainable variable.
+/// A tensor that a student keeps, trained or not.
 #[derive(Debug, Clone)]
 pub struct Variable {
-    /// Tensor name; scales and biases of a grid carry the matrix's name with `_scale` and `_bias` behind it.
+    /// Tensor name; scales, biases and codes of a grid carry the matrix's name with `_scale`, `_bias` and `_codes` behind it.
     pub name: String,
     /// What it is.
     pub kind: Kind,
@@ -50,34 +51,31 @@ pub struct Variable {
     pub var: Var,
 }
 
-/// How the student is quantized.
-#[derive(Debug, Clone)]
-pub struct Quantization {
-    /// Format of each matrix.
-    pub rules: Rules,
-    /// How scales are chosen, or start.
-    pub scales: ScaleRule,
-    /// How gradients pass the rounding.
-    pub gradient: Gradient,
-    /// Inputs of quantized projections.
-    pub activations: Activations,
+/// How the student is rounded in one forward pass.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Moment {
+    /// Share of the rounding that is blended in.
+    pub lambda: f32,
+    /// Where not all weights are rounded: which of them are.
+    pub noise: Option<Draw>,
 }
 
-impl Quantization {
-    /// What `plan` asks for.
-    pub fn of(plan: &Plan) -> Self {
-        Self {
-            rules: plan.rules.clone(),
-            scales: plan.scales,
-            gradient: plan.gradient,
-            activations: plan.activations,
-        }
+impl Moment {
+    /// Rounded as it ships.
+    pub fn full() -> Self {
+        Self { lambda: 1.0, noise: None }
     }
+}
 
-    /// The same formats with scales chosen by `rule` from the weights as they are: rounding without training.
-    pub fn untrained(rules: Rules, rule: ScaleRule, activations: Activations) -> Self {
-        Self { rules, scales: rule, gradient: Gradient::Ste, activations }
-    }
+/// A share of the weights, drawn anew in each step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Draw {
+    /// Seed of the run.
+    pub seed: u64,
+    /// The step.
+    pub step: usize,
+    /// Above 0 and below 1.
+    pub share: f64,
 }
 
 /// A tensor as it ships.
@@ -95,7 +93,9 @@ pub struct Student {
     /// Shapes.
     pub config: Config,
     quantization: Quantization,
+    /// What is trained comes first.
     variables: Vec<Variable>,
+    trained: usize,
     index: BTreeMap<String, usize>,
 }
 
@@ -111,32 +111,53 @@ impl Student {
             config: floats.config.clone(),
             quantization,
             variables: Vec::new(),
+            trained: 0,
             index: BTreeMap::new(),
         };
         for param in &list {
-            student.add(param, floats.values(&param.name)?, device)?;
+            student.add_trained(param, floats.values(&param.name)?, device)?;
+        }
+        student.trained = student.variables.len();
+        for param in &list {
+            student.add_kept(param, floats.values(&param.name)?, device)?;
         }
         Ok(student)
     }
 
-    fn add(&mut self, param: &Param, values: &[f32], device: &Device) -> Result<()> {
+    /// Adds what is trained of `param`.
+    fn add_trained(&mut self, param: &Param, values: &[f32], device: &Device) -> Result<()> {
+        if self.quantization.learn == Learn::All {
+            self.push_values(param, values, device)?;
+        }
+        let Some(format) = self.format(param).filter(|_| self.quantization.gradient.learns_scales()) else {
+            return Ok(());
+        };
+        let start = Scales::choose(format, self.quantization.rule(), values, param.shape[0], param.shape[1]);
+        let groups = start.scale.len();
+        self.push(scale_name(param), Kind::Scale, Tensor::from_vec(start.scale, groups, device)?)?;
+        if format.has_bias() && !self.quantization.even {
+            self.push(bias_name(param), Kind::GridBias, Tensor::from_vec(start.bias, groups, device)?)?;
+        }
+        Ok(())
+    }
+
+    /// Adds what stays of `param` where scales alone are trained: the codes of a quantized matrix, and everything else as it is.
+    fn add_kept(&mut self, param: &Param, values: &[f32], device: &Device) -> Result<()> {
+        if self.quantization.learn == Learn::All {
+            return Ok(());
+        }
+        let Some(format) = self.format(param) else { return self.push_values(param, values, device) };
+        let codes = codes(format, values, param, &self.grid(param, format)?);
+        self.push(codes_name(param), Kind::Weight, Tensor::from_vec(codes, param.shape.as_slice(), device)?)
+    }
+
+    fn push_values(&mut self, param: &Param, values: &[f32], device: &Device) -> Result<()> {
         let kind = match param.role {
             Role::Projection => Kind::Weight,
             Role::Embedding | Role::Head => Kind::Table,
             Role::Norm | Role::Bias => Kind::Norm,
         };
-        self.push(param.name.clone(), kind, Tensor::from_slice(values, param.shape.as_slice(), device)?)?;
-        let Some(format) = self.format(param) else { return Ok(()) };
-        if self.quantization.gradient != Gradient::Lsq {
-            return Ok(());
-        }
-        let start = Scales::choose(format, self.quantization.scales, values, param.shape[0], param.shape[1]);
-        let groups = start.scale.len();
-        self.push(scale_name(param), Kind::Scale, Tensor::from_vec(start.scale, groups, device)?)?;
-        if format.has_bias() {
-            self.push(bias_name(param), Kind::GridBias, Tensor::from_vec(start.bias, groups, device)?)?;
-        }
-        Ok(())
+        self.push(param.name.clone(), kind, Tensor::from_slice(values, param.shape.as_slice(), device)?)
     }
 
     fn push(&mut self, name: String, kind: Kind, value: Tensor) -> Result<()> {
@@ -158,9 +179,40 @@ impl Student {
         }
     }
 
-    /// Every trainable variable, in a fixed order.
+    /// Every variable that is trained, in a fixed order.
     pub fn variables(&self) -> &[Variable] {
+        &self.variables[..self.trained]
+    }
+
+    /// Everything that a checkpoint keeps: the trained variables, then those that stay as they start.
+    pub fn kept(&self) -> &[Variable] {
         &self.variables
+    }
+
+    /// Takes matrices that were rounded otherwise than by their rule as the start: their grids, and weights that round to them (see
+    /// [`Rounded::latent`]) or, where scales alone are trained, their codes.
+    ///
+    /// # Errors
+    /// A student without learned scales; the device is out of memory.
+    pub fn start_from(&self, rounded: &BTreeMap<String, Rounded>) -> Result<()> {
+        for param in params(&self.config) {
+            let (Some(rounded), Some(format)) = (rounded.get(&param.name), self.format(&param)) else {
+                continue;
+            };
+            let (name, values) = match self.quantization.learn {
+                Learn::All => {
+                    let w = host(self.var(&param.name)?)?;
+                    (param.name.clone(), rounded.latent(format, &w, param.shape[0], param.shape[1]))
+                }
+                Learn::Scales => {
+                    (codes_name(&param), codes(format, &rounded.values, &param, &rounded.scales))
+                }
+            };
+            let var = self.var(&name)?;
+            var.set(&Tensor::from_vec(values, param.shape.as_slice(), var.device())?)?;
+            self.set_grid(&param, &rounded.scales)?;
+        }
+        Ok(())
     }
 
     fn var(&self, name: &str) -> Result<&Var> {
@@ -168,23 +220,109 @@ impl Student {
         Ok(&self.variables[*index].var)
     }
 
+    /// Chooses the learned grids anew, by their rule, from the weights as they are now.
+    ///
+    /// # Errors
+    /// The device is out of memory.
+    pub fn choose_grids(&self) -> Result<()> {
+        for param in params(&self.config) {
+            let Some(format) = self.format(&param) else { continue };
+            let w = host(self.var(&param.name)?)?;
+            let scales = Scales::choose(format, self.quantization.rule(), &w, param.shape[0], param.shape[1]);
+            self.set_grid(&param, &scales)?;
+        }
+        Ok(())
+    }
+
+    /// Sets those parts of the grid of `param` that are learned.
+    fn set_grid(&self, param: &Param, scales: &Scales) -> Result<()> {
+        for (name, values) in [(scale_name(param), &scales.scale), (bias_name(param), &scales.bias)] {
+            if self.index.contains_key(&name) {
+                let var = self.var(&name)?;
+                var.set(&Tensor::from_slice(values, values.len(), var.device())?)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The codes of all quantized matrices, one after the other, each less the lowest of its format.
+    ///
+    /// # Errors
+    /// The device is out of memory.
+    pub fn codes(&self) -> Result<Vec<u8>> {
+        let mut all = Vec::new();
+        for param in params(&self.config) {
+            let Some(format) = self.format(&param) else { continue };
+            let codes = match self.quantization.learn {
+                Learn::Scales => host(self.var(&codes_name(&param))?)?,
+                Learn::All => {
+                    let values = host(self.var(&param.name)?)?;
+                    codes(format, &values, &param, &self.grid_of(&param, format, &values)?)
+                }
+            };
+            let lowest = format.levels().0 as f32;
+            // Whole numbers below 256; a weight that is no number has no code, and counts as the lowest.
+            all.extend(codes.iter().map(|code| (code - lowest) as u8));
+        }
+        Ok(all)
+    }
+
     /// The decoder of this moment: fake-quantized with share `lambda` of the rounding, or float when there is none.
     ///
     /// # Errors
     /// The device is out of memory.
     pub fn decoder(&self, lambda: Option<f32>) -> Result<Decoder<Matrix, Tensor>> {
-        Decoder::build(self.config.clone(), &mut Latent { student: self, lambda })
+        self.decoder_at(lambda.map(|lambda| Moment { lambda, ..Moment::full() }))
     }
 
-    fn fake_quant(&self, param: &Param, format: Format, lambda: f32) -> Result<Tensor> {
-        let Quantization { gradient, scales: rule, .. } = self.quantization;
-        let spec = FakeQuant { format, gradient, rule, lambda };
-        let weight = self.var(&param.name)?.as_tensor();
-        if gradient != Gradient::Lsq {
+    /// The decoder as `moment` has it, or float when there is none.
+    ///
+    /// # Errors
+    /// The device is out of memory.
+    pub fn decoder_at(&self, moment: Option<Moment>) -> Result<Decoder<Matrix, Tensor>> {
+        Decoder::build(self.config.clone(), &mut Latent { student: self, moment })
+    }
+
+    fn fake_quant(&self, param: &Param, format: Format, moment: Moment) -> Result<Tensor> {
+        let Quantization { gradient, learn, even, .. } = self.quantization;
+        let frozen = learn == Learn::Scales;
+        let gradient = if frozen { Gradient::Codes } else { gradient };
+        let name = if frozen { codes_name(param) } else { param.name.clone() };
+        let noise = moment.noise.map(|draw| {
+            Noise::of(draw.seed, draw.step, self.index.get(&name).copied().unwrap_or_default(), draw.share)
+        });
+        let spec =
+            FakeQuant { format, gradient, rule: self.quantization.rule(), lambda: moment.lambda, noise };
+        let weight = self.var(&name)?.as_tensor();
+        if !gradient.learns_scales() {
             return Ok(ops::fake_quant(weight, &spec)?);
         }
-        let bias = if format.has_bias() { Some(self.var(&bias_name(param))?.as_tensor()) } else { None };
-        Ok(ops::fake_quant_learned(weight, self.var(&scale_name(param))?.as_tensor(), bias, &spec)?)
+        let scale = self.var(&scale_name(param))?.as_tensor();
+        let bias = match (format.has_bias(), even) {
+            (false, _) => None,
+            (true, true) => Some((scale * f64::from(-format.middle()))?),
+            (true, false) => Some(self.var(&bias_name(param))?.as_tensor().clone()),
+        };
+        Ok(ops::fake_quant_learned(weight, scale, bias.as_ref(), &spec)?)
+    }
+
+    /// The learned grid of `param`'s matrix as it would be stored now.
+    fn grid(&self, param: &Param, format: Format) -> Result<Scales> {
+        let scale = host(self.var(&scale_name(param))?)?;
+        let bias = match (format.has_bias(), self.quantization.even) {
+            (false, _) => Vec::new(),
+            (true, true) => scale.iter().map(|s| s * -format.middle()).collect(),
+            (true, false) => host(self.var(&bias_name(param))?)?,
+        };
+        Ok(Scales::rounded(format, &scale, &bias))
+    }
+
+    /// The grid of `param`'s matrix, learned or chosen from its `values`.
+    fn grid_of(&self, param: &Param, format: Format, values: &[f32]) -> Result<Scales> {
+        if self.quantization.gradient.learns_scales() {
+            return self.grid(param, format);
+        }
+        Ok(Scales::choose(format, self.quantization.rule(), values, param.shape[0], param.shape[1]))
     }
 
     /// The tensor as it ships: encoded once, with the scales that the forward pass used.
@@ -192,18 +330,29 @@ impl Student {
     /// # Errors
     /// A weight that is not finite.
     pub fn ship(&self, param: &Param) -> Result<Shipped> {
-        let values = host(self.var(&param.name)?)?;
-        let Some(format) = self.format(param) else { return Ok(Shipped::Float(values)) };
-        let (rows, cols) = (param.shape[0], param.shape[1]);
-        let scales = if self.quantization.gradient == Gradient::Lsq {
-            let scale = host(self.var(&scale_name(param))?)?;
-            let bias = if format.has_bias() { host(self.var(&bias_name(param))?)? } else { Vec::new() };
-            Scales::rounded(format, &scale, &bias)
-        } else {
-            Scales::choose(format, self.quantization.scales, &values, rows, cols)
+        let Some(format) = self.format(param) else {
+            return Ok(Shipped::Float(host(self.var(&param.name)?)?));
         };
-        Ok(Shipped::Packed(qat_quant::pack(&param.name, format, &values, rows, cols, &scales)?))
+        let (name, rows, cols) = (&param.name, param.shape[0], param.shape[1]);
+        let packed = if self.quantization.learn == Learn::Scales {
+            let codes = host(self.var(&codes_name(param))?)?;
+            qat_quant::pack_codes(name, format, &codes, rows, cols, &self.grid(param, format)?)?
+        } else {
+            let values = host(self.var(name)?)?;
+            qat_quant::pack(name, format, &values, rows, cols, &self.grid_of(param, format, &values)?)?
+        };
+        Ok(Shipped::Packed(packed))
     }
+}
+
+fn codes_name(param: &Param) -> String {
+    format!("{}_codes", param.name)
+}
+
+fn codes(format: Format, values: &[f32], param: &Param, scales: &Scales) -> Vec<f32> {
+    let mut codes = vec![0.0; values.len()];
+    qat_quant::codes(format, values, param.shape[0], param.shape[1], scales, &mut codes);
+    codes
 }
 
 fn scale_name(param: &Param) -> String {
@@ -221,7 +370,7 @@ fn host(var: &Var) -> Result<Vec<f32>> {
 /// Gives a decoder the latent variables, through their fake quantizers.
 struct Latent<'a> {
     student: &'a Student,
-    lambda: Option<f32>,
+    moment: Option<Moment>,
 }
 
 impl Weights for Latent<'_> {
@@ -231,11 +380,14 @@ impl Weights for Latent<'_> {
 
     fn matrix(&mut self, param: &Param) -> Result<Matrix> {
         let student = self.student;
-        let (Some(lambda), Some(format)) = (self.lambda, student.format(param)) else {
-            return Ok(Matrix { weight: self.vector(param)?, int8_inputs: None });
+        let cache = self.moment.zip(student.quantization.cache_of(param));
+        let cache = cache.map(|(moment, kv)| Cache { kv, lambda: moment.lambda });
+        let (Some(moment), Some(format)) = (self.moment, student.format(param)) else {
+            return Ok(Matrix { cache, ..Matrix::of(self.vector(param)?) });
         };
         let int8 = student.activations(param) == Activations::Int8Token;
-        Ok(Matrix { weight: student.fake_quant(param, format, lambda)?, int8_inputs: int8.then_some(lambda) })
+        let weight = student.fake_quant(param, format, moment)?;
+        Ok(Matrix { weight, int8_inputs: int8.then_some(moment.lambda), cache })
     }
 
     fn vector(&mut self, param: &Param) -> Result<Tensor> {
@@ -247,6 +399,8 @@ impl Weights for Latent<'_> {
 impl Student {
     /// Adds a variable that no forward pass reads.
     pub(crate) fn plant_idle_variable(&mut self, name: &str) -> Result<()> {
-        self.push(name.to_owned(), Kind::Weight, Tensor::ones(4, candle_core::DType::F32, &Device::Cpu)?)
+        self.push(name.to_owned(), Kind::Weight, Tensor::ones(4, candle_core::DType::F32, &Device::Cpu)?)?;
+        self.trained = self.variables.len();
+        Ok(())
     }
 }

@@ -11,6 +11,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use super::FlipLog;
 use crate::{Error, Result};
 
 /// A moment of a run.
@@ -73,6 +74,9 @@ pub struct StepLog {
     pub lambda: f32,
     /// Gradient norm before clipping, of the last step.
     pub grad_norm: f64,
+    /// How many codes have changed since the line before, where `quant.log_flips` asks for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flips: Option<FlipLog>,
     /// Tokens seen.
     pub tokens: u64,
     /// Tokens per second.

@@ -17,9 +17,9 @@ use crate::{
     device::set_tf32,
     exec::RopeTable,
     optim::Optimizer,
-    recipe::Plan,
+    recipe::{Plan, Quantization},
     schedule,
-    student::{Floats, Quantization, Student},
+    student::{Draw, Floats, Moment, Student},
 };
 
 /// A student between two steps.
@@ -32,14 +32,20 @@ pub(super) struct Learner {
 }
 
 impl Learner {
-    /// The student that starts from `floats`, before `teacher`.
+    /// The student that starts from `floats`, quantized so, before `teacher`.
     ///
     /// # Errors
     /// A format that can't hold a tensor; a device out of memory.
-    pub fn new(plan: &Plan, floats: &Floats, teacher: Teacher, device: &Device) -> Result<Self> {
+    pub fn new(
+        plan: &Plan,
+        floats: &Floats,
+        quantization: Quantization,
+        teacher: Teacher,
+        device: &Device,
+    ) -> Result<Self> {
         set_tf32(plan.recipe.train.tf32);
         let ctx = plan.recipe.data.ctx;
-        let student = Student::new(floats, Quantization::of(plan), device)?;
+        let student = Student::new(floats, quantization, device)?;
         let rope = RopeTable::new(&Rope::new(&student.config), ctx, device)?;
         let optimizer = Optimizer::new(plan.optim.clone(), student.variables())?;
         Ok(Self { student, teacher, rope, inside: None, optimizer })
@@ -56,7 +62,7 @@ impl Learner {
         if !features.balance {
             return Ok(None);
         }
-        let parts = self.objective(plan).parts(&self.student, batch, 1.0)?;
+        let parts = self.objective(plan).parts(&self.student, batch, Some(Moment::full()))?;
         self.inside.as_mut().map(|inside| inside.balance(&parts, &self.student)).transpose()
     }
 
@@ -72,6 +78,15 @@ impl Learner {
         }
     }
 
+    /// Until rounding begins, what would ship are the weights of the moment on grids of the moment; it begins with such grids.
+    ///
+    /// # Errors
+    /// A device out of memory.
+    pub fn keep_up_grids(&self, plan: &Plan, step: usize) -> Result<()> {
+        let begin = plan.warmup.begin;
+        if begin > 0 && step <= begin { self.student.choose_grids() } else { Ok(()) }
+    }
+
     /// Sums of the losses over the micro-batches of step `step`, counted from 0, and the gradient of each variable.
     ///
     /// # Errors
@@ -82,12 +97,15 @@ impl Learner {
         step: usize,
         batches: impl Iterator<Item = Batch>,
     ) -> Result<(Sums, Vec<Tensor>)> {
-        let lambda = schedule::rounding(step, plan.recipe.quant.warmup_steps);
+        if step == plan.warmup.begin {
+            self.keep_up_grids(plan, step)?;
+        }
+        let moment = moment(plan, step);
         let (mut sums, mut gradients) = (Sums::default(), Vec::new());
         for batch in batches {
             let objective = self.objective(plan);
             let tokens = step_tokens(plan);
-            sums.add(&objective.accumulate(&self.student, &batch, lambda, tokens, &mut gradients)?);
+            sums.add(&objective.accumulate(&self.student, &batch, moment, tokens, &mut gradients)?);
         }
         Ok((sums, gradients))
     }
@@ -100,6 +118,14 @@ impl Learner {
         let rate = schedule::learning_rate(&plan.optim, step, plan.recipe.train.steps);
         self.optimizer.step(self.student.variables(), gradients, rate)
     }
+}
+
+/// How the student is rounded in step `step`; none: it is float.
+fn moment(plan: &Plan, step: usize) -> Option<Moment> {
+    let share = plan.recipe.quant.noise;
+    let draw = Draw { seed: plan.recipe.seed, step, share };
+    let lambda = schedule::rounding(&plan.warmup, step)?;
+    Some(Moment { lambda, noise: (share < 1.0).then_some(draw) })
 }
 
 /// Tokens of an optimizer step.

@@ -80,7 +80,7 @@ pub fn measure(plan: &Plan, device: &Device, warm_up: usize, steps: usize) -> Re
     let floats = prune_student(&beginning.floats, plan, windows, device)?;
     // At hand also where the recipe has a cache: random tokens are in none.
     let at_hand = Teacher::new(plan, teacher.as_ref().unwrap_or(&beginning.floats), device)?;
-    let mut learner = Learner::new(plan, &floats, at_hand, device)?;
+    let mut learner = Learner::new(plan, &floats, plan.quantization.clone(), at_hand, device)?;
     drop((floats, teacher, beginning));
     learner.look_inside(plan, &tokens.batch(rows, ctx))?;
     let mut measured = Measured {

@@ -4,11 +4,15 @@
 //! the seed, the step number and the weights alone, so that a run that was stopped ends with the same bits as one that was
 //! not; whatever goes wrong, the last good checkpoint stays.
 
+mod allocate;
+mod calibration;
 mod event;
+mod flips;
 mod inside;
 mod learner;
 mod lock;
 mod measure;
+pub mod mixed;
 mod objective;
 mod on_policy;
 mod prepare;
@@ -24,11 +28,14 @@ use std::{
 
 use candle_core::Device;
 
+pub use calibration::calibration;
 pub use event::{Event, Log, StepLog, ValidLog};
+pub use flips::FlipLog;
 pub use measure::{Measured, StepTime, measure};
 pub use prepare::{Start, student_dir};
 
 use self::{
+    flips::Flips,
     learner::{Learner, step_tokens},
     objective::{Sums, every_variable_learns},
     prepare::Prepared,
@@ -77,6 +84,8 @@ pub fn train(job: &Job, report: &mut dyn FnMut(Event), stop: &AtomicBool) -> Res
     let mut run = Prepared::new(job, report, stop)?;
     let settings = &job.plan.recipe.train;
     let mut interval = Interval::begin(run.step);
+    let mut flips = Flips::default();
+    observe(job, &run, &mut flips)?;
     while run.step < settings.steps {
         if stop.load(Ordering::Relaxed) {
             save(job, &mut run, report)?;
@@ -86,7 +95,8 @@ pub fn train(job: &Job, report: &mut dyn FnMut(Event), stop: &AtomicBool) -> Res
         interval.sums.add(&sums);
         let last = run.step == settings.steps;
         if last || run.step % settings.log_every == 0 {
-            let line = interval.close(job.plan, run.step, norm);
+            let mut line = interval.close(job.plan, run.step, norm);
+            line.flips = observe(job, &run, &mut flips)?;
             run.log.add(&line)?;
             report(Event::Step(line));
         }
@@ -108,7 +118,10 @@ fn take_step(job: &Job, run: &mut Prepared) -> Result<(Sums, f64)> {
     let plan = job.plan;
     let settings = &plan.recipe.train;
     let batches = match &mut run.author {
-        Some(author) => author.batches(&run.learner.student, &run.batches, run.step)?,
+        Some(author) => {
+            run.learner.keep_up_grids(plan, run.step)?;
+            author.batches(&run.learner.student, &run.batches, run.step)?
+        }
         None => {
             let first = run.step * settings.accumulate;
             (first..first + settings.accumulate).map(|at| run.batches.at(at as u64)).collect()
@@ -116,8 +129,11 @@ fn take_step(job: &Job, run: &mut Prepared) -> Result<(Sums, f64)> {
     };
     let (sums, gradients) = run.learner.gradients(plan, run.step, batches.into_iter())?;
     let loss = sums.loss / step_tokens(plan) as f64;
+    if run.step == 0 || run.step == plan.warmup.begin {
+        let rounded = run.step >= plan.warmup.begin;
+        every_variable_learns(run.learner.student.variables(), &gradients, rounded)?;
+    }
     if run.step == 0 {
-        every_variable_learns(run.learner.student.variables(), &gradients)?;
         run.start_loss = Some(loss);
     }
     run.check_loss(loss, plan)?;
@@ -129,7 +145,14 @@ fn take_step(job: &Job, run: &mut Prepared) -> Result<(Sums, f64)> {
     Ok((sums, norm))
 }
 
+/// Which codes have changed since the line before, where that is asked for and there are codes.
+fn observe(job: &Job, run: &Prepared, flips: &mut Flips) -> Result<Option<FlipLog>> {
+    let asked = job.plan.recipe.quant.log_flips && run.step >= job.plan.warmup.begin;
+    if asked { flips.observe(&run.learner.student) } else { Ok(None) }
+}
+
 fn validate(job: &Job, run: &mut Prepared, report: &mut dyn FnMut(Event)) -> Result<()> {
+    run.learner.keep_up_grids(job.plan, run.step)?;
     let objective = run.learner.objective(job.plan);
     let (valid_cross_entropy, valid_kl) = objective.validate(&run.learner.student, run.valid.iter())?;
     let line = ValidLog { step: run.step, valid_cross_entropy, valid_kl };
@@ -142,6 +165,7 @@ fn save(job: &Job, run: &mut Prepared, report: &mut dyn FnMut(Event)) -> Result<
     if run.step == 0 || run.saved == Some(run.step) {
         return Ok(());
     }
+    run.learner.keep_up_grids(job.plan, run.step)?;
     // Weights that overflowed in this very step would be noticed by the loss of the next.
     if let Some(name) = first_not_finite(run.learner.student.variables())? {
         return Err(run.broken(run.step, &format!("{name} is no longer finite")));
@@ -156,7 +180,7 @@ fn save(job: &Job, run: &mut Prepared, report: &mut dyn FnMut(Event)) -> Result<
     };
     let keep = job.plan.recipe.train.keep_checkpoints;
     let Learner { student, optimizer, .. } = &run.learner;
-    let path = run.checkpoints.save(state, student.variables(), optimizer, keep)?;
+    let path = run.checkpoints.save(state, student, optimizer, keep)?;
     run.saved = Some(run.step);
     report(Event::Saved { step: run.step, path });
     Ok(())
@@ -195,8 +219,9 @@ impl Interval {
             loss: done.sums.loss / tokens,
             terms: done.sums.terms.into_iter().map(|(name, sum)| (name, sum / tokens)).collect(),
             lr: plan.optim.lr * schedule::learning_rate(&plan.optim, step - 1, steps),
-            lambda: schedule::rounding(step - 1, plan.recipe.quant.warmup_steps),
+            lambda: schedule::rounding(&plan.warmup, step - 1).unwrap_or(0.0),
             grad_norm,
+            flips: None,
             tokens: (step * step_tokens(plan)) as u64,
             tps: tokens / done.began.elapsed().as_secs_f64().max(1e-9),
         }

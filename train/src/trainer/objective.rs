@@ -16,8 +16,9 @@ use crate::{
     exec::{Recomputed, RopeTable},
     loss::{Answers, Divergence, Losses, Term},
     ops::accumulate,
+    optim::of_grid,
     recipe::LossPlan,
-    student::{Student, Variable},
+    student::{Moment, Student, Variable},
 };
 
 /// Sums of the terms over the tokens seen, by name.
@@ -95,7 +96,8 @@ impl Parts {
 }
 
 impl Objective<'_> {
-    /// Adds the gradient of one micro-batch to `gradients` (empty before the first of a step) and returns the sums.
+    /// Adds the gradient of one micro-batch to `gradients` (empty before the first of a step) and returns the sums. The student is
+    /// rounded as `moment` says, not at all where there is none.
     ///
     /// # Errors
     /// A variable that receives no gradient, by name; a device out of memory.
@@ -103,19 +105,23 @@ impl Objective<'_> {
         &self,
         student: &Student,
         batch: &Batch,
-        lambda: f32,
+        moment: Option<Moment>,
         step_tokens: usize,
         gradients: &mut Vec<Tensor>,
     ) -> Result<Sums> {
-        let parts = self.parts(student, batch, lambda)?;
+        let parts = self.parts(student, batch, moment)?;
         let mut whole = parts.total.clone();
         for (_, factor, sum) in &parts.inside {
             whole = (whole + (sum * *factor)?)?;
         }
         let mut store = parts.backward(&(whole / step_tokens as f64)?)?;
         for (index, variable) in student.variables().iter().enumerate() {
-            let gradient =
-                store.remove(variable.var.as_tensor()).ok_or_else(|| no_gradient(variable))?.detach();
+            let gradient = match store.remove(variable.var.as_tensor()) {
+                Some(gradient) => gradient.detach(),
+                // Without rounding, grids take no part.
+                None if moment.is_none() && of_grid(variable.kind) => variable.var.zeros_like()?,
+                None => return Err(no_gradient(variable)),
+            };
             match gradients.get(index) {
                 Some(sum) => accumulate(sum, &gradient.contiguous()?)?,
                 None => gradients.push(gradient.contiguous()?),
@@ -136,13 +142,13 @@ impl Objective<'_> {
     ///
     /// # Errors
     /// The device is out of memory.
-    pub fn parts(&self, student: &Student, batch: &Batch, lambda: f32) -> Result<Parts> {
+    pub fn parts(&self, student: &Student, batch: &Batch, moment: Option<Moment>) -> Result<Parts> {
         let text = (&*batch.inputs, self.ctx);
         // The teacher first: nothing of the student's is in memory meanwhile.
         let teacher = self.predictions(student, batch)?;
         let tap = self.inside.map(|inside| inside.layer);
         let recomputed = self.recompute.then(Recomputed::default);
-        let decoder = student.decoder(Some(lambda))?;
+        let decoder = student.decoder_at(moment)?;
         let (head, features) = forward(&decoder, self.rope, text, tap, recomputed.as_ref())?;
         let Losses { total, sums } = head.losses(&self.terms(), &self.answers(batch, &teacher))?;
         let inside = match (self.inside, features, teacher.features()) {
@@ -217,20 +223,23 @@ fn no_gradient(variable: &Variable) -> Error {
     ))
 }
 
-/// Refuses a first step in which a variable's gradient is zero throughout: something on its way cuts or rounds it off.
+/// Refuses a first step in which a variable's gradient is zero throughout: something on its way cuts or rounds it off. Unless the
+/// student is `rounded`, grids have none.
 ///
 /// # Errors
 /// The first such variable, by name; or that nothing at all has a gradient.
-pub fn every_variable_learns(variables: &[Variable], gradients: &[Tensor]) -> Result<()> {
+pub fn every_variable_learns(variables: &[Variable], gradients: &[Tensor], rounded: bool) -> Result<()> {
     let mut silent = Vec::new();
-    for (variable, gradient) in variables.iter().zip(gradients) {
+    let mut awaited = 0;
+    for (variable, gradient) in variables.iter().zip(gradients).filter(|(v, _)| rounded || !of_grid(v.kind)) {
+        awaited += 1;
         if gradient.abs()?.sum_all()?.to_scalar::<f32>()? == 0.0 {
             silent.push(variable);
         }
     }
     match silent.first() {
         None => Ok(()),
-        Some(_) if silent.len() == variables.len() => Err(Error::Config(
+        Some(_) if silent.len() == awaited => Err(Error::Config(
             "no variable has a gradient in the first step: student and teacher agree already, so there is nothing to learn \
              (a float student with its own float teacher needs loss.cross_entropy)"
                 .into(),

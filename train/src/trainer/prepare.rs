@@ -17,9 +17,10 @@ use qat_infer::{
 use qat_quant::kernels::FloatType;
 
 use super::{
-    Event, Job, Log,
+    Event, Job, Log, calibration,
     learner::{Learner, step_tokens},
     lock::RunLock,
+    mixed,
     on_policy::Author,
     teacher::Teacher,
 };
@@ -27,8 +28,8 @@ use crate::{
     Error, Result,
     checkpoint::{Checkpoint, Checkpoints, same_recipe},
     data::{self, Batch, Batches, Corpus, Source, Tokenization, Tokens},
-    recipe::{Origin, Plan, TeacherPlan},
-    student::{Floats, prune, read_config},
+    recipe::{Origin, Plan, Rounding, TeacherPlan},
+    student::{Floats, gptq, prune, read_config},
 };
 
 /// What to do about a run that is there already.
@@ -42,8 +43,8 @@ pub enum Start {
     Restart,
 }
 
-/// Windows on which channels and neurons are measured before width pruning.
-const PROBE_WINDOWS: usize = 16;
+/// Windows on which channels and neurons are measured before width pruning, and formats before one is chosen.
+pub(super) const PROBE_WINDOWS: usize = 16;
 
 /// A run, ready for its next step.
 pub(super) struct Prepared {
@@ -77,27 +78,34 @@ impl Prepared {
         let (train, valid) = tokens(job, &source, vocab, report, stop)?;
         let teacher_floats = teacher_floats(plan, &source)?;
         let ctx = plan.recipe.data.ctx;
-        let mut batches = Batches::new(train, ctx, plan.recipe.train.batch, plan.recipe.seed)?;
-        let all = batches.windows_per_epoch();
-        if plan.cache.is_some() {
-            let settings = &plan.recipe.train;
-            let micro_batches = settings.steps.saturating_mul(settings.accumulate);
-            batches = batches.fixed(micro_batches.saturating_mul(settings.batch) as u64);
-        }
+        let (batches, all) = training_batches(train, plan)?;
         let valid = valid_batches(valid, plan)?;
-        let windows = (0..)
-            .flat_map(|step| batches.at(step).inputs.chunks(ctx).map(<[u32]>::to_vec).collect::<Vec<_>>());
-        let floats = prune_student(&source.floats, plan, windows, &job.device)?;
+        let floats = prune_student(&source.floats, plan, windows(&batches, ctx), &job.device)?;
         let of_teacher = teacher_floats.as_ref().unwrap_or(&source.floats);
         let teacher = match &plan.cache {
             Some(cache) => Teacher::cached((job, cache), of_teacher, (&batches, all), &valid, report, stop)?,
             None => Teacher::new(plan, of_teacher, &job.device)?,
         };
-        let mut learner = Learner::new(plan, &floats, teacher, &job.device)?;
+        let chosen = match &found {
+            None => calibration::choose_formats(job, &floats, &batches, report)?,
+            Some(_) => None,
+        };
+        let quantization = match &chosen {
+            Some(chosen) => chosen.applied(&plan.quantization)?,
+            None => mixed::settled(plan, job.out)?,
+        };
+        let mut learner = Learner::new(plan, &floats, quantization.clone(), teacher, &job.device)?;
+        // What balances terms is measured at the start, also by a run that goes on from elsewhere.
+        let balances = plan.loss.features.as_ref().is_some_and(|features| features.balance);
+        if quantization.start == Rounding::Gptq && (found.is_none() || balances) {
+            let text = calibration::text(plan, &batches);
+            report(Event::Note(format!("GPTQ on {} windows of the training text", text.windows.len())));
+            learner.student.start_from(&gptq::round(&floats, &quantization, &text, &job.device)?)?;
+        }
         learner.look_inside(plan, &batches.at(0))?.into_iter().for_each(|said| report(Event::Note(said)));
         let (mut step, mut start_loss) = (0, None);
         if let Some(checkpoint) = &found {
-            checkpoint.restore(learner.student.variables(), &mut learner.optimizer)?;
+            checkpoint.restore(&learner.student, &mut learner.optimizer)?;
             (step, start_loss) = (checkpoint.state.step, checkpoint.state.start_loss);
             batches.resume(&checkpoint.state.cursor)?;
         }
@@ -105,6 +113,7 @@ impl Prepared {
         checkpoints.discard_beyond(found.as_ref())?;
         if found.is_none() {
             write_start(job.out, &floats, &source)?;
+            chosen.iter().try_for_each(|chosen| chosen.write(job.out))?;
         }
         report(Event::Begin {
             from: step,
@@ -242,8 +251,24 @@ fn fits(key: &str, ctx: usize, config: &Config, whose: &str) -> Result<()> {
     )))
 }
 
+/// Windows of the training text in the order of the run, and how many there are in all.
+pub(super) fn training_batches(train: Tokens, plan: &Plan) -> Result<(Batches, u64)> {
+    let settings = &plan.recipe.train;
+    let batches = Batches::new(train, plan.recipe.data.ctx, settings.batch, plan.recipe.seed)?;
+    let all = batches.windows_per_epoch();
+    Ok(match plan.cache {
+        Some(_) => (batches.fixed((settings.steps * settings.accumulate * settings.batch) as u64), all),
+        None => (batches, all),
+    })
+}
+
+/// The inputs of the training's windows of `ctx` tokens, in its order.
+pub(super) fn windows(batches: &Batches, ctx: usize) -> impl Iterator<Item = Vec<u32>> {
+    (0..).flat_map(move |step| batches.at(step).inputs.chunks(ctx).map(<[u32]>::to_vec).collect::<Vec<_>>())
+}
+
 /// Training part and validation part.
-fn tokens(
+pub(super) fn tokens(
     job: &Job,
     source: &Beginning,
     vocab_size: usize,

@@ -24,6 +24,30 @@ use crate::{Error, Result};
 /// Positions of a tile.
 pub(super) const TILE: usize = 64;
 
+/// Calls a generic function with the [`Code`] of a [`KvType`].
+macro_rules! with_code {
+    ($kv:expr, $code:ident => $body:expr) => {
+        match $kv {
+            $crate::cpu::kv::KvType::F32 => {
+                let $code = $crate::cpu::kv::F32;
+                $body
+            }
+            $crate::cpu::kv::KvType::F16 => {
+                let $code = $crate::cpu::kv::F16;
+                $body
+            }
+            $crate::cpu::kv::KvType::Int8 => {
+                let $code = $crate::cpu::kv::Int8;
+                $body
+            }
+            $crate::cpu::kv::KvType::Int4 => {
+                let $code = $crate::cpu::kv::Int4;
+                $body
+            }
+        }
+    };
+}
+
 /// How keys and values are kept.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum KvType {
@@ -59,6 +83,22 @@ impl KvType {
             Self::Int8 => int8::Int8.bytes(head_dim),
             Self::Int4 => int4::Int4.bytes(head_dim),
         }
+    }
+
+    /// Makes of `rows` `[positions, head_dim]`, keys or values of one head, what a cache of this type gives back of them.
+    pub fn round(self, head_dim: usize, rows: &mut [f32]) {
+        with_code!(self, code => vectorized(
+            #[inline(always)]
+            || {
+                let mut tile = vec![0; TILE * code.bytes(head_dim)];
+                for rows in rows.chunks_mut(TILE * head_dim) {
+                    for (at, row) in rows.chunks_exact(head_dim).enumerate() {
+                        code.write_value(&mut tile, at, row);
+                    }
+                    code.values(&tile, head_dim, rows);
+                }
+            },
+        ));
     }
 }
 
@@ -96,29 +136,6 @@ pub(super) trait Code: Copy + Sync {
     fn values(self, tile: &[u8], head_dim: usize, out: &mut [f32]);
 }
 
-/// Calls a generic function with the [`Code`] of a [`KvType`].
-macro_rules! with_code {
-    ($kv:expr, $code:ident => $body:expr) => {
-        match $kv {
-            $crate::cpu::kv::KvType::F32 => {
-                let $code = $crate::cpu::kv::F32;
-                $body
-            }
-            $crate::cpu::kv::KvType::F16 => {
-                let $code = $crate::cpu::kv::F16;
-                $body
-            }
-            $crate::cpu::kv::KvType::Int8 => {
-                let $code = $crate::cpu::kv::Int8;
-                $body
-            }
-            $crate::cpu::kv::KvType::Int4 => {
-                let $code = $crate::cpu::kv::Int4;
-                $body
-            }
-        }
-    };
-}
 pub(super) use float::{F16, F32};
 pub(super) use int4::Int4;
 pub(super) use int8::Int8;
@@ -348,6 +365,9 @@ mod tests {
             for kv in KvType::ALL {
                 let [keys, values] = with_code!(kv, code => round_trip(code, head_dim, &rows));
                 assert_eq!(keys, values, "{kv}: one row, one rounding");
+                let mut rounded = [rows.concat(), rows.concat()].concat();
+                kv.round(head_dim, &mut rounded);
+                assert_eq!(rounded, [values.concat(), values.concat()].concat(), "{kv}: two tiles");
                 for (row, found) in rows.iter().zip(&keys) {
                     let group = if kv == KvType::Int4 { 32 } else { head_dim };
                     for (row, found) in row.chunks(group).zip(found.chunks(group)) {

@@ -14,7 +14,24 @@ struct Shape {
   float margin;
   // LSQ's γ.
   float gamma;
+  // Quantization noise: weights whose hash is below the threshold are rounded; all of them where it is 0.
+  uint key0;
+  uint key1;
+  uint threshold;
 };
+
+// A hash of 32 bits: see noise.rs.
+inline uint scrambled(uint x) {
+  x ^= x >> 16;
+  x *= 0x7feb352du;
+  x ^= x >> 15;
+  x *= 0x846ca68bu;
+  return x ^ (x >> 16);
+}
+
+inline bool rounds(uint i, constant Shape& shape) {
+  return shape.threshold == 0 || scrambled(scrambled(i ^ shape.key0) ^ shape.key1) < shape.threshold;
+}
 
 // Weights of one simdgroup's work in a backward pass where groups are longer: see `learned`.
 constant constexpr uint SPAN = 256;
@@ -51,8 +68,25 @@ template <bool BIAS>
                          uint i [[thread_position_in_grid]]) {
   if (i >= shape.weights) return;
   Grid grid = grid_of<BIAS>(scales, biases, i / shape.group);
+  if (!rounds(i, shape)) {
+    out[i] = w[i];
+    return;
+  }
   float value = grid.scale * code_of(position_of(grid, w[i]), shape) + grid.bias;
   out[i] = shape.lambda == 1.0f ? value : w[i] + (value - w[i]) * shape.lambda;
+}
+
+// The weights that codes stand for.
+template <bool BIAS>
+[[kernel]] void values(device const float* codes [[buffer(0)]],
+                       device const float* scales [[buffer(1)]],
+                       device const float* biases [[buffer(2)]],
+                       device float* out [[buffer(3)]],
+                       constant Shape& shape [[buffer(4)]],
+                       uint i [[thread_position_in_grid]]) {
+  if (i >= shape.weights) return;
+  Grid grid = grid_of<BIAS>(scales, biases, i / shape.group);
+  out[i] = grid.scale * codes[i] + grid.bias;
 }
 
 inline float passed(float u, float g, constant Shape& shape) {
@@ -69,13 +103,14 @@ template <bool BIAS>
                         uint i [[thread_position_in_grid]]) {
   if (i >= shape.weights) return;
   Grid grid = grid_of<BIAS>(scales, biases, i / shape.group);
-  dw[i] = passed(position_of(grid, w[i]), g[i], shape);
+  dw[i] = rounds(i, shape) ? passed(position_of(grid, w[i]), g[i], shape) : g[i];
 }
 
 // dw, and per span the sums of what its weights add to the gradients of scale and bias, times γ.
 //
-// One simdgroup a span. A span is a group, or SPAN weights of a tensor with one scale: then `ds` holds partial sums.
-template <bool BIAS>
+// One simdgroup a span. A span is a group, or SPAN weights of a tensor with one scale: then `ds` holds partial sums. Where CODES, `w`
+// are codes that stay as they are, and `dw` isn't there.
+template <bool BIAS, bool CODES>
 [[kernel]] void learned(device const float* w [[buffer(0)]],
                         device const float* scales [[buffer(1)]],
                         device const float* biases [[buffer(2)]],
@@ -98,6 +133,15 @@ template <bool BIAS>
   float scale_sum = 0.0f;
   float bias_sum = 0.0f;
   for (uint i = first + lane; i < end; i += 32) {
+    if (CODES) {
+      scale_sum += g[i] * w[i];
+      if (BIAS) bias_sum += g[i];
+      continue;
+    }
+    if (!rounds(i, shape)) {
+      dw[i] = g[i];
+      continue;
+    }
     float u = position_of(grid, w[i]);
     float q = code_of(u, shape);
     bool inside = u >= shape.lo && u <= shape.hi;
@@ -117,5 +161,9 @@ template [[host_name("quantize")]] [[kernel]] decltype(quantize<false>) quantize
 template [[host_name("quantize_bias")]] [[kernel]] decltype(quantize<true>) quantize<true>;
 template [[host_name("clipped")]] [[kernel]] decltype(clipped<false>) clipped<false>;
 template [[host_name("clipped_bias")]] [[kernel]] decltype(clipped<true>) clipped<true>;
-template [[host_name("learned")]] [[kernel]] decltype(learned<false>) learned<false>;
-template [[host_name("learned_bias")]] [[kernel]] decltype(learned<true>) learned<true>;
+template [[host_name("values")]] [[kernel]] decltype(values<false>) values<false>;
+template [[host_name("values_bias")]] [[kernel]] decltype(values<true>) values<true>;
+template [[host_name("learned")]] [[kernel]] decltype(learned<false, false>) learned<false, false>;
+template [[host_name("learned_bias")]] [[kernel]] decltype(learned<true, false>) learned<true, false>;
+template [[host_name("of_codes")]] [[kernel]] decltype(learned<false, true>) learned<false, true>;
+template [[host_name("of_codes_bias")]] [[kernel]] decltype(learned<true, true>) learned<true, true>;

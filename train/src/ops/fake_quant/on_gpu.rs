@@ -56,7 +56,7 @@ impl Stored {
     fn choose(w: &Tensor, spec: &FakeQuant) -> Result<Self> {
         let (rows, cols) = w.dims2()?;
         let (format, w) = (spec.format, w.detach());
-        if spec.rule == ScaleRule::Mse {
+        if spec.rule != ScaleRule::Absmax {
             // A search, on the CPU: only weights go there, and only scales come back.
             let values = w.flatten_all()?.to_device(&Device::Cpu)?.to_vec1::<f32>()?;
             let Scales { scale, bias } = Scales::choose(format, spec.rule, &values, rows, cols);
@@ -113,7 +113,12 @@ impl Stored {
     fn quantize(&self, w: &Tensor, spec: &FakeQuant) -> Result<Tensor> {
         let w = w.detach();
         let (operands, [weights, scale, bias], _) = self.operands(&w, None);
-        let kernel = if self.bias.is_some() { "quantize_bias" } else { "quantize" };
+        let kernel = match (spec.gradient == Gradient::Codes, self.bias.is_some()) {
+            (true, true) => "values_bias",
+            (true, false) => "values",
+            (false, true) => "quantize_bias",
+            (false, false) => "quantize",
+        };
         let mut work = Work::default();
         let value = work.output(w.shape());
         let binds = [weights, scale, bias, Bind::Output(value)];
@@ -138,14 +143,15 @@ fn scale_shape(format: Format, group: usize, groups: usize) -> Result<[u32; 7]> 
 }
 
 /// `Shape` of fake_quant.metal.
-fn quantize_shape(w: &Tensor, spec: &FakeQuant) -> Result<[u32; 7]> {
+fn quantize_shape(w: &Tensor, spec: &FakeQuant) -> Result<[u32; 10]> {
     let (rows, cols) = w.dims2()?;
     let (lo, hi) = spec.format.levels();
     let margin = if spec.format.is_ternary() { 0.5f32 } else { 0.0 };
     let group = spec.format.group_len().unwrap_or(w.elem_count());
     let floats = [lo as f32, hi as f32, spec.lambda, margin, lsq_factor(spec.format, rows, cols)];
     let [lo, hi, lambda, margin, gamma] = floats.map(f32::to_bits);
-    Ok([word(w.elem_count())?, word(group)?, lo, hi, lambda, margin, gamma])
+    let ([key0, key1], threshold) = spec.noise.map_or(([0; 2], 0), |noise| (noise.key, noise.threshold));
+    Ok([word(w.elem_count())?, word(group)?, lo, hi, lambda, margin, gamma, key0, key1, threshold])
 }
 
 struct GpuQuantizer {
@@ -160,7 +166,7 @@ impl Backward for GpuQuantizer {
         match self.spec.gradient {
             Gradient::Ste => Ok(vec![Some(grad.clone())]),
             Gradient::ClippedSte => Ok(vec![Some(self.clipped(inputs[0], grad)?)]),
-            Gradient::Lsq => self.learned(inputs[0], grad),
+            Gradient::Lsq | Gradient::Codes => self.learned(inputs[0], grad),
         }
     }
 }
@@ -177,27 +183,38 @@ impl GpuQuantizer {
         Ok(dw)
     }
 
-    /// dw, ds·γ and, for formats with biases, db·γ.
+    /// dw if weights are trained, ds·γ and, for formats with biases, db·γ.
     fn learned(&self, w: &Tensor, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
         let (operands, [weights, scale, bias], grad) = self.stored.operands(w, Some(grad));
         let spans = w.elem_count().div_ceil(self.spec.format.group_len().unwrap_or(SPAN));
+        let frozen = self.spec.gradient == Gradient::Codes;
         let with_bias = self.stored.bias.is_some();
-        let kernel = if with_bias { "learned_bias" } else { "learned" };
+        let kernel = match (frozen, with_bias) {
+            (true, true) => "of_codes_bias",
+            (true, false) => "of_codes",
+            (false, true) => "learned_bias",
+            (false, false) => "learned",
+        };
         let mut work = Work::default();
-        let (dw, ds) = (work.output(w.shape()), work.output(spans));
+        let dw = if frozen { Bind::Nothing } else { Bind::Output(work.output(w.shape())) };
+        let ds = work.output(spans);
         let db = if with_bias { Bind::Output(work.output(spans)) } else { Bind::Nothing };
-        let binds = [weights, scale, bias, grad, Bind::Output(dw), Bind::Output(ds), db];
+        let binds = [weights, scale, bias, grad, dw, Bind::Output(ds), db];
         let shape = quantize_shape(w, &self.spec)?;
         work.add(QUANTIZE, kernel, Grid::Simdgroups(spans), binds, &shape)?;
-        if self.spec.format.group_len().is_none() {
+        let of_tensor = self.spec.format.group_len().is_none();
+        if of_tensor {
             // One scale for the tensor: what its spans add is added up.
             let shape = [word(spans)?, 1, 1f32.to_bits()];
             let binds = [Bind::Made(ds), Bind::Output(work.output(1))];
             work.add(SUM, "sum_all", Grid::Rows { rows: 1, width: spans }, binds, &shape)?;
-            let [dw, _, ds] = work.run(NAME, &operands)?;
-            return Ok(vec![Some(dw), Some(ds)]);
         }
-        Ok(work.run_all(NAME, &operands)?.into_iter().map(Some).collect())
+        let mut made = work.run_all(NAME, &operands)?;
+        if of_tensor {
+            made.remove(made.len() - 2);
+        }
+        let dw = frozen.then_some(None);
+        Ok(dw.into_iter().chain(made.into_iter().map(Some)).collect())
     }
 }
 

@@ -20,21 +20,6 @@ struct Shape {
   uint headroom;
 };
 
-// The nearest f16, ties to even, saturating at 65504.
-inline float as_f16(float v) {
-  uint sign = as_type<uint>(v) & 0x80000000u;
-  float magnitude = fabs(v);
-  magnitude = magnitude > 65504.0f ? 65504.0f : magnitude;
-  uint bits = as_type<uint>(magnitude);
-  if (bits >= 0x38800000u) {
-    bits = (bits + 0xfffu + ((bits >> 13) & 1u)) & ~0x1fffu;
-  } else {
-    // Below 2⁻¹⁴ numbers stand 2⁻²⁴ apart; scaling by a power of two is exact.
-    bits = as_type<uint>(rint(magnitude * 16777216.0f) * 5.9604644775390625e-8f);
-  }
-  return as_type<float>(bits | sign);
-}
-
 // The nearest bf16, ties to even, saturating at 2¹¹⁸.
 inline float as_bf16(float v) {
   float limit = as_type<float>(0x7a800000u);

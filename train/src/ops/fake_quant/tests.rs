@@ -9,7 +9,7 @@ const COLS: usize = 256;
 const RULES: [ScaleRule; 2] = [ScaleRule::Absmax, ScaleRule::Mse];
 
 fn spec(format: Format, gradient: Gradient, lambda: f32) -> FakeQuant {
-    FakeQuant { format, gradient, rule: ScaleRule::Absmax, lambda }
+    FakeQuant { format, gradient, rule: ScaleRule::Absmax, lambda, noise: None }
 }
 
 /// A matrix, and scales and biases for it that leave some weights outside the grid and are not yet rounded.
@@ -186,6 +186,80 @@ fn defined_gradients(
         }
     }
     Ok((dw, ds, db))
+}
+
+#[test]
+fn frozen_codes_stand_for_what_was_rounded_and_teach_the_scales_alone() -> Result<()> {
+    let g = uniform(21, 1.0, &[ROWS, COLS])?;
+    for format in Format::all() {
+        let (w, scale, bias) = learned(format)?;
+        let biases = bias.as_ref().map(|b| b.to_vec1::<f32>()).transpose()?.unwrap_or_default();
+        let stored = Scales::rounded(format, &scale.to_vec1::<f32>()?, &biases);
+        let mut codes = vec![0f32; ROWS * COLS];
+        qat_quant::codes(format, &Floats::of("test", &w)?, ROWS, COLS, &stored, &mut codes);
+        let codes = Var::from_tensor(&Tensor::from_vec(codes, (ROWS, COLS), &Device::Cpu)?)?;
+        let scale = Var::from_tensor(&scale)?;
+        let bias = bias.map(|b| Var::from_tensor(&b)).transpose()?;
+        let bias_tensor = bias.as_ref().map(|b| b.as_tensor());
+        let lsq = fake_quant_learned(&w, &scale, bias_tensor, &spec(format, Gradient::Lsq, 1.0))?;
+        // λ has no part in it.
+        let found = fake_quant_learned(&codes, &scale, bias_tensor, &spec(format, Gradient::Codes, 0.5))?;
+        assert_eq!(bits(&found)?, bits(&lsq)?, "{format}");
+        let grads = found.mul(&g)?.sum_all()?.backward()?;
+        assert!(grads.get(&codes).is_none(), "{format}: codes receive a gradient");
+        let group = format.group_len().unwrap_or(ROWS * COLS);
+        let gamma = (group as f64 * f64::from(format.levels().1)).powf(-0.5);
+        let (mut ds, mut db) = (vec![0f64; stored.scale.len()], vec![0f64; stored.bias.len()]);
+        for (i, (q, g)) in flat(&codes)?.into_iter().zip(flat(&g)?).enumerate() {
+            ds[i / group] += gamma * q * g;
+            db.get_mut(i / group).into_iter().for_each(|db| *db += gamma * g);
+        }
+        for (what, var, want) in [("ds", Some(&scale), ds), ("db", bias.as_ref(), db)] {
+            let Some(var) = var else { continue };
+            let Some(found) = grads.get(var) else { panic!("{format}: no {what}") };
+            assert_close(&format!("{format} {what}"), found, &want, 4e-6)?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn with_noise_each_weight_is_rounded_or_not_there_at_all_for_the_quantizer() -> Result<()> {
+    let g = uniform(21, 1.0, &[ROWS, COLS])?;
+    for format in [Format::Int4G32, Format::TernaryTensor, "int2-affine-g64".parse().unwrap()] {
+        let noise = Noise::of(3, 5, 2, 0.4);
+        let (w, scale, bias) = learned(format)?;
+        let (w, scale) = (Var::from_tensor(&w)?, Var::from_tensor(&scale)?);
+        let bias = bias.map(|b| Var::from_tensor(&b)).transpose()?;
+        let bias_tensor = bias.as_ref().map(|b| b.as_tensor());
+        let full = spec(format, Gradient::Lsq, 0.75);
+        let part = FakeQuant { noise: Some(noise), ..full };
+        // The same by a mask: where it is 0, the weight stands for itself.
+        let drawn: Vec<f32> =
+            (0..(ROWS * COLS) as u32).map(|i| f32::from(u8::from(noise.rounds(i)))).collect();
+        assert!(drawn.contains(&0.0) && drawn.contains(&1.0));
+        let mask = Tensor::from_vec(drawn, (ROWS, COLS), &Device::Cpu)?.to_dtype(candle_core::DType::U8)?;
+        let masked = |w: &Tensor| -> Result<Tensor> {
+            mask.where_cond(&fake_quant_learned(w, &scale, bias_tensor, &full)?, w)
+        };
+        let (found, want) = (fake_quant_learned(&w, &scale, bias_tensor, &part)?, masked(&w)?);
+        assert_eq!(bits(&found)?, bits(&want)?, "{format}");
+        let (found, want) = (found.mul(&g)?.sum_all()?.backward()?, want.mul(&g)?.sum_all()?.backward()?);
+        for (what, var) in [("dw", Some(&w)), ("ds", Some(&scale)), ("db", bias.as_ref())] {
+            let Some(var) = var else { continue };
+            let (Some(found), Some(want)) = (found.get(var), want.get(var)) else {
+                panic!("{format}: no {what}")
+            };
+            assert_eq!(bits(found)?, bits(want)?, "{format} {what}");
+        }
+        let clipped = FakeQuant { gradient: Gradient::ClippedSte, ..part };
+        let (passed, all) = (fake_quant(&w, &clipped)?, FakeQuant { noise: None, ..clipped });
+        let (found, all) =
+            (passed.mul(&g)?.sum_all()?.backward()?, fake_quant(&w, &all)?.mul(&g)?.sum_all()?.backward()?);
+        let (Some(found), Some(all)) = (found.get(&w), all.get(&w)) else { panic!("{format}: no dw") };
+        assert_eq!(bits(found)?, bits(&mask.where_cond(all, &g)?)?, "{format}: clipped");
+    }
+    Ok(())
 }
 
 #[test]

@@ -1,4 +1,4 @@
-// Compiled in front of every kernel of the trainer: sums and maxima over a threadgroup.
+// Compiled in front of every kernel of the trainer: sums and maxima over a threadgroup, half precision.
 //
 // A threadgroup is a whole number of simdgroups of 32. `shared` has one float for each simdgroup, at most 32. Results are the
 // same in every thread and don't depend on the order in which threads run: simdgroups are joined in their order.
@@ -62,4 +62,19 @@ inline Softmax softmax_add(Softmax s, float x, float sharpness) {
 inline Softmax group_softmax(Softmax s, float sharpness, threadgroup float* shared, Place at) {
   float top = group_max(s.top, shared, at);
   return Softmax{top, group_sum(s.total * precise::exp((s.top - top) * sharpness), shared, at)};
+}
+
+// The nearest f16, ties to even, saturating at 65504.
+inline float as_f16(float v) {
+  uint sign = as_type<uint>(v) & 0x80000000u;
+  float magnitude = fabs(v);
+  magnitude = magnitude > 65504.0f ? 65504.0f : magnitude;
+  uint bits = as_type<uint>(magnitude);
+  if (bits >= 0x38800000u) {
+    bits = (bits + 0xfffu + ((bits >> 13) & 1u)) & ~0x1fffu;
+  } else {
+    // Below 2⁻¹⁴ numbers stand 2⁻²⁴ apart; scaling by a power of two is exact.
+    bits = as_type<uint>(rint(magnitude * 16777216.0f) * 5.9604644775390625e-8f);
+  }
+  return as_type<float>(bits | sign);
 }

@@ -17,8 +17,8 @@ use crate::{
         Gradient,
         gpu::host::{self, Care},
     },
-    recipe::{FeaturePlan, LossPlan, Rules},
-    student::{Quantization, Student},
+    recipe::{FeaturePlan, LossPlan, Quantization, Rounding, Rules},
+    student::{Moment, Student},
     trainer::{inside::Inside, objective::Objective, teacher::Teacher},
 };
 
@@ -80,14 +80,15 @@ impl Bench {
             recompute: self.recompute,
         };
         let mut gradients = Vec::new();
-        let sums = objective.accumulate(student, &self.batch, 1.0, 1, &mut gradients)?;
+        let sums = objective.accumulate(student, &self.batch, Some(Moment::full()), 1, &mut gradients)?;
         Ok((sums.loss, gradients))
     }
 }
 
 fn student(config: &Config, weights: &str, gradient: Gradient, scales: ScaleRule) -> Student {
     let rules = Rules::new(weights, weights, weights, &BTreeMap::new()).expect("rules");
-    let quantization = Quantization { rules, scales, gradient, activations: Activations::Int8Token };
+    let untrained = Quantization::untrained(rules, Rounding::Rule(scales), Activations::Int8Token);
+    let quantization = Quantization { gradient, ..untrained };
     Student::new(&tiny::floats(config.clone(), 5), quantization, &Device::Cpu).expect("student")
 }
 
@@ -102,7 +103,7 @@ fn every_variable_learns_with_every_format_and_every_gradient() {
             let scales = if gradient == Gradient::Lsq { ScaleRule::Mse } else { ScaleRule::Absmax };
             let student = student(&config, &format.to_string(), gradient, scales);
             let (_, gradients) = bench.gradients(&student).expect("a gradient each");
-            let learns = every_variable_learns(student.variables(), &gradients);
+            let learns = every_variable_learns(student.variables(), &gradients, true);
             assert!(learns.is_ok(), "{format} {gradient:?}: {learns:?}");
         }
     }
@@ -123,7 +124,8 @@ fn step_on(device: &Device, (format, gradient): (&str, Gradient)) -> (f64, BTree
     let rules = Rules::new(format, format, format, &BTreeMap::new()).expect("rules");
     // Without rounded activations, where a difference in the last place can take another code.
     let scales = ScaleRule::Absmax;
-    let quantization = Quantization { rules, scales, gradient, activations: Activations::Float };
+    let untrained = Quantization::untrained(rules, Rounding::Rule(scales), Activations::Float);
+    let quantization = Quantization { gradient, ..untrained };
     let student = Student::new(&tiny::floats(config.clone(), 5), quantization, device).expect("student");
     let bench = Bench { inside: true, ..Bench::on(&config, device) };
     let (loss, gradients) = bench.gradients(&student).expect("a gradient each");
@@ -186,10 +188,10 @@ fn a_variable_whose_gradient_is_zero_throughout_is_refused_by_name() {
     let silenced = student.variables().iter().find(|v| v.name == name).expect("a norm");
     silenced.var.set(&silenced.var.zeros_like().expect("zeros")).expect("same shape");
     let (_, gradients) = Bench::new(&config).gradients(&student).expect("a gradient each");
-    let m = every_variable_learns(student.variables(), &gradients).expect_err("refused").to_string();
+    let m = every_variable_learns(student.variables(), &gradients, true).expect_err("refused").to_string();
     assert!(m.starts_with(&format!("{name}: receives no gradient")), "{m}");
     let zeros: Vec<Tensor> = gradients.iter().map(|g| g.zeros_like().expect("zeros")).collect();
-    let m = every_variable_learns(student.variables(), &zeros).expect_err("refused").to_string();
+    let m = every_variable_learns(student.variables(), &zeros, true).expect_err("refused").to_string();
     assert!(m.contains("student and teacher agree already"), "{m}");
 }
 

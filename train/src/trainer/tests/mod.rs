@@ -4,7 +4,9 @@ mod bits;
 mod cache;
 mod gradients;
 mod on_policy;
+mod phases;
 mod pieces;
+mod rounding;
 mod trouble;
 
 use std::{

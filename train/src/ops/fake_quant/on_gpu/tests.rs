@@ -7,12 +7,12 @@ use rand_chacha::ChaCha8Rng;
 
 use super::*;
 use crate::ops::check::{assert_close, bits, flat, uniform};
-use crate::ops::{fake_quant, fake_quant_learned, gpu::host};
+use crate::ops::{Noise, fake_quant, fake_quant_learned, gpu::host};
 
 const COLS: usize = 256;
 
 fn spec(format: Format, gradient: Gradient, lambda: f32) -> FakeQuant {
-    FakeQuant { format, gradient, rule: ScaleRule::Absmax, lambda }
+    FakeQuant { format, gradient, rule: ScaleRule::Absmax, lambda, noise: None }
 }
 
 /// A matrix whose rows are: random, of magnitudes from 1e-9 to 1e9, one value throughout, zeros, all negative, with two
@@ -146,12 +146,14 @@ fn the_kernels_pass_and_block_gradients_as_the_codec_does_in_every_format() -> R
     let w = Var::from_tensor(&weights()?)?;
     let g = uniform(21, 1.0, w.dims())?;
     for format in Format::all() {
-        for rule in [Gradient::Ste, Gradient::ClippedSte] {
+        let noise = Some(Noise::of(1, 2, 3, 0.5));
+        let kinds = [(Gradient::Ste, None), (Gradient::ClippedSte, None), (Gradient::ClippedSte, noise)];
+        for (rule, noise) in kinds {
             let gradient = |value: Tensor| -> Result<Vec<u32>> {
                 let grads = value.mul(&g)?.sum_all()?.backward()?;
                 bits(grads.get(&w).expect("a gradient"))
             };
-            let spec = spec(format, rule, 1.0);
+            let spec = FakeQuant { noise, ..spec(format, rule, 1.0) };
             assert_eq!(gradient(chosen(&w, &spec)?)?, gradient(fake_quant(&w, &spec)?)?, "{format} {rule:?}");
         }
     }
@@ -175,8 +177,10 @@ fn check_learned(w: &Tensor, formats: &[Format]) -> Result<()> {
     let w = Var::from_tensor(w)?;
     let values = w.flatten_all()?.to_vec1::<f32>()?;
     let g = uniform(21, 1.0, w.dims())?;
-    for &format in formats {
-        let spec = spec(format, Gradient::Lsq, 1.0);
+    let noise = Some(Noise::of(1, 2, 3, 0.5));
+    let kinds = [(Gradient::Lsq, None), (Gradient::Lsq, noise), (Gradient::Codes, None)];
+    for (format, (gradient, noise)) in formats.iter().flat_map(|f| kinds.map(|kind| (*f, kind))) {
+        let spec = FakeQuant { noise, ..spec(format, gradient, 1.0) };
         // Not yet rounded, and too narrow for some weights.
         let start = Scales::choose(format, ScaleRule::Absmax, &values, rows, cols);
         let learned_from = |v: Vec<f32>| -> Result<Option<Var>> {
@@ -190,14 +194,21 @@ fn check_learned(w: &Tensor, formats: &[Format]) -> Result<()> {
         assert_eq!(bits(&ours)?, bits(&codecs)?, "{format}");
         let (ours, codecs) = (ours.mul(&g)?.sum_all()?.backward()?, codecs.mul(&g)?.sum_all()?.backward()?);
         let both = |t: &Tensor| (ours.get(t).expect("ours"), codecs.get(t).expect("the codec's"));
-        let (found, want) = both(&w);
-        assert_eq!(bits(found)?, bits(want)?, "{format}: dw");
+        if gradient == Gradient::Codes {
+            // Any numbers will do: what is multiplied and summed needn't be whole.
+            assert!(ours.get(&w).is_none() && codecs.get(&w).is_none(), "{format}: codes receive a gradient");
+        } else {
+            let (found, want) = both(&w);
+            assert_eq!(bits(found)?, bits(want)?, "{format}: dw");
+        }
         for (what, operand) in
             [Some(("ds", scale.as_tensor())), bias.map(|b| ("db", b))].into_iter().flatten()
         {
             let (found, want) = both(operand);
             // The same terms in another order: 8 in a lane and 5 steps of a tree, against 32 in a lane: 45 roundings of 6e-8.
-            assert_close(&format!("{format}: {what}"), found, &flat(want)?, 3e-6)?;
+            // The one sum of a tensor may cancel to a hundredth of its terms.
+            let tolerance = if format.group_len().is_none() { 3e-5 } else { 3e-6 };
+            assert_close(&format!("{format}: {what}"), found, &flat(want)?, tolerance)?;
         }
     }
     Ok(())

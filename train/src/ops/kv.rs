@@ -1,0 +1,124 @@
+//! Keys and values as a cache gives them back, straight through.
+//!
+//! Knows no codec and no attention: on the CPU the value is the runtime's own rounding, elsewhere a kernel does the same arithmetic.
+
+use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor};
+use qat_infer::cpu::KvType;
+
+use super::activations::StraightThrough;
+use super::gpu::{Bind, Grid, Library, Path, Work, attach, library, path, word};
+use super::{blend, floats, floats_out, for_each_chunk};
+
+const NAME: &str = "quantize_kv";
+const LIBRARY: Library = library!("kv", "gpu/common.metal", "kv.metal");
+
+/// Elements of a head that share a scale in int4.
+const INT4_GROUP: usize = 32;
+
+/// What a cache of type `kv` gives back of the keys or values `x` `[.., head_dim]`: x + `lambda`·(x̂ − x), and exactly x̂ at 1.
+///
+/// The gradient passes unchanged.
+///
+/// # Errors
+/// Heads of an odd size; dtypes other than f32.
+pub fn quantize_kv(x: &Tensor, kv: KvType, lambda: f32) -> Result<Tensor> {
+    let width = x.dim(D::Minus1)?;
+    if width == 0 || !width.is_multiple_of(2) {
+        candle_core::bail!("{NAME}: want heads of an even size, found {:?}", x.dims());
+    }
+    let x = x.contiguous()?;
+    match path(x.device()) {
+        Path::Cpu => x.apply_op1(Cached { kv, lambda }),
+        Path::Kernels => on_gpu(&x, kv, lambda),
+    }
+}
+
+fn on_gpu(x: &Tensor, kv: KvType, lambda: f32) -> Result<Tensor> {
+    let width = x.dim(D::Minus1)?;
+    let (kind, group) = match kv {
+        KvType::F32 => return Ok(x.clone()),
+        KvType::F16 => (0, width),
+        KvType::Int8 => (1, width),
+        KvType::Int4 => (2, INT4_GROUP),
+    };
+    let groups = x.elem_count() / width * width.div_ceil(group);
+    let mut work = Work::default();
+    let value = work.output(x.shape());
+    let shape = [word(groups)?, word(width)?, word(group)?, kind, lambda.to_bits()];
+    work.add(LIBRARY, "kv_cache", Grid::Each(groups), [Bind::Input(0), Bind::Output(value)], &shape)?;
+    let [value] = work.run(NAME, &[x])?;
+    attach(value, &[x], StraightThrough)
+}
+
+struct Cached {
+    kv: KvType,
+    lambda: f32,
+}
+
+impl CustomOp1 for Cached {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (x, width) = (floats(NAME, x, layout)?, layout.shape().dim(D::Minus1)?);
+        let mut rounded = x.to_vec();
+        for_each_chunk(width, [&mut rounded], [], |_, [rows], []| self.kv.round(width, rows));
+        blend(x, &mut rounded, self.lambda);
+        floats_out(rounded, layout.shape().clone())
+    }
+
+    fn bwd(&self, _: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        Ok(Some(grad.clone()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Var;
+
+    use super::*;
+    use crate::ops::{
+        check::{bits, uniform},
+        gpu::host,
+    };
+
+    /// Heads of several magnitudes, one of zeros, one that f16 can't hold.
+    fn heads(width: usize) -> Result<Tensor> {
+        let random = uniform(7, 3.0, &[70, width])?;
+        let zeros = random.narrow(0, 0, 1)?.zeros_like()?;
+        Tensor::cat(&[&random, &zeros, &(&random * 1e-7)?, &(&random * 1e6)?], 0)?.reshape((1, 211, 1, width))
+    }
+
+    #[test]
+    fn the_kernel_gives_what_the_runtimes_cache_gives_to_the_bit() -> Result<()> {
+        for width in [64, 48, 6] {
+            for kv in KvType::ALL {
+                let x = heads(width)?;
+                let mut want = x.flatten_all()?.to_vec1::<f32>()?;
+                kv.round(width, &mut want);
+                let want: Vec<u32> = want.into_iter().map(f32::to_bits).collect();
+                assert!(bits(&quantize_kv(&x, kv, 1.0)?)? == want, "{kv}");
+                assert_eq!(bits(&x)? == want, kv == KvType::F32, "{kv} of {width}");
+                if host::available() {
+                    for lambda in [1.0, 0.3] {
+                        let ours = quantize_kv(&x, kv, if kv == KvType::F32 { 1.0 } else { lambda })?;
+                        assert!(bits(&on_gpu(&x, kv, lambda)?)? == bits(&ours)?, "{kv} of {width}, {lambda}");
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn the_gradient_passes_unchanged() -> Result<()> {
+        let x = Var::from_tensor(&uniform(8, 2.0, &[3, 32])?)?;
+        let g = uniform(9, 1.0, &[3, 32])?;
+        for kv in [KvType::Int8, KvType::Int4] {
+            let grads = quantize_kv(&x, kv, 0.5)?.mul(&g)?.sum_all()?.backward()?;
+            assert_eq!(grads.get(&x).map(bits).transpose()?, Some(bits(&g)?));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,219 @@
+//! The `[quant]` table, checked: which matrix has which format, where its grid starts, and what of it is learned.
+
+use std::{fmt, str::FromStr};
+
+use qat_infer::files::Activations;
+use qat_quant::{Format, ScaleRule};
+
+use super::{OptimPlan, Rules, Schedule, plan::fail, raw};
+use crate::{Error, Result, ops::Gradient, schedule};
+
+/// How a float model is rounded without training.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rounding {
+    /// Each weight to the nearest code, on grids chosen by a rule.
+    Rule(ScaleRule),
+    /// By GPTQ, on grids of least squared error; a matrix whose inputs aren't known (an embedding table) by `mse`.
+    Gptq,
+}
+
+impl fmt::Display for Rounding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Rule(rule) => rule.fmt(f),
+            Self::Gptq => f.write_str("gptq"),
+        }
+    }
+}
+
+impl FromStr for Rounding {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Self> {
+        if s == "gptq" {
+            return Ok(Self::Gptq);
+        }
+        s.parse().map(Self::Rule).map_err(|e: qat_quant::Error| Error::Config(format!("{e}, and \"gptq\"")))
+    }
+}
+
+/// How rounding comes in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Warmup {
+    /// First step with rounding; before it the student is float.
+    pub begin: usize,
+    /// Steps over which it is blended in; 0: at once.
+    pub steps: usize,
+    /// Along half a cosine instead of a line.
+    pub cosine: bool,
+}
+
+impl Warmup {
+    /// What the table asks for, in a run of `steps` steps.
+    ///
+    /// # Errors
+    /// The first value that is not one of its key, or keys that don't go together.
+    pub(super) fn new(quant: &raw::Quant, optim: &OptimPlan, steps: usize) -> Result<Self> {
+        let begin = match quant.begin.as_str() {
+            "start" => 0,
+            "decay" if !matches!(optim.schedule, Schedule::Wsd { .. }) => {
+                return fail(
+                    "quant.begin",
+                    "decay",
+                    "start; only optim.schedule = \"wsd\" has a decay to begin with",
+                );
+            }
+            "decay" if quant.learn == "scales" || quant.scales == "gptq" => {
+                let problem = "want start with quant.learn = \"scales\" and with quant.scales = \"gptq\", which begin with codes";
+                return Err(Error::Config(format!("quant.begin = \"decay\": {problem}")));
+            }
+            "decay" => schedule::decay_start(optim, steps),
+            other => return fail("quant.begin", other, "start or decay"),
+        };
+        let cosine = match quant.warmup.as_str() {
+            "linear" => false,
+            "cosine" => true,
+            other => return fail("quant.warmup", other, "linear or cosine"),
+        };
+        Ok(Self { begin, steps: quant.warmup_steps, cosine })
+    }
+}
+
+/// Formats to choose from for each projection, and the bits that the choice may use.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Mix {
+    /// At least two, each once.
+    pub candidates: Vec<Format>,
+    /// Bits per weight of the whole model.
+    pub target_bpw: f64,
+}
+
+impl Mix {
+    /// What the table asks for, if it asks for a choice.
+    ///
+    /// # Errors
+    /// A candidate that is no format or listed twice, or one key without the other.
+    pub(super) fn new(quant: &raw::Quant) -> Result<Option<Self>> {
+        let target_bpw = match (quant.target_bpw, quant.candidates.len()) {
+            (None, 0) => return Ok(None),
+            (Some(target), 2..) if target.is_finite() && target > 0.0 => target,
+            (Some(target), 2..) => return fail("quant.target_bpw", target, "a finite number above 0"),
+            (None, _) => return fail("quant.candidates", &quant.candidates, "quant.target_bpw beside it"),
+            (Some(_), _) => {
+                return fail(
+                    "quant.candidates",
+                    &quant.candidates,
+                    "at least two formats for quant.target_bpw",
+                );
+            }
+        };
+        let mut candidates = Vec::new();
+        for spelling in &quant.candidates {
+            let format = spelling.parse().map_err(|e| Error::Config(format!("quant.candidates: {e}")))?;
+            if candidates.contains(&format) {
+                return Err(Error::Config(format!("quant.candidates: {spelling:?} is listed twice")));
+            }
+            candidates.push(format);
+        }
+        Ok(Some(Self { candidates, target_bpw }))
+    }
+}
+
+/// What is learned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Learn {
+    /// Weights and norms, and scales where the gradient reaches them.
+    All,
+    /// Scales and biases of the grids; codes and all else stay as they start.
+    Scales,
+}
+
+/// How a student is quantized.
+#[derive(Debug, Clone)]
+pub struct Quantization {
+    /// Format of each matrix.
+    pub rules: Rules,
+    /// How scales are chosen, or start.
+    pub start: Rounding,
+    /// How gradients pass the rounding.
+    pub gradient: Gradient,
+    /// Whether the levels of an affine grid are held evenly around zero (SEQ): its bias follows its scale and is not learned.
+    pub even: bool,
+    /// What is learned.
+    pub learn: Learn,
+    /// Inputs of quantized projections.
+    pub activations: Activations,
+}
+
+impl Quantization {
+    /// What the table asks for.
+    ///
+    /// # Errors
+    /// The first value that is not one of its key, or keys that don't go together.
+    pub(super) fn new(quant: &raw::Quant) -> Result<Self> {
+        let (gradient, even) = match quant.gradient.as_str() {
+            "ste" => (Gradient::Ste, false),
+            "clipped-ste" => (Gradient::ClippedSte, false),
+            "lsq" => (Gradient::Lsq, false),
+            "seq" => (Gradient::Lsq, true),
+            other => return fail("quant.gradient", other, "ste, clipped-ste, lsq or seq"),
+        };
+        if !(quant.noise > 0.0 && quant.noise <= 1.0) {
+            return fail("quant.noise", quant.noise, "a share above 0 and at most 1");
+        }
+        let learn = match quant.learn.as_str() {
+            "all" => Learn::All,
+            "scales" => Learn::Scales,
+            other => return fail("quant.learn", other, "all or scales"),
+        };
+        let start = rounding("quant.scales", &quant.scales)?;
+        let together = |holds: bool, key: &str, value: &str, why: &str| match holds {
+            true => Ok(()),
+            false => Err(Error::Config(format!(
+                "{key} = {value:?} and quant.gradient = {:?}: {why}",
+                quant.gradient
+            ))),
+        };
+        let kept = gradient == Gradient::Lsq;
+        let why = "scales that are chosen anew in each step keep nothing of it; use lsq or seq";
+        together(kept || start != Rounding::Gptq, "quant.scales", &quant.scales, why)?;
+        together(kept || learn == Learn::All, "quant.learn", &quant.learn, why)?;
+        let why = "its grids start at least squared error; use mse, seq or gptq";
+        together(!even || start != Rounding::Rule(ScaleRule::Absmax), "quant.scales", &quant.scales, why)?;
+        if learn == Learn::Scales && (quant.warmup_steps > 0 || quant.noise < 1.0) {
+            let problem = "there are no weights but the codes; leave quant.warmup_steps and quant.noise out";
+            return Err(Error::Config(format!("quant.learn = \"scales\": {problem}")));
+        }
+        Ok(Self {
+            rules: Rules::new(&quant.weights, &quant.embeddings, &quant.head, &quant.overrides)?,
+            start,
+            gradient,
+            even,
+            learn,
+            activations: match quant.activations.as_str() {
+                "float" => Activations::Float,
+                "int8-token" => Activations::Int8Token,
+                other => return fail("quant.activations", other, "float or int8-token"),
+            },
+        })
+    }
+
+    /// The same formats with `start` for the weights as they are: rounding without training.
+    pub fn untrained(rules: Rules, start: Rounding, activations: Activations) -> Self {
+        Self { rules, start, gradient: Gradient::Lsq, even: false, learn: Learn::All, activations }
+    }
+
+    /// The rule of grids that are chosen from the weights alone.
+    pub fn rule(&self) -> ScaleRule {
+        match self.start {
+            _ if self.even => ScaleRule::Seq,
+            Rounding::Rule(rule) => rule,
+            Rounding::Gptq => ScaleRule::Mse,
+        }
+    }
+}
+
+/// The rounding that `key` spells.
+pub(super) fn rounding(key: &str, spelling: &str) -> Result<Rounding> {
+    spelling.parse().map_err(|e| Error::Config(format!("{key} = {spelling:?}: {e}")))
+}
