@@ -199,8 +199,7 @@ mod tests {
     use super::*;
     use crate::{
         exec::Matrix,
-        recipe::Rules,
-        student::Quantization,
+        recipe::{Quantization, Rounding, Rules},
         tiny::{self, largest_difference, runtime_logits, trained_logits},
     };
 
@@ -211,7 +210,8 @@ mod tests {
         {
             let config = tiny::config(serde_json::json!({}));
             let rules = Rules::new(weights, "int8-g32", "int8-g32", &Default::default()).expect("rules");
-            let quantization = Quantization::untrained(rules, qat_quant::ScaleRule::Mse, activations);
+            let quantization =
+                Quantization::untrained(rules, Rounding::Rule(qat_quant::ScaleRule::Mse), activations);
             let floats = tiny::floats(config, 3);
             let student = Student::new(&floats, quantization, &candle_core::Device::Cpu).expect("student");
             let ids = tiny::ids(12, 96);
