@@ -2,11 +2,27 @@
 
 use std::{fmt, str::FromStr};
 
-use qat_infer::files::Activations;
+use qat_infer::{
+    cpu::KvType,
+    files::Activations,
+    model::{Param, Role},
+};
 use qat_quant::{Format, ScaleRule};
 
 use super::{OptimPlan, Rules, Schedule, plan::fail, raw};
 use crate::{Error, Result, ops::Gradient, schedule};
+
+/// How a cache will keep keys and values; none: unrounded.
+///
+/// # Errors
+/// No such type.
+pub(super) fn kv(spelling: &str) -> Result<Option<KvType>> {
+    match spelling {
+        "float" => Ok(None),
+        "f16" | "int8" | "int4" => spelling.parse().map(Some).map_err(Error::from),
+        other => fail("quant.kv", other, "float, f16, int8 or int4"),
+    }
+}
 
 /// How a float model is rounded without training.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -143,6 +159,8 @@ pub struct Quantization {
     pub learn: Learn,
     /// Inputs of quantized projections.
     pub activations: Activations,
+    /// How keys and values are kept, where that is rounded.
+    pub kv: Option<KvType>,
 }
 
 impl Quantization {
@@ -195,12 +213,20 @@ impl Quantization {
                 "int8-token" => Activations::Int8Token,
                 other => return fail("quant.activations", other, "float or int8-token"),
             },
+            kv: kv(&quant.kv)?,
         })
+    }
+
+    /// How what the matrix `param` makes is kept, if it makes keys or values.
+    pub fn cache_of(&self, param: &Param) -> Option<KvType> {
+        let kept = ["self_attn.k_proj.weight", "self_attn.v_proj.weight"];
+        self.kv
+            .filter(|_| param.role == Role::Projection && kept.iter().any(|name| param.name.ends_with(name)))
     }
 
     /// The same formats with `start` for the weights as they are: rounding without training.
     pub fn untrained(rules: Rules, start: Rounding, activations: Activations) -> Self {
-        Self { rules, start, gradient: Gradient::Lsq, even: false, learn: Learn::All, activations }
+        Self { rules, start, gradient: Gradient::Lsq, even: false, learn: Learn::All, activations, kv: None }
     }
 
     /// The rule of grids that are chosen from the weights alone.

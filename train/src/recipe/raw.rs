@@ -123,6 +123,9 @@ pub struct Quant {
     /// Input of the quantized projections: `float` or `int8-token`.
     #[serde(default = "float")]
     pub activations: String,
+    /// How the cache will keep keys and values, rounded so in training too: `float` (not rounded), `f16`, `int8` or `int4`.
+    #[serde(default = "float")]
+    pub kv: String,
     /// When rounding begins: at the `start`, or with the `decay` of the learning rate (`optim.schedule = "wsd"`): until then the student
     /// is float, and its grids are chosen when their time has come.
     #[serde(default = "start")]

@@ -137,7 +137,7 @@ impl<'a> Pass<'a> {
                 (Some(format), Some(feedback)) => self.round_one(target, format, feedback)?,
                 _ => target.weight.clone(),
             };
-            let weight = Matrix { weight, int8_inputs: target.int8_inputs.then_some(1.0) };
+            let weight = Matrix { int8_inputs: target.int8_inputs.then_some(1.0), ..Matrix::of(weight) };
             ready.push(Linear { weight, bias: linear.bias.clone() });
         }
         Ok(ready)
