@@ -248,6 +248,6 @@ fn score(dir: &Path, text: &EvalText, plan: &EvalPlan, against: Option<&Path>) -
         &Chosen::Cpu(Cpu),
         text,
         against,
-        Options { ctx: Some(plan.ctx), bos: plan.bos, ..Options::default() },
+        Options { ctx: Some(plan.ctx), bos: plan.bos, kv: plan.kv, ..Options::default() },
     )
 }

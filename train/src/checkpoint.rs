@@ -85,7 +85,7 @@ impl Checkpoints {
         let staged = StagedDir::create(&target, STATE)?;
         let model: HashMap<String, Tensor> =
             student.kept().iter().map(|v| (v.name.clone(), v.var.as_tensor().clone())).collect();
-        let moments: HashMap<String, Tensor> = optimizer.state(student.variables()).into_iter().collect();
+        let moments: HashMap<String, Tensor> = optimizer.state().into_iter().collect();
         for (file, tensors) in [(MODEL, &model), (OPTIMIZER, &moments)] {
             let path = staged.path().join(file);
             candle_core::safetensors::save(tensors, &path).map_err(|e| {
@@ -151,18 +151,14 @@ impl Checkpoints {
 }
 
 impl Checkpoint {
-    /// Puts the student and the optimizer back as they were.
+    /// Puts the student and the optimizer, which had taken `taken` steps, back as they were.
     ///
     /// # Errors
     /// A tensor that is missing or has another shape.
-    pub fn restore(&self, student: &Student, optimizer: &mut Optimizer) -> Result<()> {
+    pub fn restore(&self, student: &Student, optimizer: &mut Optimizer, taken: usize) -> Result<()> {
         self.restore_variables(student.kept())?;
         let moments = self.tensors(OPTIMIZER)?;
-        optimizer.restore(
-            student.variables(),
-            |name, like| take(&self.path, &moments, name, like),
-            self.state.step,
-        )
+        optimizer.restore(|name, like| take(&self.path, &moments, name, like), taken)
     }
 
     /// Puts the variables alone back: for export.

@@ -80,8 +80,13 @@ pub(crate) fn trained_logits(decoder: &Decoder<Matrix, Tensor>, ids: &[u32]) -> 
 
 /// Logits `[ids, vocab]` of the runtime.
 pub(crate) fn runtime_logits(decoder: &CpuDecoder, ids: &[u32]) -> Vec<f32> {
-    let exact = RunOptions::new(ids.len()).with_kv(KvType::F32);
-    let mut session = Session::new(decoder, &exact).expect("fits");
+    runtime_logits_over(KvType::F32, decoder, ids)
+}
+
+/// The same over a cache of type `kv`.
+pub(crate) fn runtime_logits_over(kv: KvType, decoder: &CpuDecoder, ids: &[u32]) -> Vec<f32> {
+    let options = RunOptions::new(ids.len()).with_kv(kv);
+    let mut session = Session::new(decoder, &options).expect("fits");
     let hidden = session.hidden(ids).expect("ids of the vocabulary");
     session.logits(&hidden, 0, ids.len()).expect("logits").to_vec()
 }

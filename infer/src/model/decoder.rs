@@ -139,7 +139,7 @@ impl<M, V> Decoder<M, V> {
     /// The first one that `weights` gives.
     pub fn build<W: Weights<M = M, V = V>>(config: Config, weights: &mut W) -> Result<Self, W::Error> {
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
-        let embed = weights.matrix(&param(names::EMBEDDING, [vocab, hidden], Role::Embedding))?;
+        let embed = weights.matrix(&Param::embedding(&config))?;
         let mut layers = Vec::with_capacity(config.layers);
         for index in 0..config.layers {
             layers.push(Layer::build(&config, index, weights)?);

@@ -41,6 +41,12 @@ pub struct Param {
 }
 
 impl Param {
+    /// The table of token embeddings of a model of this shape.
+    pub fn embedding(config: &Config) -> Self {
+        let shape = vec![config.vocab_size, config.hidden_size];
+        Self { name: EMBEDDING.to_owned(), shape, role: Role::Embedding }
+    }
+
     /// The module that a matrix belongs to: its name without `.weight`.
     pub fn module(&self) -> &str {
         self.name.strip_suffix(".weight").unwrap_or(&self.name)

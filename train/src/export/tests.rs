@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use candle_core::{Device, Tensor};
 use qat_infer::{
-    cpu::Model,
+    cpu::{KvType, Model},
     export::{Export, Options, Target},
     files::{Activations, HfDir, PackedDir, Storage},
     model::{Config, Decoder, Exec as _, Layer, Linear},
@@ -253,6 +253,24 @@ fn logits_with_int8_inputs_are_those_of_the_packed_model_unless_a_value_lies_bet
             equal > windows / 2,
             "{weights}: only {equal} of {windows} windows agree within f32 rounding"
         );
+    }
+}
+
+#[test]
+fn logits_with_rounded_keys_and_values_are_those_of_the_runtime_over_such_a_cache() {
+    // As above: where a value lies between two codes the two differ by a step, but far less than rounding moves all of them.
+    let config = tiny::config(json!({"model_type": "qwen3", "head_dim": 32}));
+    for kv in [KvType::F16, KvType::Int8, KvType::Int4] {
+        let case =
+            Case::new(&config, Quantization { kv: Some(kv), ..quantization("int4-g32", "int8-g32", &[]) });
+        let model = Model::open(&case.packed).expect("opens");
+        let (mut effects, mut apart) = (0.0, 0.0);
+        for ids in tiny::ids(8 * 16, config.vocab_size).chunks(8) {
+            let trained = trained_logits(&case.decoder(), ids);
+            effects += root_mean_square(&trained, &case.packed_logits(ids));
+            apart += root_mean_square(&trained, &tiny::runtime_logits_over(kv, &model.decoder, ids));
+        }
+        assert!(effects > 1e-5 && apart < 0.1 * effects, "{kv}: {apart:e} apart, rounding does {effects:e}");
     }
 }
 

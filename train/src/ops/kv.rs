@@ -2,12 +2,12 @@
 //!
 //! Knows no codec and no attention: on the CPU the value is the runtime's own rounding, elsewhere a kernel does the same arithmetic.
 
-use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor};
+use candle_core::{D, Result, Tensor};
 use qat_infer::cpu::KvType;
 
 use super::activations::StraightThrough;
 use super::gpu::{Bind, Grid, Library, Path, Work, attach, library, path, word};
-use super::{blend, floats, floats_out, for_each_chunk};
+use super::{Floats, blend, for_each_chunk};
 
 const NAME: &str = "quantize_kv";
 const LIBRARY: Library = library!("kv", "gpu/common.metal", "kv.metal");
@@ -27,10 +27,20 @@ pub fn quantize_kv(x: &Tensor, kv: KvType, lambda: f32) -> Result<Tensor> {
         candle_core::bail!("{NAME}: want heads of an even size, found {:?}", x.dims());
     }
     let x = x.contiguous()?;
-    match path(x.device()) {
-        Path::Cpu => x.apply_op1(Cached { kv, lambda }),
-        Path::Kernels => on_gpu(&x, kv, lambda),
-    }
+    let value = match path(x.device()) {
+        Path::Cpu => on_cpu(&x, kv, lambda)?,
+        Path::Kernels => on_gpu(&x, kv, lambda)?,
+    };
+    attach(value, &[&x], StraightThrough)
+}
+
+fn on_cpu(x: &Tensor, kv: KvType, lambda: f32) -> Result<Tensor> {
+    let width = x.dim(D::Minus1)?;
+    let held = Floats::of(NAME, x)?;
+    let mut rounded = held.to_vec();
+    for_each_chunk(width, [&mut rounded], [], |_, [rows], []| kv.round(width, rows));
+    blend(&held, &mut rounded, lambda);
+    Tensor::from_vec(rounded, x.shape(), x.device())
 }
 
 fn on_gpu(x: &Tensor, kv: KvType, lambda: f32) -> Result<Tensor> {
@@ -47,30 +57,7 @@ fn on_gpu(x: &Tensor, kv: KvType, lambda: f32) -> Result<Tensor> {
     let shape = [word(groups)?, word(width)?, word(group)?, kind, lambda.to_bits()];
     work.add(LIBRARY, "kv_cache", Grid::Each(groups), [Bind::Input(0), Bind::Output(value)], &shape)?;
     let [value] = work.run(NAME, &[x])?;
-    attach(value, &[x], StraightThrough)
-}
-
-struct Cached {
-    kv: KvType,
-    lambda: f32,
-}
-
-impl CustomOp1 for Cached {
-    fn name(&self) -> &'static str {
-        NAME
-    }
-
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (x, width) = (floats(NAME, x, layout)?, layout.shape().dim(D::Minus1)?);
-        let mut rounded = x.to_vec();
-        for_each_chunk(width, [&mut rounded], [], |_, [rows], []| self.kv.round(width, rows));
-        blend(x, &mut rounded, self.lambda);
-        floats_out(rounded, layout.shape().clone())
-    }
-
-    fn bwd(&self, _: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        Ok(Some(grad.clone()))
-    }
+    Ok(value)
 }
 
 #[cfg(test)]

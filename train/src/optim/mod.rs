@@ -25,10 +25,11 @@ use crate::{
     student::{Kind, Variable},
 };
 
-/// Optimizer state, in the variables' order.
+/// Variables and what is remembered of each.
 #[derive(Debug)]
 pub struct Optimizer {
     plan: OptimPlan,
+    variables: Vec<Variable>,
     state: Vec<State>,
     /// Steps taken; AdamW's correction of its moments depends on it.
     taken: usize,
@@ -56,15 +57,21 @@ impl Optimizer {
             })
         };
         let state = variables.iter().map(fresh).collect::<Result<_>>()?;
-        Ok(Self { plan, state, taken: 0 })
+        Ok(Self { plan, variables: variables.to_vec(), state, taken: 0 })
     }
 
-    /// Takes a step with `gradients` at share `rate` of the peak learning rates; returns the gradient's norm over weights and
+    /// What it moves.
+    pub fn variables(&self) -> &[Variable] {
+        &self.variables
+    }
+
+    /// Takes a step with `gradients`, one a variable, at share `rate` of the peak learning rates; returns the gradient's norm over weights and
     /// norms before clipping.
     ///
     /// # Errors
     /// The device is out of memory.
-    pub fn step(&mut self, variables: &[Variable], gradients: &[Tensor], rate: f64) -> Result<f64> {
+    pub fn step(&mut self, gradients: &[Tensor], rate: f64) -> Result<f64> {
+        let variables = &self.variables;
         let gradients = gradients.iter().map(Tensor::contiguous).collect::<candle_core::Result<Vec<_>>>()?;
         let clip = Clip::measure(variables, &gradients, self.plan.clip)?;
         self.taken += 1;
@@ -93,9 +100,9 @@ impl Optimizer {
     }
 
     /// The state by name, for a checkpoint.
-    pub fn state(&self, variables: &[Variable]) -> BTreeMap<String, Tensor> {
+    pub fn state(&self) -> BTreeMap<String, Tensor> {
         let mut named = BTreeMap::new();
-        for (variable, state) in variables.iter().zip(&self.state) {
+        for (variable, state) in self.variables.iter().zip(&self.state) {
             for (part, tensor) in state.parts() {
                 named.insert(format!("{part}.{}", variable.name), tensor.clone());
             }
@@ -109,11 +116,10 @@ impl Optimizer {
     /// A part that is missing or has another shape.
     pub fn restore(
         &mut self,
-        variables: &[Variable],
         mut read: impl FnMut(&str, &Tensor) -> Result<Tensor>,
         taken: usize,
     ) -> Result<()> {
-        for (variable, state) in variables.iter().zip(&mut self.state) {
+        for (variable, state) in self.variables.iter().zip(&mut self.state) {
             for (part, tensor) in state.parts_mut() {
                 *tensor = read(&format!("{part}.{}", variable.name), tensor)?;
             }

@@ -13,7 +13,7 @@ use std::path::Path;
 
 use serde::Deserialize as _;
 
-pub use plan::{EvalPlan, ExportPlan, MuonPlan, OptimPlan, Origin, Plan, Schedule};
+pub use plan::{BlocksPlan, EvalPlan, ExportPlan, MuonPlan, OptimPlan, Origin, Plan, Schedule};
 pub use quant::{Learn, Mix, Quantization, Rounding, Warmup};
 pub use raw::Recipe;
 pub use rules::{Choice, Rules};
@@ -221,6 +221,9 @@ batch = 2
             ("quant.weights=int5-g32", "quant.weights"),
             ("quant.overrides.model.layers.0.*=int9", "quant.overrides.\"model.layers.0.*\""),
             ("optim.schedule=linear", "optim.schedule = \"linear\": want cosine, wsd or constant"),
+            ("quant.kv=fp8", "quant.kv = \"fp8\": want float, f16, int8 or int4"),
+            ("train.mode=layers", "train.mode = \"layers\": want whole or blocks"),
+            ("train.scale_steps=2", "train.scale_steps = 2: want train.mode = \"blocks\" beside it"),
             ("optim.kind=sgd", "optim.kind = \"sgd\": want adamw or muon"),
             ("optim.momentum=1.0", "optim.momentum = 1.0: want a number from 0 to below 1"),
             ("optim.lr=-1.0", "optim.lr = -1: want a finite number above 0"),

@@ -2,7 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use qat_infer::export::{self, Target};
+use qat_infer::{
+    cpu::KvType,
+    export::{self, Target},
+};
 use qat_quant::kernels::FloatType;
 
 use super::{
@@ -48,6 +51,13 @@ pub struct MuonPlan {
     pub lr: f64,
     /// Share of the momentum that a step keeps.
     pub momentum: f64,
+}
+
+/// One layer after the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlocksPlan {
+    /// Steps at the end that train the scales of all layers.
+    pub scale_steps: usize,
 }
 
 /// The optimizer, its learning rates and their schedule.
@@ -126,6 +136,8 @@ pub struct EvalPlan {
     pub bos: bool,
     /// Roundings of the untrained baselines.
     pub baselines: Vec<Rounding>,
+    /// How keys and values are kept; none: as they are.
+    pub kv: Option<KvType>,
     /// Gates, as written.
     pub require: Vec<String>,
 }
@@ -149,6 +161,8 @@ pub struct Plan {
     pub mix: Option<Mix>,
     /// How rounding comes in.
     pub warmup: Warmup,
+    /// Layers are trained one after the other, if they are.
+    pub blocks: Option<BlocksPlan>,
     /// Loss terms.
     pub loss: LossPlan,
     /// Optimizer.
@@ -181,14 +195,38 @@ impl Plan {
             on_policy: teaching::on_policy(r, &loss)?,
             loss,
             teacher,
-            quantization,
             mix: Mix::new(&r.quant)?,
             warmup: Warmup::new(&r.quant, &optim, r.train.steps)?,
+            blocks: blocks(r, &quantization)?,
+            quantization,
             optim,
             export: r.export.as_ref().map(export).transpose()?,
             eval: r.eval.as_ref().map(|e| eval(e, r)).transpose()?,
             recipe: r.clone(),
         })
+    }
+}
+
+/// `train.mode` and what it goes with.
+fn blocks(r: &Recipe, quantization: &Quantization) -> Result<Option<BlocksPlan>> {
+    let scale_steps = r.train.scale_steps;
+    match r.train.mode.as_str() {
+        "whole" if scale_steps > 0 => fail("train.scale_steps", scale_steps, "train.mode = \"blocks\" beside it"),
+        "whole" => Ok(None),
+        "blocks" if scale_steps >= r.train.steps => {
+            fail("train.scale_steps", scale_steps, "less than train.steps, which count these and those of the layers")
+        }
+        "blocks" if scale_steps > 0 && !quantization.gradient.learns_scales() => {
+            fail("train.scale_steps", scale_steps, "learned scales (quant.gradient = \"lsq\" or \"seq\")")
+        }
+        "blocks" if quantization.learn == Learn::Scales => {
+            fail("quant.learn", "scales", "all with train.mode = \"blocks\"; train.scale_steps train scales alone at the end")
+        }
+        "blocks" if r.quant.warmup_steps > 0 || r.quant.begin != "start" => Err(Error::Config(
+            "train.mode = \"blocks\": layers are trained behind rounded ones; leave quant.warmup_steps and quant.begin out".into(),
+        )),
+        "blocks" => Ok(Some(BlocksPlan { scale_steps })),
+        other => fail("train.mode", other, "whole or blocks"),
     }
 }
 
@@ -346,6 +384,7 @@ fn eval(e: &raw::Eval, r: &Recipe) -> Result<EvalPlan> {
         bos: e.bos,
         against: e.against.as_ref().map(PathBuf::from),
         baselines: e.baselines.iter().map(|b| rounding("eval.baselines", b)).collect::<Result<_>>()?,
+        kv: super::quant::kv(&r.quant.kv)?,
         require: e.require.clone(),
     })
 }

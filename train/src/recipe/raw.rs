@@ -311,6 +311,12 @@ pub struct Train {
     /// Micro-batches added up to one step.
     #[serde(default = "one")]
     pub accumulate: usize,
+    /// `whole`: all at once, by `[loss]`; `blocks`: one layer after the other, by its distance from the float model.
+    #[serde(default = "whole")]
+    pub mode: String,
+    /// `blocks`: steps at the end that train the scales of all layers, by `[loss]`.
+    #[serde(default)]
+    pub scale_steps: usize,
     /// Keep only what stands between layers until the backward pass, which computes each layer again: the same gradients with
     /// far less memory, for about a third more time.
     #[serde(default)]
@@ -431,6 +437,9 @@ fn top_k() -> usize {
 }
 fn held_out() -> f64 {
     0.01
+}
+fn whole() -> String {
+    "whole".into()
 }
 fn one() -> usize {
     1

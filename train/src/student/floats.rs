@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, path::Path};
 use candle_core::{Device, Tensor};
 use qat_infer::{
     FloatModel,
-    model::{Config, Decoder, Param, Role, Weights, params},
+    model::{Config, Decoder, Layer, Param, Role, Weights, params},
 };
 use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
@@ -89,6 +89,24 @@ pub fn random_values(param: &Param, at: usize, layers: usize, seed: u64) -> Vec<
 fn gaussian(rng: &mut ChaCha8Rng) -> f32 {
     let radius = (-2.0 * (1.0 - rng.random::<f64>()).ln()).sqrt();
     (radius * (std::f64::consts::TAU * rng.random::<f64>()).cos()) as f32
+}
+
+impl Floats {
+    /// Layer `index` over constant tensors on `device`.
+    ///
+    /// # Errors
+    /// The device is out of memory.
+    pub fn layer(&self, index: usize, device: &Device) -> Result<Layer<Matrix, Tensor>> {
+        Layer::build(&self.config, index, &mut Constants { floats: self, device })
+    }
+
+    /// The table of embeddings on `device`.
+    ///
+    /// # Errors
+    /// The device is out of memory.
+    pub fn embedding(&self, device: &Device) -> Result<Matrix> {
+        Constants { floats: self, device }.matrix(&Param::embedding(&self.config))
+    }
 }
 
 struct Constants<'a> {

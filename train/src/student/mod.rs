@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use candle_core::{Device, Tensor, Var};
 use qat_infer::{
     files::Activations,
-    model::{Config, Decoder, Param, Role, Weights, params},
+    model::{Config, Decoder, Layer, Param, Role, Weights, params},
 };
 use qat_quant::{Format, Packed, Rounded, Scales};
 
@@ -281,6 +281,22 @@ impl Student {
     /// The device is out of memory.
     pub fn decoder_at(&self, moment: Option<Moment>) -> Result<Decoder<Matrix, Tensor>> {
         Decoder::build(self.config.clone(), &mut Latent { student: self, moment })
+    }
+
+    /// One layer of that decoder.
+    ///
+    /// # Errors
+    /// The device is out of memory.
+    pub fn layer(&self, index: usize, moment: Option<Moment>) -> Result<Layer<Matrix, Tensor>> {
+        Layer::build(&self.config, index, &mut Latent { student: self, moment })
+    }
+
+    /// Its table of embeddings.
+    ///
+    /// # Errors
+    /// The device is out of memory.
+    pub fn embedding(&self, moment: Option<Moment>) -> Result<Matrix> {
+        Latent { student: self, moment }.matrix(&Param::embedding(&self.config))
     }
 
     fn fake_quant(&self, param: &Param, format: Format, moment: Moment) -> Result<Tensor> {

@@ -7,19 +7,22 @@ use candle_core::{Device, Tensor};
 use qat_infer::model::Rope;
 
 use super::{
+    blocks::{Block, of_layer},
+    course::{self, Part, Target},
     inside::Inside,
     objective::{Objective, Sums},
     teacher::Teacher,
 };
 use crate::{
     Result,
+    checkpoint::Checkpoint,
     data::Batch,
     device::set_tf32,
     exec::RopeTable,
-    optim::Optimizer,
+    optim::{Optimizer, of_grid},
     recipe::{Plan, Quantization},
     schedule,
-    student::{Draw, Floats, Moment, Student},
+    student::{Draw, Floats, Moment, Student, Variable},
 };
 
 /// A student between two steps.
@@ -28,6 +31,10 @@ pub(super) struct Learner {
     teacher: Teacher,
     rope: RopeTable,
     inside: Option<Inside>,
+    /// The float model of the start, where layers are compared with its.
+    start: Option<Floats>,
+    part: Part,
+    /// Of the variables that the part moves.
     pub optimizer: Optimizer,
 }
 
@@ -47,8 +54,36 @@ impl Learner {
         let ctx = plan.recipe.data.ctx;
         let student = Student::new(floats, quantization, device)?;
         let rope = RopeTable::new(&Rope::new(&student.config), ctx, device)?;
-        let optimizer = Optimizer::new(plan.optim.clone(), student.variables())?;
-        Ok(Self { student, teacher, rope, inside: None, optimizer })
+        course::check(plan, student.config.layers)?;
+        let part = Part::at(plan, student.config.layers, 0);
+        let optimizer = Optimizer::new(plan.optim.clone(), &moved(&student, part.target))?;
+        let start = plan.blocks.map(|_| floats.clone());
+        Ok(Self { student, teacher, rope, inside: None, start, part, optimizer })
+    }
+
+    /// The part of the course that `step` belongs to.
+    pub fn part(&self, plan: &Plan, step: usize) -> Part {
+        Part::at(plan, self.student.config.layers, step)
+    }
+
+    /// Makes ready for `step`: with a new part begins a new optimizer.
+    fn turn_to(&mut self, plan: &Plan, step: usize) -> Result<()> {
+        let part = self.part(plan, step);
+        if part != self.part {
+            self.optimizer = Optimizer::new(plan.optim.clone(), &moved(&self.student, part.target))?;
+            self.part = part;
+        }
+        Ok(())
+    }
+
+    /// Goes on where `checkpoint` was written.
+    ///
+    /// # Errors
+    /// A tensor that is missing or has another shape.
+    pub fn restore(&mut self, plan: &Plan, checkpoint: &Checkpoint) -> Result<()> {
+        let done = checkpoint.state.step;
+        self.turn_to(plan, done.saturating_sub(1))?;
+        checkpoint.restore(&self.student, &mut self.optimizer, done - self.part.first)
     }
 
     /// Adds the terms on what happens inside, where the plan has any: before anything is learned, because their factors may follow from
@@ -87,25 +122,37 @@ impl Learner {
         if begin > 0 && step <= begin { self.student.choose_grids() } else { Ok(()) }
     }
 
-    /// Sums of the losses over the micro-batches of step `step`, counted from 0, and the gradient of each variable.
+    /// Sums of the losses over the micro-batches of step `step`, counted from 0, and the gradient of each variable that it moves.
     ///
     /// # Errors
     /// A variable that receives no gradient, by name; a device out of memory.
     pub fn gradients(
-        &self,
+        &mut self,
         plan: &Plan,
         step: usize,
         batches: impl Iterator<Item = Batch>,
     ) -> Result<(Sums, Vec<Tensor>)> {
+        self.turn_to(plan, step)?;
         if step == plan.warmup.begin {
             self.keep_up_grids(plan, step)?;
         }
         let moment = moment(plan, step);
         let (mut sums, mut gradients) = (Sums::default(), Vec::new());
+        let tokens = step_tokens(plan);
         for batch in batches {
-            let objective = self.objective(plan);
-            let tokens = step_tokens(plan);
-            sums.add(&objective.accumulate(&self.student, &batch, moment, tokens, &mut gradients)?);
+            sums.add(&match (self.part.target, &self.start) {
+                (Target::Layer(index), Some(start)) => {
+                    let block = Block { student: &self.student, start, rope: &self.rope, index };
+                    block.accumulate(&batch, moment, tokens, &mut gradients)?
+                }
+                _ => {
+                    self.objective(plan).accumulate(&self.student, &batch, moment, tokens, &mut gradients)?
+                }
+            });
+        }
+        if self.part.target == Target::Scales {
+            let mut variables = self.student.variables().iter();
+            gradients.retain(|_| variables.next().is_some_and(|variable| of_grid(variable.kind)));
         }
         Ok((sums, gradients))
     }
@@ -115,8 +162,17 @@ impl Learner {
     /// # Errors
     /// A device out of memory.
     pub fn update(&mut self, plan: &Plan, step: usize, gradients: &[Tensor]) -> Result<f64> {
-        let rate = schedule::learning_rate(&plan.optim, step, plan.recipe.train.steps);
-        self.optimizer.step(self.student.variables(), gradients, rate)
+        self.optimizer.step(gradients, self.part(plan, step).rate(plan, step))
+    }
+}
+
+/// The variables that steps with this target move.
+fn moved(student: &Student, target: Target) -> Vec<Variable> {
+    let all = student.variables();
+    match target {
+        Target::Whole => all.to_vec(),
+        Target::Layer(index) => of_layer(all, index).cloned().collect(),
+        Target::Scales => all.iter().filter(|variable| of_grid(variable.kind)).cloned().collect(),
     }
 }
 

@@ -5,7 +5,9 @@
 //! not; whatever goes wrong, the last good checkpoint stays.
 
 mod allocate;
+mod blocks;
 mod calibration;
+mod course;
 mod event;
 mod flips;
 mod inside;
@@ -35,6 +37,7 @@ pub use measure::{Measured, StepTime, measure};
 pub use prepare::{Start, student_dir};
 
 use self::{
+    course::Part,
     flips::Flips,
     learner::{Learner, step_tokens},
     objective::{Sums, every_variable_learns},
@@ -94,8 +97,9 @@ pub fn train(job: &Job, report: &mut dyn FnMut(Event), stop: &AtomicBool) -> Res
         let (sums, norm) = take_step(job, &mut run)?;
         interval.sums.add(&sums);
         let last = run.step == settings.steps;
-        if last || run.step % settings.log_every == 0 {
-            let mut line = interval.close(job.plan, run.step, norm);
+        let part = run.learner.part(job.plan, run.step - 1);
+        if run.step == part.first + part.steps || run.step % settings.log_every == 0 {
+            let mut line = interval.close(job.plan, &part, run.step, norm);
             line.flips = observe(job, &run, &mut flips)?;
             run.log.add(&line)?;
             report(Event::Step(line));
@@ -129,12 +133,13 @@ fn take_step(job: &Job, run: &mut Prepared) -> Result<(Sums, f64)> {
     };
     let (sums, gradients) = run.learner.gradients(plan, run.step, batches.into_iter())?;
     let loss = sums.loss / step_tokens(plan) as f64;
-    if run.step == 0 || run.step == plan.warmup.begin {
+    let begins = run.step == run.learner.part(plan, run.step).first;
+    if begins || run.step == plan.warmup.begin {
         let rounded = run.step >= plan.warmup.begin;
-        every_variable_learns(run.learner.student.variables(), &gradients, rounded)?;
+        every_variable_learns(run.learner.optimizer.variables(), &gradients, rounded)?;
     }
-    if run.step == 0 {
-        run.start_loss = Some(loss);
+    if begins {
+        (run.start_loss, run.steps_above) = (Some(loss), 0);
     }
     run.check_loss(loss, plan)?;
     let norm = run.learner.update(plan, run.step, &gradients)?;
@@ -210,15 +215,14 @@ impl Interval {
     }
 
     /// The line for the steps so far; a new interval begins.
-    fn close(&mut self, plan: &Plan, step: usize, grad_norm: f64) -> StepLog {
+    fn close(&mut self, plan: &Plan, part: &Part, step: usize, grad_norm: f64) -> StepLog {
         let done = std::mem::replace(self, Self::begin(step));
         let tokens = ((step - done.first_step) * step_tokens(plan)) as f64;
-        let steps = plan.recipe.train.steps;
         StepLog {
             step,
             loss: done.sums.loss / tokens,
             terms: done.sums.terms.into_iter().map(|(name, sum)| (name, sum / tokens)).collect(),
-            lr: plan.optim.lr * schedule::learning_rate(&plan.optim, step - 1, steps),
+            lr: plan.optim.lr * part.rate(plan, step - 1),
             lambda: schedule::rounding(&plan.warmup, step - 1).unwrap_or(0.0),
             grad_norm,
             flips: None,

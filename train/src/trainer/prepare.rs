@@ -55,7 +55,7 @@ pub(super) struct Prepared {
     pub valid: Vec<Batch>,
     pub checkpoints: Checkpoints,
     pub log: Log,
-    /// Loss of the first step, once it is known.
+    /// Loss of the first step of the part of the course, once it is known.
     pub start_loss: Option<f64>,
     /// Steps done.
     pub step: usize,
@@ -105,7 +105,7 @@ impl Prepared {
         learner.look_inside(plan, &batches.at(0))?.into_iter().for_each(|said| report(Event::Note(said)));
         let (mut step, mut start_loss) = (0, None);
         if let Some(checkpoint) = &found {
-            checkpoint.restore(&learner.student, &mut learner.optimizer)?;
+            learner.restore(plan, checkpoint)?;
             (step, start_loss) = (checkpoint.state.step, checkpoint.state.start_loss);
             batches.resume(&checkpoint.state.cursor)?;
         }

@@ -1,6 +1,7 @@
 //! Whole runs on a model of two layers and a few stories. This file has what they share: a place, a recipe, a way to run.
 
 mod bits;
+mod blocks;
 mod cache;
 mod gradients;
 mod on_policy;

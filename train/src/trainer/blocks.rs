@@ -1,0 +1,91 @@
+//! Block-wise reconstruction (EfficientQAT's Block-AP, arXiv 2407.11062): a layer alone learns to give, behind rounded layers, what the
+//! float model has at that place.
+//!
+//! Both streams are made anew in each step, layer by layer, instead of being kept for a whole set of texts: a step needs the memory of
+//! one layer, and depends on seed, step and weights alone. Knows no schedule.
+
+use std::collections::BTreeMap;
+
+use candle_core::Tensor;
+use qat_infer::model::{Layer, Rope};
+
+use super::objective::Sums;
+use crate::{
+    Error, Result,
+    data::Batch,
+    exec::{Matrix, RopeTable, TrainExec},
+    ops::{accumulate, embedding},
+    student::{Floats, Moment, Student, Variable},
+};
+
+/// One layer of a student and the float model that it started from.
+pub(super) struct Block<'a> {
+    pub student: &'a Student,
+    pub start: &'a Floats,
+    pub rope: &'a RopeTable,
+    /// Which layer.
+    pub index: usize,
+}
+
+impl Block<'_> {
+    /// Adds the gradients of the layer's variables, in their order, to `gradients` (empty before the first micro-batch of a step), and
+    /// returns the squared distance behind the layer, relative to the mean square of what should be there, summed over tokens.
+    ///
+    /// # Errors
+    /// A variable that receives no gradient, by name; a device out of memory.
+    pub fn accumulate(
+        &self,
+        batch: &Batch,
+        moment: Option<Moment>,
+        step_tokens: usize,
+        gradients: &mut Vec<Tensor>,
+    ) -> Result<Sums> {
+        let (input, target) = self.streams(batch)?;
+        let layer = self.student.layer(self.index, moment)?;
+        let found = self.pass(&layer, self.index, batch, input)?;
+        let size = (target.sqr()?.sum_all()? / batch.inputs.len() as f64)?;
+        let distance = ((found - target)?.sqr()?.sum_all()? / size)?;
+        let mut store = (&distance / step_tokens as f64)?.backward()?;
+        for (at, variable) in of_layer(self.student.variables(), self.index).enumerate() {
+            let gradient = store.remove(variable.var.as_tensor()).ok_or_else(|| silent(variable))?;
+            let gradient = gradient.detach().contiguous()?;
+            match gradients.get(at) {
+                Some(sum) => accumulate(sum, &gradient)?,
+                None => gradients.push(gradient),
+            }
+        }
+        let sum = f64::from(distance.to_scalar::<f32>()?);
+        Ok(Sums { loss: sum, terms: BTreeMap::from([("block".to_owned(), sum)]) })
+    }
+
+    /// What comes into the layer behind the rounded ones, and what the float model has behind it.
+    fn streams(&self, batch: &Batch) -> Result<(Tensor, Tensor)> {
+        let device = self.rope.device();
+        let rounded = Some(Moment::full());
+        let mut ours = embedding(&self.student.embedding(rounded)?.weight, &batch.inputs)?.detach();
+        let mut theirs = embedding(&self.start.embedding(device)?.weight, &batch.inputs)?;
+        for index in 0..=self.index {
+            theirs = self.pass(&self.start.layer(index, device)?, index, batch, theirs)?;
+            if index < self.index {
+                ours = self.pass(&self.student.layer(index, rounded)?, index, batch, ours)?.detach();
+            }
+        }
+        Ok((ours, theirs))
+    }
+
+    fn pass(&self, layer: &Layer<Matrix, Tensor>, index: usize, batch: &Batch, x: Tensor) -> Result<Tensor> {
+        let config = &self.student.config;
+        let mut exec = TrainExec::new(batch.rows, batch.context, self.rope);
+        layer.forward(&mut exec, (config, &Rope::new(config)), index, x)
+    }
+}
+
+/// The variables of layer `index`, in their order.
+pub(super) fn of_layer(variables: &[Variable], index: usize) -> impl Iterator<Item = &Variable> {
+    let prefix = format!("model.layers.{index}.");
+    variables.iter().filter(move |variable| variable.name.starts_with(&prefix))
+}
+
+fn silent(variable: &Variable) -> Error {
+    Error::Config(format!("{}: receives no gradient from its layer", variable.name))
+}
