@@ -83,8 +83,8 @@ fn each_column_is_rounded_where_least_squares_has_put_it() {
         for row in 0..rows {
             let w: Vec<f64> = w[row * cols..][..cols].iter().map(|&w| w.into()).collect();
             let (mut moved, mut wanted) = (Vec::new(), Vec::new());
-            for j in 0..cols {
-                let due = (w[j] + made_good(&h, cols, &moved)[0]) as f32;
+            for &weight in &w {
+                let due = (weight + made_good(&h, cols, &moved)[0]) as f32;
                 // The column alone, in a matrix of nothing but it: every group of the row has the same grid here.
                 let group = found.scales.scale.len() / rows.max(1);
                 let at = row * group..row * group + group;
@@ -93,7 +93,7 @@ fn each_column_is_rounded_where_least_squares_has_put_it() {
                 let mut value = vec![0.0; cols];
                 fake_quant(kind, &vec![due; cols], 1, cols, &grid, &mut value);
                 wanted.push(value[0]);
-                moved.push(f64::from(value[0]) - w[j]);
+                moved.push(f64::from(value[0]) - weight);
             }
             assert_eq!(found.values[row * cols..][..cols], wanted, "{format}, row {row}");
         }

@@ -58,7 +58,7 @@ fn gptq_is_nearer_to_the_float_model_than_rounding_is_and_the_same_each_time() {
     let place = Place::new();
     // A model that has learned: inputs of random matrices hardly correlate, and there is nothing to make good.
     let start = tokenizer_folder().display().to_string();
-    for (weights, factor) in [("int3-affine-g64", 0.95), ("ternary-g64", 0.9)] {
+    for weights in ["int3-affine-g64", "ternary-g64"] {
         let weights_key = format!("quant.weights={weights}");
         let sets = ["train.steps=1", "data.ctx=128", &weights_key, "quant.calibration_windows=24"];
         let plan = place.plan_from(&start, &sets);
@@ -83,7 +83,7 @@ fn gptq_is_nearer_to_the_float_model_than_rounding_is_and_the_same_each_time() {
         let mse = off(&rounded(&place, &plan, &run, Rounding::Rule(qat_quant::ScaleRule::Mse)));
         let dir = rounded(&place, &plan, &run, Rounding::Gptq);
         let gptq = off(&dir);
-        assert!(gptq < factor * mse, "{weights}: {gptq} against {mse}");
+        assert!(gptq < 0.95 * mse, "{weights}: {gptq} against {mse}");
         let first = grids(&dir);
         assert!(first == grids(&rounded(&place, &plan, &run, Rounding::Gptq)), "{weights}: another time");
     }
