@@ -114,7 +114,7 @@ mod tests {
     fn a_format_that_loses_more_with_more_bits_is_passed_over() {
         let offers =
             vec![Offer { bits: 10, loss: 1.0 }, Offer { bits: 20, loss: 1.5 }, Offer { bits: 30, loss: 0.1 }];
-        assert_eq!(allocate(&[offers.clone()], 25), Some(vec![0]));
+        assert_eq!(allocate(std::slice::from_ref(&offers), 25), Some(vec![0]));
         assert_eq!(allocate(&[offers], 30), Some(vec![2]));
     }
 }
