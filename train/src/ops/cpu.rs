@@ -149,10 +149,13 @@ fn hold<F: FnOnce(Vec<&mut [f32]>)>(
     Ok(())
 }
 
+/// The tensors that are held, and what is to be done with them all.
+type Held<'b, F> = (Vec<&'b mut [f32]>, F);
+
 struct Hold<'a, 'b, F> {
     op: &'static str,
     rest: &'a [&'a Tensor],
-    state: Cell<Option<(Vec<&'b mut [f32]>, F)>>,
+    state: Cell<Option<Held<'b, F>>>,
 }
 
 impl<F: FnOnce(Vec<&mut [f32]>)> InplaceOp1 for Hold<'_, '_, F> {
