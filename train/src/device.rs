@@ -144,16 +144,19 @@ fn name(device: &Device) -> &'static str {
     }
 }
 
-/// The GPU that this build has kernels for, or none on this machine: then it says so.
-#[cfg(all(test, any(target_os = "macos", feature = "cuda")))]
-pub(crate) fn gpu() -> Option<Device> {
-    let choice = if cfg!(feature = "cuda") { Choice::Cuda } else { Choice::Metal };
-    choice.open().map(|opened| opened.device).map_err(|why| eprintln!("SKIPPED: {why}")).ok()
-}
-
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    /// The GPU that `auto` finds; none: it says so.
+    pub(crate) fn gpu() -> Option<Device> {
+        let opened = Choice::Auto.open().expect("a device");
+        if opened.device.is_cpu() {
+            eprintln!("SKIPPED: there is no GPU: {opened}");
+            return None;
+        }
+        Some(opened.device)
+    }
 
     #[test]
     fn auto_prefers_metal_then_cuda_then_the_cpu_and_says_why() {

@@ -53,10 +53,16 @@ struct Node {
 
 /// How gradients come back through a node.
 enum Way {
-    Operation(Box<dyn Fn(&[&Tensor], &Tensor, &Tensor) -> Result<Vec<Option<Tensor>>>>),
+    Operation(Back),
     /// The value is made once more, on a tape of its own.
-    Again(Box<dyn Fn(&Tensor) -> Result<Tensor>>),
+    Again(Box<Forth>),
 }
+
+/// From the inputs, the value and its gradient to the gradients of the inputs.
+type Back = Box<dyn Fn(&[&Tensor], &Tensor, &Tensor) -> Result<Vec<Option<Tensor>>>>;
+
+/// From the input to the value.
+type Forth = dyn Fn(&Tensor) -> Result<Tensor>;
 
 /// Gradients by what they are gradients of.
 #[derive(Debug, Default)]

@@ -127,11 +127,10 @@ fn the_kernels_take_the_same_steps_in_place_with_the_same_roundings() {
     }
 }
 
-#[cfg(any(target_os = "macos", feature = "cuda"))]
 #[test]
 fn the_gpu_takes_the_same_steps() {
-    if let Some(gpu) = crate::device::gpu() {
-        assert_steps_are_the_cpus(&gpu, plan(), 0.0, |adam, variables, gradients| adam.step(gradients, 0.7));
+    if let Some(gpu) = crate::device::tests::gpu() {
+        assert_steps_are_the_cpus(&gpu, plan(), 0.0, |adam, gradients| adam.step(gradients, 0.7));
     }
 }
 

@@ -159,10 +159,9 @@ fn the_kernels_of_metal_tell_every_variable_what_the_cpu_tells_it() {
     }
 }
 
-#[cfg(any(target_os = "macos", feature = "cuda"))]
 #[test]
 fn a_step_on_the_gpu_tells_every_variable_what_the_cpu_tells_it() {
-    if let Some(gpu) = crate::device::gpu() {
+    if let Some(gpu) = crate::device::tests::gpu() {
         assert_agrees_with_the_cpu(|quantizer| step_on(&gpu, quantizer));
     }
 }
