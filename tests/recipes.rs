@@ -69,7 +69,7 @@ fn a_value_out_of_range_names_its_key_and_the_range() {
     for (set, want) in [
         ("train.steps=0", "train.steps = 0: want at least 1"),
         ("optim.lr=0.0", "optim.lr = 0: want a finite number above 0"),
-        ("quant.gradient=magic", "quant.gradient = \"magic\": want ste, clipped-ste or lsq"),
+        ("quant.gradient=magic", "quant.gradient = \"magic\": want ste, clipped-ste, lsq or seq"),
         ("quant.weights=int4", "int4-g32"),
         ("optim.schedule=step", "want cosine, wsd or constant"),
         ("data.train=[]", "data.train"),

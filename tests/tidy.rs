@@ -66,7 +66,8 @@ impl Source {
 
     /// Numbered lines of what ships: up to the module of tests, without comment lines.
     fn shipped(&self) -> impl Iterator<Item = (usize, &str)> {
-        let inline_tests = |line: &str| line.trim_start().starts_with("mod tests {");
+        let inline_tests =
+            |line: &str| line.trim_start().trim_start_matches("pub(crate) ").starts_with("mod tests {");
         let lines = self.text.lines().take_while(move |line| !inline_tests(line)).enumerate();
         lines.filter(|(_, line)| !line.trim_start().starts_with("//")).map(|(at, line)| (at + 1, line))
     }

@@ -193,6 +193,7 @@ struct Gradients {
 
 impl Backward for Gradients {
     const NAME: &'static str = NAME;
+    const READS_INPUTS: bool = false;
 
     fn backward(&self, _: &[&Tensor], _: &Tensor, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
         Ok(vec![Some(self.input.broadcast_mul(grad)?), Some(self.weight.broadcast_mul(grad)?)])

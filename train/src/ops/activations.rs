@@ -89,6 +89,7 @@ pub(super) struct StraightThrough;
 
 impl Backward for StraightThrough {
     const NAME: &'static str = "straight_through";
+    const READS_INPUTS: bool = false;
 
     fn backward(&self, _: &[&Tensor], _: &Tensor, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
         Ok(vec![Some(grad.clone())])

@@ -18,6 +18,7 @@ struct Sum;
 
 impl Backward for Sum {
     const NAME: &'static str = "add";
+    const READS_INPUTS: bool = false;
 
     fn backward(&self, _: &[&Tensor], _: &Tensor, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
         Ok(vec![Some(grad.clone()), Some(grad.clone())])
@@ -37,6 +38,7 @@ struct Biased;
 
 impl Backward for Biased {
     const NAME: &'static str = "add_bias";
+    const READS_INPUTS: bool = false;
 
     fn backward(&self, _: &[&Tensor], _: &Tensor, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
         Ok(vec![Some(grad.clone()), Some(grad.sum(0)?)])
@@ -48,16 +50,18 @@ impl Backward for Biased {
 /// # Errors
 /// Another number of elements.
 pub fn reshape(x: &Tensor, shape: impl Into<Shape>) -> Result<Tensor> {
-    attach(x.detach().reshape(shape.into())?, &[x], Reshaped)
+    attach(x.detach().reshape(shape.into())?, &[x], Reshaped(x.shape().clone()))
 }
 
-struct Reshaped;
+/// The shape before.
+struct Reshaped(Shape);
 
 impl Backward for Reshaped {
     const NAME: &'static str = "reshape";
+    const READS_INPUTS: bool = false;
 
-    fn backward(&self, inputs: &[&Tensor], _: &Tensor, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
-        Ok(vec![Some(grad.reshape(inputs[0].shape())?)])
+    fn backward(&self, _: &[&Tensor], _: &Tensor, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        Ok(vec![Some(grad.reshape(&self.0)?)])
     }
 }
 

@@ -6,7 +6,7 @@
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CudaStorage, CustomOp2, D, Layout, MetalStorage, Result, Shape, Tensor};
 
-use super::tape;
+use super::gpu::{Backward, attach};
 
 const NAME: &str = "linear";
 
@@ -22,12 +22,27 @@ pub fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     if x.elem_count() == 0 || weight.elem_count() == 0 {
         candle_core::bail!("{NAME}: empty operand: x {:?}, weight {:?}", x.dims(), weight.dims());
     }
-    tape::apply2(&x.contiguous()?, &weight.contiguous()?, Linear)
+    let (x, weight) = (x.contiguous()?, weight.contiguous()?);
+    let y = x.detach().apply_op2_no_bwd(&weight.detach(), &Product)?;
+    attach(y, &[&x, &weight], Linear)
 }
 
 struct Linear;
 
-impl CustomOp2 for Linear {
+impl Backward for Linear {
+    const NAME: &'static str = NAME;
+
+    /// dx = g·W, dW = gᵀ·x.
+    fn backward(&self, inputs: &[&Tensor], _: &Tensor, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        let (dx, dw) = gradients(inputs[0], inputs[1], grad)?;
+        Ok(vec![Some(dx), Some(dw)])
+    }
+}
+
+/// The value alone.
+struct Product;
+
+impl CustomOp2 for Product {
     fn name(&self) -> &'static str {
         NAME
     }
@@ -60,18 +75,6 @@ impl CustomOp2 for Linear {
         lw: &Layout,
     ) -> Result<(MetalStorage, Shape)> {
         product(x, lx, w, lw)
-    }
-
-    /// dx = g·W, dW = gᵀ·x.
-    fn bwd(
-        &self,
-        x: &Tensor,
-        w: &Tensor,
-        _: &Tensor,
-        g: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let (dx, dw) = gradients(x, w, g)?;
-        Ok((Some(dx), Some(dw)))
     }
 }
 

@@ -61,6 +61,7 @@ struct GpuRope {
 
 impl Backward for GpuRope {
     const NAME: &'static str = NAME;
+    const READS_INPUTS: bool = false;
 
     fn backward(&self, _: &[&Tensor], _: &Tensor, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
         Ok(vec![Some(rotate_on_gpu(grad, &self.cos, &self.sin, -1.0)?)])

@@ -63,6 +63,8 @@ struct GpuSoftmax {
 
 impl Backward for GpuSoftmax {
     const NAME: &'static str = NAME;
+    const READS_INPUTS: bool = false;
+    const READS_VALUE: bool = true;
 
     fn backward(&self, _: &[&Tensor], weights: &Tensor, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
         let d_scores = grad.copy()?;

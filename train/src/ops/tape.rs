@@ -46,23 +46,24 @@ impl Record {
 }
 
 struct Node {
-    inputs: Vec<Tensor>,
-    value: Tensor,
+    /// Those of the inputs that a gradient is for.
+    inputs: Vec<Option<TensorId>>,
+    value: TensorId,
     way: Way,
 }
 
 /// How gradients come back through a node.
 enum Way {
     Operation(Back),
-    /// The value is made once more, on a tape of its own.
-    Again(Box<Forth>),
+    /// The value is made once more of the input, on a tape of its own.
+    Again(Tensor, Forth),
 }
 
-/// From the inputs, the value and its gradient to the gradients of the inputs.
-type Back = Box<dyn Fn(&[&Tensor], &Tensor, &Tensor) -> Result<Vec<Option<Tensor>>>>;
+/// From the gradient of the value to those of the inputs.
+type Back = Box<dyn FnOnce(&Tensor) -> Result<Vec<Option<Tensor>>>>;
 
 /// From the input to the value.
-type Forth = dyn Fn(&Tensor) -> Result<Tensor>;
+type Forth = Box<dyn Fn(&Tensor) -> Result<Tensor>>;
 
 /// Gradients by what they are gradients of.
 #[derive(Debug, Default)]
@@ -74,12 +75,12 @@ impl Gradients {
         self.0.remove(&of.id())
     }
 
-    fn add(&mut self, to: &Tensor, gradient: Tensor) -> Result<()> {
-        let sum = match self.0.remove(&to.id()) {
+    fn add(&mut self, to: TensorId, gradient: Tensor) -> Result<()> {
+        let sum = match self.0.remove(&to) {
             Some(sum) => (sum + gradient)?,
             None => gradient,
         };
-        self.0.insert(to.id(), sum);
+        self.0.insert(to, sum);
         Ok(())
     }
 }
@@ -135,33 +136,30 @@ impl Tape {
     pub fn gradients(self, sums: &[(&Tensor, f64)]) -> Result<Gradients> {
         let mut gradients = Gradients::default();
         for (sum, factor) in sums {
-            gradients.add(sum, Tensor::full(*factor as f32, sum.shape(), sum.device())?)?;
+            gradients.add(sum.id(), Tensor::full(*factor as f32, sum.shape(), sum.device())?)?;
         }
         silent(|| self.walk_back(&mut gradients))?;
         Ok(gradients)
     }
 
     fn walk_back(self, gradients: &mut Gradients) -> Result<()> {
-        let follows = |tensor: &Tensor| tensor.is_variable() || self.made.contains(&tensor.id());
         for Node { inputs, value, way } in self.nodes.into_iter().rev() {
-            let Some(gradient) = gradients.0.remove(&value.id()) else { continue };
+            let Some(gradient) = gradients.0.remove(&value) else { continue };
             let gradient = gradient.contiguous()?;
-            let way = match way {
-                Way::Operation(way) => way,
-                Way::Again(f) => {
-                    drop(value);
-                    let (again, part) = Self::within(self.made.clone(), || f(&inputs[0]));
-                    gradients.add(&again?, gradient)?;
-                    part.walk_back(gradients)?;
-                    continue;
+            match way {
+                Way::Operation(way) => {
+                    let found = way(&gradient)?;
+                    drop(gradient);
+                    for (input, found) in inputs.into_iter().zip(found) {
+                        if let (Some(input), Some(found)) = (input, found) {
+                            gradients.add(input, found)?;
+                        }
+                    }
                 }
-            };
-            let outside: Vec<Tensor> = inputs.iter().map(Tensor::detach).collect();
-            let found = way(&outside.iter().collect::<Vec<_>>(), &value, &gradient)?;
-            drop((outside, value, gradient));
-            for (input, found) in inputs.iter().zip(found) {
-                if let Some(found) = found.filter(|_| follows(input)) {
-                    gradients.add(input, found)?;
+                Way::Again(input, f) => {
+                    let (again, part) = Self::within(self.made.clone(), || f(&input));
+                    gradients.add(again?.id(), gradient)?;
+                    part.walk_back(gradients)?;
                 }
             }
         }
@@ -177,12 +175,12 @@ fn on_candles_record() -> bool {
 /// Writes down that `value` was made of `inputs`, if somebody is to know.
 fn write(inputs: &[&Tensor], value: &Tensor, way: impl FnOnce() -> Way) {
     MODE.with_borrow_mut(|mode| {
-        if let Mode::Tape(record) = mode
-            && inputs.iter().any(|input| record.follows(input))
-        {
+        let Mode::Tape(record) = mode else { return };
+        let followed = |input: &&Tensor| record.follows(input).then(|| input.id());
+        let inputs: Vec<_> = inputs.iter().map(followed).collect();
+        if inputs.iter().any(Option::is_some) {
             record.made.insert(value.id());
-            let inputs = inputs.iter().map(|&input| input.clone()).collect();
-            record.nodes.push(Node { inputs, value: value.clone(), way: way() });
+            record.nodes.push(Node { inputs, value: value.id(), way: way() });
         }
     });
 }
@@ -197,7 +195,14 @@ pub(crate) fn attach<B: Backward>(value: Tensor, inputs: &[&Tensor], backward: B
     }
     let value = value.detach();
     write(inputs, &value, || {
-        Way::Operation(Box::new(move |inputs, value, grad| backward.backward(inputs, value, grad)))
+        let read: Vec<Tensor> = match B::READS_INPUTS {
+            true => inputs.iter().map(|input| input.detach()).collect(),
+            false => Vec::new(),
+        };
+        let made = B::READS_VALUE.then(|| value.clone());
+        Way::Operation(Box::new(move |grad| {
+            backward.backward(&read.iter().collect::<Vec<_>>(), made.as_ref().unwrap_or(grad), grad)
+        }))
     });
     Ok(value)
 }
@@ -207,9 +212,11 @@ pub(crate) fn apply1<C: CustomOp1 + Send + Sync + 'static>(a: &Tensor, op: C) ->
     if on_candles_record() {
         return a.apply_op1(op);
     }
-    let value = a.detach().apply_op1_no_bwd(&op)?;
+    let outside = a.detach();
+    let value = outside.apply_op1_no_bwd(&op)?;
     write(&[a], &value, || {
-        Way::Operation(Box::new(move |inputs, value, grad| Ok(vec![op.bwd(inputs[0], value, grad)?])))
+        let value = value.clone();
+        Way::Operation(Box::new(move |grad| Ok(vec![op.bwd(&outside, &value, grad)?])))
     });
     Ok(value)
 }
@@ -219,10 +226,12 @@ pub(crate) fn apply2<C: CustomOp2 + Send + Sync + 'static>(a: &Tensor, b: &Tenso
     if on_candles_record() {
         return a.apply_op2(b, op);
     }
-    let value = a.detach().apply_op2_no_bwd(&b.detach(), &op)?;
+    let outside = [a.detach(), b.detach()];
+    let value = outside[0].apply_op2_no_bwd(&outside[1], &op)?;
     write(&[a, b], &value, || {
-        Way::Operation(Box::new(move |inputs, value, grad| {
-            let (a, b) = op.bwd(inputs[0], inputs[1], value, grad)?;
+        let value = value.clone();
+        Way::Operation(Box::new(move |grad| {
+            let (a, b) = op.bwd(&outside[0], &outside[1], &value, grad)?;
             Ok(vec![a, b])
         }))
     });
@@ -239,10 +248,12 @@ pub(crate) fn apply3<C: CustomOp3 + Send + Sync + 'static>(
     if on_candles_record() {
         return a.apply_op3(b, c, op);
     }
-    let value = a.detach().apply_op3_no_bwd(&b.detach(), &c.detach(), &op)?;
+    let outside = [a.detach(), b.detach(), c.detach()];
+    let value = outside[0].apply_op3_no_bwd(&outside[1], &outside[2], &op)?;
     write(&[a, b, c], &value, || {
-        Way::Operation(Box::new(move |inputs, value, grad| {
-            let (a, b, c) = op.bwd(inputs[0], inputs[1], inputs[2], value, grad)?;
+        let value = value.clone();
+        Way::Operation(Box::new(move |grad| {
+            let (a, b, c) = op.bwd(&outside[0], &outside[1], &outside[2], &value, grad)?;
             Ok(vec![a, b, c])
         }))
     });
@@ -255,7 +266,7 @@ pub(crate) fn again(x: &Tensor, f: impl Fn(&Tensor) -> Result<Tensor> + 'static)
         return f(x);
     }
     let value = silent(|| f(x))?;
-    write(&[x], &value, || Way::Again(Box::new(f)));
+    write(&[x], &value, || Way::Again(x.clone(), Box::new(f)));
     Ok(value)
 }
 
@@ -269,9 +280,9 @@ pub(crate) fn composed(x: &Tensor, f: impl FnOnce(&Tensor) -> Result<Tensor>) ->
     let made = made?;
     let value = made.detach();
     write(&[x], &value, || {
-        Way::Operation(Box::new(move |_, _, grad| {
-            let mut found = made.broadcast_mul(grad)?.sum_all()?.backward()?;
-            Ok(vec![found.remove(&inner)])
+        Way::Operation(Box::new(move |grad| {
+            let found = within(Mode::Candle, || made.broadcast_mul(grad)?.sum_all()?.backward()).0;
+            Ok(vec![found?.remove(&inner)])
         }))
     });
     Ok(value)

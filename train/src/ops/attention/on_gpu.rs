@@ -93,6 +93,7 @@ struct GpuAttention {
 
 impl Backward for GpuAttention {
     const NAME: &'static str = NAME;
+    const READS_INPUTS: bool = false;
 
     fn backward(&self, _: &[&Tensor], _: &Tensor, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
         let units = self.units;

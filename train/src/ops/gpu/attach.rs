@@ -15,6 +15,12 @@ pub(crate) trait Backward: Send + Sync + 'static {
     /// The operation, as error messages call it.
     const NAME: &'static str;
 
+    /// Whether [`Self::backward`] reads the inputs; if not, they are let go of, and it may get none.
+    const READS_INPUTS: bool = true;
+
+    /// Whether it reads the value; if not, that is let go of, and it may get the gradient in its place.
+    const READS_VALUE: bool = false;
+
     /// The gradients of `inputs`, one for each that has one; `grad`, contiguous, is that of `value`.
     fn backward(&self, inputs: &[&Tensor], value: &Tensor, grad: &Tensor) -> Result<Vec<Option<Tensor>>>;
 }
