@@ -8,6 +8,7 @@ mod batches;
 mod digest;
 mod documents;
 mod eval_text;
+mod headers;
 mod jsonl;
 mod pages;
 mod parquet;

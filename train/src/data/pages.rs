@@ -1,15 +1,18 @@
 //! The pages of a Parquet column, looked at before time and room are spent on what they claim.
 //!
-//! Knows no rows. Invariants: a header that is handed on is read in as many steps as it has bytes; a dictionary has at most as
+//! Knows no rows. Invariants: a header or footer that is handed on is read in as many steps as it has bytes; a dictionary has at most as
 //! many values as its bytes can hold.
 
 use std::fs::File;
 
 use parquet::column::page::{Page, PageMetadata, PageReader};
 use parquet::errors::ParquetError;
-use parquet::file::reader::ChunkReader;
+use parquet::file::reader::{ChunkReader, Length as _};
 
-use super::thrift::{self, Flaw, Header, Kind};
+use super::{
+    headers,
+    thrift::{self, Flaw, Header},
+};
 
 /// Fewest bytes of a string in a dictionary: those of its length.
 const LEAST: usize = 4;
@@ -23,39 +26,6 @@ const COMPRESSED_PAGE_SIZE: i16 = 3;
 
 /// The type of a page that is passed over.
 const INDEX_PAGE: i64 = 1;
-
-/// What the fields of a page's header hold (parquet.thrift).
-const PAGE_HEADER: &[Kind] = &[
-    Kind::Integer,
-    Kind::Integer,
-    Kind::Integer,
-    Kind::Integer,
-    Kind::Struct(&[Kind::Integer, Kind::Integer, Kind::Integer, Kind::Integer, Kind::Struct(STATISTICS)]),
-    Kind::Struct(&[]),
-    Kind::Struct(&[Kind::Integer, Kind::Integer, Kind::Bool]),
-    Kind::Struct(&[
-        Kind::Integer,
-        Kind::Integer,
-        Kind::Integer,
-        Kind::Integer,
-        Kind::Integer,
-        Kind::Integer,
-        Kind::Bool,
-        Kind::Struct(STATISTICS),
-    ]),
-];
-
-const STATISTICS: &[Kind] = &[
-    Kind::Bytes,
-    Kind::Bytes,
-    Kind::Integer,
-    Kind::Integer,
-    Kind::Bytes,
-    Kind::Bytes,
-    Kind::Bool,
-    Kind::Bool,
-    Kind::Integer,
-];
 
 /// The pages of a string column.
 pub(super) struct CheckedPages {
@@ -92,7 +62,7 @@ impl CheckedPages {
         let (left, mut looked_at) = (self.end - at, HEADER);
         loop {
             let bytes = self.file.get_bytes(at, looked_at.min(left) as usize)?;
-            match thrift::header(&bytes, PAGE_HEADER) {
+            match thrift::header(&bytes, headers::PAGE) {
                 Ok(header) => return Ok(header),
                 Err(Flaw::CutShort) if looked_at < left => looked_at *= 2,
                 Err(_) => return Err(damaged()),
@@ -109,6 +79,21 @@ impl CheckedPages {
 
 fn damaged() -> ParquetError {
     ParquetError::General("the header of a page is damaged".to_owned())
+}
+
+/// Looks at what the end of `file` says about it.
+pub(super) fn check_footer(file: &File) -> Result<(), ParquetError> {
+    /// The footer's length, and the magic number of a file that is not encrypted.
+    const TAIL: u64 = 8;
+    let Some(tail) = file.len().checked_sub(TAIL) else { return Ok(()) };
+    let bytes = file.get_bytes(tail, TAIL as usize)?;
+    let Some((len, b"PAR1")) = bytes.split_first_chunk::<4>() else { return Ok(()) };
+    let len = u64::from(u32::from_le_bytes(*len));
+    let Some(start) = tail.checked_sub(len) else { return Ok(()) };
+    match thrift::header(&file.get_bytes(start, len as usize)?, headers::FILE) {
+        Ok(_) => Ok(()),
+        Err(_) => Err(ParquetError::General("the footer is damaged".to_owned())),
+    }
 }
 
 impl PageReader for CheckedPages {

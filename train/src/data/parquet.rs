@@ -15,7 +15,7 @@ use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::schema::types::ColumnDescriptor;
 
 use super::documents::{Piece, Pieces};
-use super::pages::CheckedPages;
+use super::pages::{CheckedPages, check_footer};
 use crate::{Error, Result};
 
 /// Rows taken at a time. They keep the pages they lie on in memory, so the number is small.
@@ -44,7 +44,10 @@ impl ParquetColumn {
         let handle = File::open(path).map_err(|e| Error::io("cannot read", path, e))?;
         let file_bytes = handle.metadata().map_err(|e| Error::io("cannot read", path, e))?.len();
         let copy = handle.try_clone().map_err(|e| Error::io("cannot read", path, e))?;
-        let file = guarded(path, || SerializedFileReader::new(copy))?;
+        let file = guarded(path, || {
+            check_footer(&handle)?;
+            SerializedFileReader::new(copy)
+        })?;
         let column = find_column(&file, field).map_err(|problem| Error::file(path, problem))?;
         check_compression(&file, column).map_err(|problem| Error::file(path, problem))?;
         let rows_total = u64::try_from(file.metadata().file_metadata().num_rows())

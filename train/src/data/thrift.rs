@@ -21,18 +21,24 @@ pub(super) enum Flaw {
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Kind {
     Bool,
+    Byte,
     Integer,
+    Double,
     Bytes,
     Struct(&'static [Kind]),
+    List(&'static Kind),
 }
 
 impl Kind {
     fn is(self, code: u8) -> bool {
         match self {
             Self::Bool => matches!(code, 1 | 2),
+            Self::Byte => code == 3,
             Self::Integer => matches!(code, 4..=6),
+            Self::Double => code == 7,
             Self::Bytes => code == 8,
             Self::Struct(_) => code == 12,
+            Self::List(_) => matches!(code, 9 | 10),
         }
     }
 }
@@ -101,21 +107,18 @@ impl Walk<'_> {
             if kind.is_some_and(|kind| !kind.is(code)) {
                 return Err(Flaw::Malformed);
             }
-            match (code, kind) {
+            match code {
                 // Truth is in the head.
-                (1 | 2, _) => {}
-                (4..=6, _) => {
+                1 | 2 => {}
+                4..=6 => {
                     integers.insert(id, zigzag(self.number()?));
                 }
-                (_, Some(Kind::Struct(known))) => {
-                    self.fields(depth.checked_sub(1).ok_or(Flaw::Malformed)?, known)?;
-                }
-                _ => self.value(code, depth)?,
+                _ => self.value(code, kind, depth)?,
             }
         }
     }
 
-    fn value(&mut self, code: u8, depth: usize) -> Result<(), Flaw> {
+    fn value(&mut self, code: u8, kind: Option<&'static Kind>, depth: usize) -> Result<(), Flaw> {
         let deeper = depth.checked_sub(1).ok_or(Flaw::Malformed)?;
         match code {
             3 => self.byte().map(|_| ()),
@@ -128,12 +131,17 @@ impl Walk<'_> {
             9 | 10 => {
                 let head = self.byte()?;
                 let count = if head >> 4 == 15 { self.number()? } else { u64::from(head >> 4) };
-                if count > 0 && matches!(head & 0x0f, 1 | 2) {
+                let of = if let Some(Kind::List(of)) = kind { Some(*of) } else { None };
+                let other = of.is_some_and(|of| !of.is(head & 0x0f));
+                if count > 0 && (other || matches!(head & 0x0f, 1 | 2)) {
                     return Err(Flaw::Malformed);
                 }
-                (0..count).try_for_each(|_| self.value(head & 0x0f, deeper))
+                (0..count).try_for_each(|_| self.value(head & 0x0f, of, deeper))
             }
-            12 => self.fields(deeper, &[]).map(|_| ()),
+            12 => {
+                let known = if let Some(Kind::Struct(known)) = kind { known } else { &[][..] };
+                self.fields(deeper, known).map(|_| ())
+            }
             _ => Err(Flaw::Malformed),
         }
     }
@@ -208,6 +216,10 @@ mod tests {
             assert_eq!(header(bytes, &KNOWN), Err(Flaw::Malformed), "{bytes:x?}");
         }
         assert_eq!(header(&[0x48, 0x00, 0x00], &[]).map(|h| h.len), Ok(3));
+        // A list of two integers, where integers and where structs are known to be.
+        let list = [0x19, 0x25, 0x02, 0x04, 0x00];
+        assert_eq!(header(&list, &[Kind::List(&Kind::Integer)]).map(|h| h.len), Ok(5));
+        assert_eq!(header(&list, &[Kind::List(&Kind::Struct(&[]))]), Err(Flaw::Malformed));
     }
 
     #[test]
