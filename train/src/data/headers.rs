@@ -2,7 +2,7 @@
 //!
 //! Knows no values. A field that is not listed may hold anything that costs no more than its bytes.
 
-use super::thrift::Kind::{self, Bool, Byte, Bytes, Double, Integer, List, Struct};
+use super::thrift::Kind::{self, Bool, Byte, Bytes, Count, Double, Integer, List, Struct};
 
 /// `PageHeader`.
 pub(super) const PAGE: &[Kind] = &[
@@ -32,7 +32,7 @@ pub(super) const FILE: &[Kind] = &[
 const STATISTICS: &[Kind] = &[Bytes, Bytes, Integer, Integer, Bytes, Bytes, Bool, Bool, Integer];
 
 const SCHEMA_ELEMENT: &[Kind] =
-    &[Integer, Integer, Integer, Bytes, Integer, Integer, Integer, Integer, Integer, Struct(LOGICAL_TYPE)];
+    &[Integer, Integer, Integer, Bytes, Count, Integer, Integer, Integer, Integer, Struct(LOGICAL_TYPE)];
 
 const LOGICAL_TYPE: &[Kind] = &[
     Struct(&[]),

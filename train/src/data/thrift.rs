@@ -23,6 +23,8 @@ pub(super) enum Kind {
     Bool,
     Byte,
     Integer,
+    /// A number of things that a header describes, and so of no more than it has bytes.
+    Count,
     Double,
     Bytes,
     Struct(&'static [Kind]),
@@ -34,7 +36,7 @@ impl Kind {
         match self {
             Self::Bool => matches!(code, 1 | 2),
             Self::Byte => code == 3,
-            Self::Integer => matches!(code, 4..=6),
+            Self::Integer | Self::Count => matches!(code, 4..=6),
             Self::Double => code == 7,
             Self::Bytes => code == 8,
             Self::Struct(_) => code == 12,
@@ -54,13 +56,15 @@ pub(super) struct Header {
 
 /// The struct at the beginning of `bytes`, whose first fields are known to hold `fields`.
 pub(super) fn header(bytes: &[u8], fields: &'static [Kind]) -> Result<Header, Flaw> {
-    let mut walk = Walk { rest: bytes };
+    let mut walk = Walk { rest: bytes, len: bytes.len() as i64 };
     let integers = walk.fields(DEEPEST, fields)?;
     Ok(Header { len: bytes.len() - walk.rest.len(), integers })
 }
 
 struct Walk<'a> {
     rest: &'a [u8],
+    /// Of all bytes.
+    len: i64,
 }
 
 impl Walk<'_> {
@@ -111,7 +115,11 @@ impl Walk<'_> {
                 // Truth is in the head.
                 1 | 2 => {}
                 4..=6 => {
-                    integers.insert(id, zigzag(self.number()?));
+                    let integer = zigzag(self.number()?);
+                    if matches!(kind, Some(Kind::Count)) && !(0..=self.len).contains(&integer) {
+                        return Err(Flaw::Malformed);
+                    }
+                    integers.insert(id, integer);
                 }
                 _ => self.value(code, kind, depth)?,
             }
@@ -216,6 +224,10 @@ mod tests {
             assert_eq!(header(bytes, &KNOWN), Err(Flaw::Malformed), "{bytes:x?}");
         }
         assert_eq!(header(&[0x48, 0x00, 0x00], &[]).map(|h| h.len), Ok(3));
+        // A count of 100, in so many bytes and in fewer.
+        let count = |len: usize| [&[0x15, 0xc8, 0x01, 0x00][..], &vec![0; len - 4]].concat();
+        assert_eq!(header(&count(100), &[Kind::Count]).map(|h| h.len), Ok(4));
+        assert_eq!(header(&count(99), &[Kind::Count]), Err(Flaw::Malformed));
         // A list of two integers, where integers and where structs are known to be.
         let list = [0x19, 0x25, 0x02, 0x04, 0x00];
         assert_eq!(header(&list, &[Kind::List(&Kind::Integer)]).map(|h| h.len), Ok(5));

@@ -221,9 +221,12 @@ fn a_dictionary_that_claims_more_values_than_it_has_bytes_is_refused() {
 fn a_header_that_no_writer_makes_is_refused_before_the_library_reads_it() {
     // One with a number of 17 bytes, for which the library makes room for 29 GB, and one with lists of billions of booleans,
     // through which it counts for seconds.
-    for (seed, part) in
-        [("found-dictionary", "footer"), ("found-list", "header of a page"), ("found-footer", "footer")]
-    {
+    for (seed, part) in [
+        ("found-dictionary", "footer"),
+        ("found-list", "header of a page"),
+        ("found-footer", "footer"),
+        ("found-children", "footer"),
+    ] {
         let folder = Folder::new();
         let seed = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/seeds/parquet").join(seed);
         std::fs::copy(seed, folder.path().join("a.parquet")).unwrap();
