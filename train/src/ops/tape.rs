@@ -3,7 +3,7 @@
 //! candle's own record keeps every value until the whole backward pass is over, and begins each sum of gradients with zeros, which
 //! it then adds to: four passes over a tensor for each operand of each operation. Here a gradient that comes first is taken
 //! as it is, and a value is let go of when its operation is done. Without a tape that is open on this thread, operations are recorded by
-//! candle (which the tests of operations use); within [`silent`] by nobody.
+//! candle (which training by blocks and the tests of operations use); within [`silent`] by nobody.
 //!
 //! Knows no operation. Invariants: a gradient reaches exactly the variables and what was made of them; a tensor that was
 //! recorded is changed by nobody.
