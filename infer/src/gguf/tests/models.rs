@@ -149,7 +149,7 @@ fn what_the_decoder_would_compute_differently_is_refused_by_its_key() {
     refused(
         "general.architecture",
         Value::from("mamba"),
-        "general.architecture: found String(\"mamba\"); want one of llama, qwen2, qwen3",
+        "general.architecture: found String(\"mamba\"); want one of llama, qwen2, qwen3, lfm2",
     );
     refused("llama.expert_count", Value::U32(8), "llama.expert_count");
     refused("split.count", Value::U16(2), "join them with llama-gguf-split --merge");
