@@ -89,7 +89,9 @@ impl FloatModel {
     /// The metadata of a GGUF file have something else under the keys of these.
     pub fn base(&self) -> Result<Base> {
         match &self.tensors {
-            Tensors::Directory(HfDir { path, .. }) | Tensors::BitNet(BitNetDir { path, .. }) => Ok(Base::of(path)),
+            Tensors::Directory(HfDir { path, .. }) | Tensors::BitNet(BitNetDir { path, .. }) => {
+                Ok(Base::of(path))
+            }
             Tensors::Gguf(model) => model.base(),
         }
     }
@@ -119,7 +121,9 @@ impl FloatModel {
     /// What the inputs of `param` are rounded to.
     pub fn activations(&self, param: &Param) -> Activations {
         match &self.tensors {
-            Tensors::BitNet(directory) if param.role == Role::Projection && directory.is_ternary(&param.name) => {
+            Tensors::BitNet(directory)
+                if param.role == Role::Projection && directory.is_ternary(&param.name) =>
+            {
                 Activations::Int8Token
             }
             _ => Activations::Float,

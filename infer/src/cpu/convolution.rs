@@ -73,7 +73,9 @@ fn remember(recent: &mut [f32], x: &[f32], width: usize) {
     let gone = tokens.min(rows) * width;
     recent.copy_within(gone.., 0);
     let first = tokens.saturating_sub(rows);
-    for (row, x) in recent[rows * width - gone..].chunks_exact_mut(width).zip(x[first * 3 * width..].chunks_exact(3 * width))
+    for (row, x) in recent[rows * width - gone..]
+        .chunks_exact_mut(width)
+        .zip(x[first * 3 * width..].chunks_exact(3 * width))
     {
         let [b, _, u] = thirds(x);
         for ((kept, b), u) in row.iter_mut().zip(b).zip(u) {
@@ -108,7 +110,8 @@ mod tests {
         for (width, taps, tokens) in [(1, 2, 1), (5, 3, 9), (32, 4, 7), (3, 7, 4)] {
             let (x, kernel) = (noise(1, tokens * 3 * width), noise(2, width * taps));
             let gated = |token: usize, channel: usize| {
-                f64::from(x[token * 3 * width + channel]) * f64::from(x[token * 3 * width + 2 * width + channel])
+                f64::from(x[token * 3 * width + channel])
+                    * f64::from(x[token * 3 * width + 2 * width + channel])
             };
             let mut whole = vec![f32::NAN; tokens * width];
             let recent = || Recent { width, layers: vec![Vec::new(), vec![0.0; (taps - 1) * width]] };

@@ -7,8 +7,8 @@
 use qat_quant::vectorized;
 
 use super::attention::Attention;
-use super::convolution::Recent;
 use super::buffers::{Buffer, Buffers};
+use super::convolution::Recent;
 use super::inputs::Inputs;
 use super::kv::{KvCache, KvType};
 use super::lanes;

@@ -16,12 +16,11 @@ use serde_json::{Value, json};
 
 use super::{Exporter, Options, ReadBack, Source, SourceTensor};
 use crate::files::{
-    Activations, BITNET_ROWS as ROWS, CONFIG_FILE, LinearClass, ShardWriter, StagedDir, Storage, TensorFiles, read_json, with_dtype,
-    write_surroundings,
+    Activations, BITNET_ROWS as ROWS, CONFIG_FILE, LinearClass, ShardWriter, StagedDir, Storage, TensorFiles,
+    read_json, with_dtype, write_surroundings,
 };
 use crate::model::{Param, Role};
 use crate::{Error, Result};
-
 
 pub(super) struct BitNet;
 
@@ -137,7 +136,12 @@ fn config(source: &Source, class: LinearClass, float: FloatType) -> Value {
     config
 }
 
-fn write_matrix(writer: &mut ShardWriter, param: &Param, matrix: PackedRef<'_>, class: LinearClass) -> Result<()> {
+fn write_matrix(
+    writer: &mut ShardWriter,
+    param: &Param,
+    matrix: PackedRef<'_>,
+    class: LinearClass,
+) -> Result<()> {
     let scale = matrix.tensor_scale().unwrap_or(0.0);
     let name = format!("{}.weight_scale", param.module());
     match class {

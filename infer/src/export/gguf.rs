@@ -256,7 +256,12 @@ fn metadata(
     if let Some(licence) = licence(&source.dir.manifest.source) {
         metadata.set("general.license", Value::String(licence));
     }
-    hparams::write(config, architecture, options.context.unwrap_or(config.max_position_embeddings), &mut metadata);
+    hparams::write(
+        config,
+        architecture,
+        options.context.unwrap_or(config.max_position_embeddings),
+        &mut metadata,
+    );
     let companions: Vec<PathBuf> = source.companions()?;
     vocabulary::write(&vocabulary::Files::read(&companions)?, config, &mut metadata)?;
     metadata.set("general.quantization_version", Value::U32(QUANTIZATION_VERSION));

@@ -105,7 +105,8 @@ impl BitNetDir {
         let said = config.as_object_mut().and_then(|keys| keys.shift_remove(QUANTIZATION_CONFIG));
         let said = said.unwrap_or(Value::Null);
         let wrong = |key: &str, wanted: &str| {
-            let problem = format!("{QUANTIZATION_CONFIG}.{key}: {} is not supported; want {wanted}", said[key]);
+            let problem =
+                format!("{QUANTIZATION_CONFIG}.{key}: {} is not supported; want {wanted}", said[key]);
             Error::file(&path.join(CONFIG_FILE), problem)
         };
         // Absent, it is the class of the first such models.
@@ -115,7 +116,9 @@ impl BitNetDir {
         let is_online = match said["quantization_mode"].as_str() {
             Some("online") if class == LinearClass::AutoBitLinear => true,
             Some("offline") | None => false,
-            Some(_) => return Err(wrong("quantization_mode", "\"offline\", or \"online\" with autobitlinear")),
+            Some(_) => {
+                return Err(wrong("quantization_mode", "\"offline\", or \"online\" with autobitlinear"));
+            }
         };
         if said["use_rms_norm"] == true {
             return Err(wrong("use_rms_norm", "false"));

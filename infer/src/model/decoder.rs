@@ -206,12 +206,7 @@ impl<M, V> Layer<M, V> {
         Ok(x)
     }
 
-    fn mlp<X: Exec<M = M, V = V>>(
-        &self,
-        exec: &mut X,
-        config: &Config,
-        x: &X::T,
-    ) -> Result<X::T, X::Error> {
+    fn mlp<X: Exec<M = M, V = V>>(&self, exec: &mut X, config: &Config, x: &X::T) -> Result<X::T, X::Error> {
         let x = exec.rms_norm(x, &self.mlp_norm, config.rms_norm_eps)?;
         let [gate, up] = exec.linears(&x, [&self.gate, &self.up])?;
         let mut gated = exec.gate(config.gate, gate, up)?;

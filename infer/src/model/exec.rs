@@ -74,12 +74,7 @@ pub trait Exec {
     /// A causal convolution of each channel over the last tokens, gated before and behind, also over what layer `layer` has
     /// seen before. `x`: `[tokens, 3 · width]`, of which the thirds are b, c and u; `kernel`: `[width, taps]`, the last tap
     /// for the token itself → `c[t] · Σⱼ kernel[j] · b[t − (taps − 1) + j] · u[t − (taps − 1) + j]`, `[tokens, width]`.
-    fn short_conv(
-        &mut self,
-        layer: usize,
-        x: Self::T,
-        kernel: &Self::V,
-    ) -> Result<Self::T, Self::Error>;
+    fn short_conv(&mut self, layer: usize, x: Self::T, kernel: &Self::V) -> Result<Self::T, Self::Error>;
 
     /// `by(gate) · up`, elementwise.
     fn gate(&mut self, by: Gate, gate: Self::T, up: Self::T) -> Result<Self::T, Self::Error>;

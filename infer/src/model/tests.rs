@@ -113,7 +113,9 @@ fn every_tensor_of_a_layer_has_a_part_whatever_its_family_calls_it() {
     assert_eq!(Part::of("model.layers.12.feed_forward.w2.weight"), Some((12, Part::Down)));
     assert_eq!(Part::of("model.layers.0.self_attn.o_proj.bias"), Some((0, Part::O)));
     assert_eq!(Part::of("model.layers.0.conv.conv.weight"), Some((0, Part::Conv)));
-    for unknown in ["model.norm.weight", "lm_head.weight", "model.layers.x.mlp.up_proj.weight", "model.layers.0.mlp"] {
+    for unknown in
+        ["model.norm.weight", "lm_head.weight", "model.layers.x.mlp.up_proj.weight", "model.layers.0.mlp"]
+    {
         assert_eq!(Part::of(unknown), None, "{unknown}");
     }
     for family in Family::ALL {
@@ -139,13 +141,21 @@ fn frequencies_follow_their_definitions() {
 #[test]
 fn what_the_decoder_lacks_is_refused_by_key_and_value() {
     let unsupported = [
-        (json!({ "model_type": "gpt2" }), "model_type: \"gpt2\"", "\"llama\", \"qwen2\", \"qwen3\", \"bitnet\", \"lfm2\""),
+        (
+            json!({ "model_type": "gpt2" }),
+            "model_type: \"gpt2\"",
+            "\"llama\", \"qwen2\", \"qwen3\", \"bitnet\", \"lfm2\"",
+        ),
         (json!({ "hidden_act": "gelu" }), "hidden_act: \"gelu\"", "\"silu\""),
         (json!({ "model_type": "bitnet", "hidden_act": "silu" }), "hidden_act: \"silu\"", "\"relu2\""),
         (json!({ "model_type": "bitnet", "head_dim": 16 }), "head_dim: 8 heads of 16", "hidden_size = 64"),
         (lfm2(json!({ "conv_bias": true })), "conv_bias: true", "false"),
         (lfm2(json!({ "conv_L_cache": 1 })), "conv_L_cache: 1", "2 to 64"),
-        (lfm2(json!({ "layer_types": ["conv", "mamba"] })), "layer_types: [", "\"full_attention\" or \"conv\""),
+        (
+            lfm2(json!({ "layer_types": ["conv", "mamba"] })),
+            "layer_types: [",
+            "\"full_attention\" or \"conv\"",
+        ),
         (lfm2(json!({ "layer_types": ["conv"] })), "layer_types: names 1 layers", "num_hidden_layers is 5"),
         (lfm2(json!({ "layer_types": null })), "layer_types: missing", "one entry for each layer"),
         (
