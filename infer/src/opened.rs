@@ -245,6 +245,18 @@ struct TensorWeights<'a, M> {
 }
 
 impl<M> TensorWeights<'_, M> {
+    /// The shape of a vector in the file: MLX has the one channel of a convolution's kernel behind the taps.
+    fn shape_in_file(&self, param: &Param) -> Vec<usize> {
+        match *param.shape.as_slice() {
+            [channels, 1, taps] => {
+                let theirs = vec![channels, taps, 1];
+                let is_theirs = self.tensors.info(&param.name).is_ok_and(|info| info.shape == theirs);
+                if is_theirs { theirs } else { param.shape.clone() }
+            }
+            _ => param.shape.clone(),
+        }
+    }
+
     fn count(&mut self, bytes: usize, param: &Param) {
         self.bytes += bytes;
         self.elements += param.shape.iter().product::<usize>();
@@ -274,7 +286,7 @@ impl<M: RuntimeMatrix> Weights for TensorWeights<'_, M> {
     }
 
     fn vector(&mut self, param: &Param) -> Result<Vec<f32>> {
-        let values = self.tensors.f32(&param.name, &param.shape)?;
+        let values = self.tensors.f32(&param.name, &self.shape_in_file(param))?;
         self.count(self.tensors.bytes(&param.name)?.len(), param);
         Ok(values)
     }

@@ -53,18 +53,18 @@ pub(crate) fn write(config: &Config, arch: &str, context: usize, metadata: &mut 
             }
         },
     );
-    if let Some(ShortConvs { taps, .. }) = &config.short_convs {
-        set("shortconv.l_cache", size(*taps));
-        set("vocab_size", size(config.vocab_size));
-    }
     if let RopeScaling::Linear { factor } = config.rope_scaling {
         set("rope.scaling.type", Value::from("linear"));
         set("rope.scaling.factor", Value::F32(factor as f32));
     }
     set("rope.freq_base", Value::F32(config.rope_theta as f32));
     set("attention.layer_norm_rms_epsilon", Value::F32(config.rms_norm_eps));
-    // llama.cpp's converter leaves it out for qwen2, whose heads always share the width.
-    if config.family != Family::Qwen2 || config.q_size() != config.hidden_size {
+    if let Some(ShortConvs { taps, .. }) = &config.short_convs {
+        set("vocab_size", size(config.vocab_size));
+        set("shortconv.l_cache", size(*taps));
+    }
+    // llama.cpp's converter leaves it out for families whose heads always share the width.
+    if !matches!(config.family, Family::Qwen2 | Family::Lfm2) || config.q_size() != config.hidden_size {
         set("attention.key_length", size(config.head_dim));
         set("attention.value_length", size(config.head_dim));
     }
