@@ -7,10 +7,10 @@
 use candle_core::{Result, Tensor};
 
 use super::{NAME, kernels::RowKernels};
-use crate::ops::gpu::{Library, library, word};
+use crate::ops::gpu::{Typed, typed, word};
 use crate::ops::lanes;
 
-const LIBRARY: Library = library!("divergence", "../ops/gpu/common.metal", "divergence.metal");
+const LIBRARY: Typed = typed!("divergence", "../ops/gpu/common.metal", "divergence.metal");
 
 /// Buffers of `vocab` floats that a row needs besides its gradient.
 pub(super) const SCRATCH: usize = 3;

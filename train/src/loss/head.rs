@@ -9,17 +9,17 @@ use candle_core::{DType, Result, Tensor};
 
 use super::{NAME, Rows, Term, TopRows, buckets::evaluate_top, evaluate};
 use crate::ops::{
-    accumulate,
+    accumulate, cast,
     gpu::{Backward, attach},
-    linear, linear_gradients,
+    linear, linear_gradients, scale,
 };
 
-/// What logits are a product of.
+/// What logits are a product of, in the type of the input.
 #[derive(Debug, Clone)]
 pub struct Head {
     /// `[n, hidden]`.
     pub input: Tensor,
-    /// `[vocab, hidden]`.
+    /// `[vocab, hidden]`; rounded to the type of the input where it is of another.
     pub weight: Tensor,
 }
 
@@ -67,7 +67,7 @@ impl Answers<'_> {
         let text = self.text.get(start..start + len).unwrap_or_default();
         let teacher = match self.teacher {
             Reference::None => None,
-            Reference::Head(teacher) => Some(teacher.outside().logits(start, len)?),
+            Reference::Head(teacher) => Some(teacher.logits(start, len)?),
             Reference::Top(top) => {
                 return evaluate_top(
                     logits,
@@ -104,7 +104,7 @@ impl Head {
     /// # Errors
     /// The first that `f` gives; a device out of memory.
     pub fn for_logits(&self, f: &mut dyn FnMut(&Tensor) -> crate::Result<()>) -> crate::Result<()> {
-        let (rows, n, head) = (self.rows_at_once()?, self.input.dim(0)?, self.outside());
+        let (rows, n, head) = (self.rows_at_once()?, self.input.dim(0)?, self.outside()?);
         (0..n).step_by(rows).try_for_each(|start| f(&head.logits(start, rows.min(n - start))?))
     }
 
@@ -128,7 +128,13 @@ impl Head {
         if terms.iter().any(|(term, _)| *term == Term::CrossEntropy) && answers.text.len() != n {
             candle_core::bail!("{NAME}: text: want {n} ids, one a row, found {}", answers.text.len());
         }
-        let student = self.outside();
+        let student = self.outside()?;
+        let theirs = match answers.teacher {
+            Reference::Head(teacher) => Some(teacher.outside()?),
+            Reference::None | Reference::Top(_) => None,
+        };
+        let teacher = theirs.as_ref().map_or(answers.teacher, Reference::Head);
+        let answers = Answers { teacher, ..*answers };
         let sums = Tensor::zeros(terms.len(), DType::F32, self.input.device())?;
         let mut walk = Walk { sums, input: Vec::new(), weight: None };
         for start in (0..n).step_by(rows) {
@@ -144,17 +150,18 @@ impl Head {
         Ok(walk)
     }
 
-    /// The same values outside any graph.
-    fn outside(&self) -> Self {
-        Self { input: self.input.detach(), weight: self.weight.detach() }
+    /// The same outside any graph, in one type.
+    fn outside(&self) -> Result<Self> {
+        let weight = cast(&self.weight.detach(), self.input.dtype())?;
+        Ok(Self { input: self.input.detach(), weight })
     }
 
     fn logits(&self, start: usize, len: usize) -> Result<Tensor> {
         linear(&self.input.narrow(0, start, len)?, &self.weight)
     }
 
-    /// Rows of a chunk: as many as make 32 MiB of logits on the CPU, where a chunk should stay near, and 256 MiB on a GPU, which
-    /// has to be filled; but enough that reading the matrix once more for each chunk doesn't count. All but the last are equal.
+    /// Rows of a chunk: as many as make 32 MiB of logits on the CPU, where a chunk should stay near, and 256 MiB (in bf16 128) on a
+    /// GPU, which has to be filled; but enough that reading the matrix once more for each chunk doesn't count. All but the last are equal.
     fn rows_at_once(&self) -> Result<usize> {
         let (elements, least) = if self.input.device().is_cpu() { (1 << 23, 128) } else { (1 << 26, 1024) };
         let (n, vocab) = (self.input.dim(0)?.max(1), self.weight.dim(0)?.max(1));
@@ -168,7 +175,7 @@ struct Walk {
     sums: Tensor,
     /// Gradients of the input, chunk by chunk.
     input: Vec<Tensor>,
-    /// Gradient of the matrix.
+    /// Gradient of the matrix, f32 whatever its products are.
     weight: Option<Tensor>,
 }
 
@@ -178,7 +185,7 @@ impl Walk {
         match &self.weight {
             Some(sum) => accumulate(sum, &weight),
             None => {
-                self.weight = Some(weight);
+                self.weight = Some(weight.to_dtype(DType::F32)?);
                 Ok(())
             }
         }
@@ -196,7 +203,7 @@ impl Backward for Gradients {
     const READS_INPUTS: bool = false;
 
     fn backward(&self, _: &[&Tensor], _: &Tensor, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
-        Ok(vec![Some(self.input.broadcast_mul(grad)?), Some(self.weight.broadcast_mul(grad)?)])
+        Ok(vec![Some(scale(&self.input, grad)?), Some(scale(&self.weight, grad)?)])
     }
 }
 

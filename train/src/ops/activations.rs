@@ -5,11 +5,11 @@
 
 use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor};
 
-use super::gpu::{Backward, Bind, Grid, Library, Path, Work, attach, library, path, word};
+use super::gpu::{Backward, Bind, Grid, Path, Typed, Work, attach, path, typed, word};
 use super::{blend, floats, floats_out, tape};
 
 const NAME: &str = "quantize_activations";
-const LIBRARY: Library = library!("activations", "gpu/common.metal", "activations.metal");
+const LIBRARY: Typed = typed!("activations", "gpu/common.metal", "activations.metal");
 
 /// Rounds each row of `x` `[.., cols]` to 8 bits: x̂ = a·clamp(round_ties_even(x/a), −128, 127) with a = max|x|/127.
 ///
@@ -31,10 +31,10 @@ fn on_gpu(x: &Tensor, lambda: f32) -> Result<Tensor> {
     let x = x.contiguous()?;
     let width = x.dim(D::Minus1)?;
     let mut work = Work::default();
-    let value = work.output(x.shape());
+    let value = work.output_like(&x);
     let grid = Grid::Rows { rows: x.elem_count() / width, width };
     work.add(
-        LIBRARY,
+        LIBRARY.of(x.dtype())?,
         "int8_tokens",
         grid,
         [Bind::Input(0), Bind::Output(value)],

@@ -1,10 +1,10 @@
-//! What a tensor is made of others with by candle's operations as they are: sums and other shapes.
+//! What a tensor is made of others with by candle's operations as they are: sums, other shapes and other types.
 //!
 //! Knows no model. Values are candle's, gradients go through the tape like those of every other operation.
 
-use candle_core::{Result, Shape, Tensor};
+use candle_core::{DType, Result, Shape, Tensor};
 
-use super::gpu::{Backward, attach};
+use super::gpu::{Backward, Bind, Grid, SUM, Work, attach, word};
 
 /// a + b, of one shape.
 ///
@@ -25,13 +25,14 @@ impl Backward for Sum {
     }
 }
 
-/// `x` `[n, width]` with `bias` `[width]` added to each row.
+/// `x` `[n, width]` with `bias` `[width]`, in f32 or rounded to the type of `x`, added to each row.
 ///
 /// # Errors
 /// Shapes other than these.
 pub fn add_bias(x: &Tensor, bias: &Tensor) -> Result<Tensor> {
     x.dims2()?;
-    attach(x.detach().broadcast_add(&bias.detach())?, &[x, bias], Biased)
+    let rounded = bias.detach().to_dtype(x.dtype())?;
+    attach(x.detach().broadcast_add(&rounded)?, &[x, bias], Biased)
 }
 
 struct Biased;
@@ -41,7 +42,42 @@ impl Backward for Biased {
     const READS_INPUTS: bool = false;
 
     fn backward(&self, _: &[&Tensor], _: &Tensor, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
-        Ok(vec![Some(grad.clone()), Some(grad.sum(0)?)])
+        let of_bias = if grad.dtype() == DType::F32 { grad.sum(0)? } else { sum_rows(grad)? };
+        Ok(vec![Some(grad.clone()), Some(of_bias)])
+    }
+}
+
+/// The sum of the rows of `x` `[n, width]` in f32, on a GPU.
+fn sum_rows(x: &Tensor) -> Result<Tensor> {
+    let (rows, width) = x.dims2()?;
+    let mut work = Work::default();
+    let binds = [Bind::Input(0), Bind::Output(work.output(width))];
+    let shape = [word(rows)?, word(width)?, 1f32.to_bits()];
+    work.add(SUM.of(x.dtype())?, "sum_rows", Grid::Columns(width), binds, &shape)?;
+    let [sums] = work.run("add_bias", &[x])?;
+    Ok(sums)
+}
+
+/// `x` rounded to a `dtype`; `x` itself where it is one. Its gradient is in the type of `x`.
+///
+/// # Errors
+/// The device is out of memory.
+pub fn cast(x: &Tensor, dtype: DType) -> Result<Tensor> {
+    if x.dtype() == dtype {
+        return Ok(x.clone());
+    }
+    attach(x.detach().to_dtype(dtype)?, &[x], Cast(x.dtype()))
+}
+
+/// The type before.
+struct Cast(DType);
+
+impl Backward for Cast {
+    const NAME: &'static str = "cast";
+    const READS_INPUTS: bool = false;
+
+    fn backward(&self, _: &[&Tensor], _: &Tensor, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        Ok(vec![Some(grad.to_dtype(self.0)?)])
     }
 }
 

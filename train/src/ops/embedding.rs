@@ -6,11 +6,11 @@
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::gpu::{Backward, Bind, Grid, Library, Path, Work, attach, library, path, word};
+use super::gpu::{Backward, Bind, Grid, Path, Typed, Work, attach, path, typed, word};
 use super::{Floats, floats, floats_out, lanes, rows_per_chunk, tape};
 
 const NAME: &str = "embedding";
-const LIBRARY: Library = library!("embedding", "gpu/common.metal", "embedding.metal");
+const LIBRARY: Typed = typed!("embedding", "gpu/common.metal", "embedding.metal");
 
 /// The rows of `table` `[vocab, d]` that `ids` name, as `[ids, d]`.
 ///
@@ -27,7 +27,7 @@ pub fn embedding(table: &Tensor, ids: &[u32]) -> Result<Tensor> {
     }
 }
 
-/// candle's lookup with a gradient of our own: candle's adds one position after the other.
+/// candle's lookup with a gradient of our own, f32 for every type: candle's adds one position after the other.
 fn on_gpu(table: &Tensor, ids: &[u32]) -> Result<Tensor> {
     let rows = table.detach().index_select(&Tensor::new(ids, table.device())?, 0)?;
     attach(rows, &[table], GpuEmbedding { occurrences: Occurrences::of(ids, table.dim(0)?) })
@@ -48,7 +48,8 @@ impl Backward for GpuEmbedding {
         let sums = work.output((vocab, d));
         let binds = [Bind::Input(0), Bind::Input(1), Bind::Input(2), Bind::Output(sums)];
         let grid = Grid::Plane { rows: vocab, width: d };
-        work.add(LIBRARY, "embedding_backward", grid, binds, &[word(vocab)?, word(d)?])?;
+        let library = LIBRARY.of(grad.dtype())?;
+        work.add(library, "embedding_backward", grid, binds, &[word(vocab)?, word(d)?])?;
         let [sums] = work.run(NAME, &[grad, &ends, &positions])?;
         Ok(vec![Some(sums)])
     }

@@ -1,8 +1,9 @@
 //! The differentiable operations of the trainer, one file each.
 //!
-//! Every operation takes and gives f32 tensors, contiguous or not. On the CPU it is one fused pass with a
+//! Every operation takes and gives f32 tensors, contiguous or not; on a GPU activations and their gradients may be bf16 instead, while
+//! weights of norms, angles, scales, sums and the gradients of all of these stay f32. On the CPU it is one fused pass with a
 //! hand-written backward, on Metal and CUDA kernels of our own (the `.metal` files, run by `gpu/`). All are held to the same f64
-//! reference. Knows no model, no optimizer and no loop.
+//! reference; in bf16 they give what they give in f32, rounded once. Knows no model, no optimizer and no loop.
 //!
 //! Invariants: results do not depend on the number of threads (work is cut by shape, partial sums are joined in
 //! order), and an operation never silently cuts the graph: where an input gets no gradient, its documentation says so.
@@ -24,13 +25,14 @@ pub(crate) mod lanes;
 mod linear;
 mod norm;
 mod rope;
+mod scale;
 mod softmax;
 mod swiglu;
 pub mod tape;
 mod tile;
 
 pub use activations::quantize_activations;
-pub use arithmetic::{add, add_bias, reshape};
+pub use arithmetic::{add, add_bias, cast, reshape};
 pub use attention::causal_attention;
 pub use embedding::embedding;
 pub use fake_quant::{FakeQuant, Gradient, Noise, fake_quant, fake_quant_learned};
@@ -43,6 +45,7 @@ pub use swiglu::swiglu;
 
 pub(crate) use accumulate::accumulate;
 pub(crate) use linear::gradients as linear_gradients;
+pub(crate) use scale::scale;
 
 pub(crate) use cpu::{Floats, blend, floats, floats_out, for_each_chunk, in_place, rows_per_chunk};
 
@@ -85,6 +88,7 @@ mod tests {
             rule: qat_quant::ScaleRule::Absmax,
             lambda: 0.5,
             noise: None,
+            dtype: candle_core::DType::F32,
         };
         type Op<'a> = Box<dyn Fn(&[Var]) -> Result<Tensor> + Sync + 'a>;
         let heads: [usize; 4] = [2, 300, 2, 32];

@@ -7,11 +7,11 @@ use candle_core::{CpuStorage, CustomOp2, D, Layout, Result, Shape, Tensor};
 use qat_quant::vectorized;
 use rayon::prelude::*;
 
-use super::gpu::{Backward, Bind, Grid, Library, Path, SUM, Work, attach, library, path, word};
+use super::gpu::{Backward, Bind, Grid, Path, SUM, Typed, Work, attach, path, typed, word};
 use super::{Floats, floats, floats_out, for_each_chunk, lanes, rows_per_chunk, tape};
 
 const NAME: &str = "rms_norm";
-const LIBRARY: Library = library!("norm", "gpu/common.metal", "norm.metal");
+const LIBRARY: Typed = typed!("norm", "gpu/common.metal", "norm.metal");
 
 /// Normalizes each row of `x` `[.., d]` to root mean square 1 and multiplies by `weight` `[d]`.
 ///
@@ -36,10 +36,10 @@ fn on_gpu(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
     let (x, weight) = (x.contiguous()?, weight.contiguous()?);
     let (d, rows) = (weight.elem_count(), x.elem_count() / weight.elem_count());
     let mut work = Work::default();
-    let y = work.output(x.shape());
+    let y = work.output_like(&x);
     let binds = [Bind::Input(0), Bind::Input(1), Bind::Output(y)];
     let shape = [word(rows)?, word(d)?, 1, eps.to_bits()];
-    work.add(LIBRARY, "rms_norm", Grid::Rows { rows, width: d }, binds, &shape)?;
+    work.add(LIBRARY.of(x.dtype())?, "rms_norm", Grid::Rows { rows, width: d }, binds, &shape)?;
     let [y] = work.run(NAME, &[&x, &weight])?;
     attach(y, &[&x, &weight], GpuRmsNorm { eps })
 }
@@ -60,14 +60,15 @@ impl Backward for GpuRmsNorm {
         let rows_each = rows.div_ceil(PARTIALS).max(1);
         let groups = rows.div_ceil(rows_each);
         let mut work = Work::default();
-        let (dx, partials) = (work.output(x.shape()), work.output((groups, d)));
+        let (dx, partials) = (work.output_like(x), work.output((groups, d)));
         let dw = work.output(d);
         let binds =
             [Bind::Input(0), Bind::Input(1), Bind::Input(2), Bind::Output(dx), Bind::Output(partials)];
         let shape = [word(rows)?, word(d)?, word(rows_each)?, self.eps.to_bits()];
-        work.add(LIBRARY, "rms_norm_backward", Grid::Rows { rows: groups, width: d }, binds, &shape)?;
+        let grid = Grid::Rows { rows: groups, width: d };
+        work.add(LIBRARY.of(x.dtype())?, "rms_norm_backward", grid, binds, &shape)?;
         let binds = [Bind::Made(partials), Bind::Output(dw)];
-        work.add(SUM, "sum_rows", Grid::Columns(d), binds, &[word(groups)?, word(d)?, 1f32.to_bits()])?;
+        work.add(SUM.f32, "sum_rows", Grid::Columns(d), binds, &[word(groups)?, word(d)?, 1f32.to_bits()])?;
         let [dx, _, dw] = work.run(NAME, &[x, weight, g])?;
         Ok(vec![Some(dx), Some(dw)])
     }

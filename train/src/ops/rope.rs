@@ -6,11 +6,11 @@
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
-use super::gpu::{Backward, Bind, Grid, Library, Path, Work, attach, library, path, word};
+use super::gpu::{Backward, Bind, Grid, Path, Typed, Work, attach, path, typed, word};
 use super::{Floats, floats, floats_out, for_each_chunk, tape};
 
 const NAME: &str = "rope";
-const LIBRARY: Library = library!("rope", "gpu/common.metal", "rope.metal");
+const LIBRARY: Typed = typed!("rope", "gpu/common.metal", "rope.metal");
 
 /// Rotates `x` `[b, t, heads, head_dim]` by the angles whose cosines and sines are `cos`, `sin` `[t, head_dim/2]`.
 /// `cos` and `sin` get no gradient.
@@ -46,10 +46,10 @@ fn rotate_on_gpu(x: &Tensor, cos: &Tensor, sin: &Tensor, direction: f32) -> Resu
     let (_, t, heads, head_dim) = x.dims4()?;
     let pairs = x.elem_count() / 2;
     let mut work = Work::default();
-    let y = work.output(x.shape());
+    let y = work.output_like(x);
     let binds = [Bind::Input(0), Bind::Input(1), Bind::Input(2), Bind::Output(y)];
     let shape = [word(pairs)?, word(t)?, word(heads)?, word(head_dim / 2)?, direction.to_bits()];
-    work.add(LIBRARY, "rope", Grid::Each(pairs), binds, &shape)?;
+    work.add(LIBRARY.of(x.dtype())?, "rope", Grid::Each(pairs), binds, &shape)?;
     let [y] = work.run(NAME, &[x, cos, sin])?;
     Ok(y)
 }

@@ -5,11 +5,11 @@
 
 use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor};
 
-use super::gpu::{Backward, Bind, Grid, Library, Path, Work, attach, library, path, word};
+use super::gpu::{Backward, Bind, Grid, Path, Typed, Work, attach, path, typed, word};
 use super::{Floats, floats, floats_out, for_each_chunk, lanes, tape};
 
 const NAME: &str = "causal_softmax";
-const LIBRARY: Library = library!("softmax", "gpu/common.metal", "softmax.metal");
+const LIBRARY: Typed = typed!("softmax", "gpu/common.metal", "softmax.metal");
 
 /// softmax(`scale`·`scores`) over the last dimension of `scores` `[.., q_rows, t]`, where row r is the query at
 /// position r mod `t` (several heads that share their keys may be stacked in `q_rows`) and sees positions up to its
@@ -40,7 +40,8 @@ pub(super) fn soften(scores: &Tensor, scale: f32, t: usize) -> Result<()> {
     let mut work = Work::default();
     let rows = scores.elem_count() / t;
     let shape = [word(rows)?, word(t)?, scale.to_bits()];
-    work.add(LIBRARY, "causal_softmax", Grid::Simdgroups(rows), [Bind::InOut(0)], &shape)?;
+    let library = LIBRARY.of(scores.dtype())?;
+    work.add(library, "causal_softmax", Grid::Simdgroups(rows), [Bind::InOut(0)], &shape)?;
     let [] = work.run(NAME, &[scores])?;
     Ok(())
 }
@@ -51,7 +52,8 @@ pub(super) fn soften_backward(weights: &Tensor, grad: &Tensor, scale: f32, t: us
     let rows = weights.elem_count() / t;
     let shape = [word(rows)?, word(t)?, scale.to_bits()];
     let binds = [Bind::Input(0), Bind::InOut(1)];
-    work.add(LIBRARY, "causal_softmax_backward", Grid::Simdgroups(rows), binds, &shape)?;
+    let library = LIBRARY.of(weights.dtype())?;
+    work.add(library, "causal_softmax_backward", Grid::Simdgroups(rows), binds, &shape)?;
     let [] = work.run(NAME, &[weights, grad])?;
     Ok(())
 }

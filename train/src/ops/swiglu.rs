@@ -4,11 +4,11 @@
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 
-use super::gpu::{Backward, Bind, Grid, Library, Path, Work, attach, library, path, word};
+use super::gpu::{Backward, Bind, Grid, Path, Typed, Work, attach, path, typed, word};
 use super::{Floats, floats, floats_out, for_each_chunk, lanes, tape};
 
 const NAME: &str = "swiglu";
-const LIBRARY: Library = library!("swiglu", "gpu/common.metal", "swiglu.metal");
+const LIBRARY: Typed = typed!("swiglu", "gpu/common.metal", "swiglu.metal");
 
 /// silu(`gate`)·`up`, elementwise over two tensors of one shape.
 ///
@@ -28,9 +28,9 @@ fn on_gpu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     let (gate, up) = (gate.contiguous()?, up.contiguous()?);
     let n = gate.elem_count();
     let mut work = Work::default();
-    let y = work.output(gate.shape());
+    let y = work.output_like(&gate);
     let binds = [Bind::Input(0), Bind::Input(1), Bind::Output(y)];
-    work.add(LIBRARY, "swiglu", Grid::Each(n), binds, &[word(n)?])?;
+    work.add(LIBRARY.of(gate.dtype())?, "swiglu", Grid::Each(n), binds, &[word(n)?])?;
     let [y] = work.run(NAME, &[&gate, &up])?;
     attach(y, &[&gate, &up], GpuSwiGlu)
 }
@@ -44,10 +44,10 @@ impl Backward for GpuSwiGlu {
         let (gate, up) = (inputs[0], inputs[1]);
         let n = gate.elem_count();
         let mut work = Work::default();
-        let (d_gate, d_up) = (work.output(gate.shape()), work.output(gate.shape()));
+        let (d_gate, d_up) = (work.output_like(gate), work.output_like(gate));
         let binds =
             [Bind::Input(0), Bind::Input(1), Bind::Input(2), Bind::Output(d_gate), Bind::Output(d_up)];
-        work.add(LIBRARY, "swiglu_backward", Grid::Each(n), binds, &[word(n)?])?;
+        work.add(LIBRARY.of(gate.dtype())?, "swiglu_backward", Grid::Each(n), binds, &[word(n)?])?;
         let [d_gate, d_up] = work.run(NAME, &[gate, up, g])?;
         Ok(vec![Some(d_gate), Some(d_up)])
     }

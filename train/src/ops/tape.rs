@@ -14,7 +14,7 @@ use std::{
     rc::Rc,
 };
 
-use candle_core::{CustomOp1, CustomOp2, CustomOp3, Result, Tensor, TensorId};
+use candle_core::{CustomOp1, CustomOp2, CustomOp3, DType, Result, Tensor, TensorId};
 
 use super::gpu::{Backward, on_candle};
 
@@ -77,7 +77,9 @@ impl Gradients {
 
     fn add(&mut self, to: TensorId, gradient: Tensor) -> Result<()> {
         let sum = match self.0.remove(&to) {
-            Some(sum) => (sum + gradient)?,
+            Some(sum) if sum.dtype() == gradient.dtype() => (sum + gradient)?,
+            // What was made in several ways: the wider type holds both.
+            Some(sum) => (sum.to_dtype(DType::F32)? + gradient.to_dtype(DType::F32)?)?,
             None => gradient,
         };
         self.0.insert(to, sum);

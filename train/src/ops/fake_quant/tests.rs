@@ -2,14 +2,14 @@
 
 use super::*;
 use crate::ops::check::{assert_close, bits, flat, uniform};
-use candle_core::Var;
+use candle_core::{DType, Var};
 
 const ROWS: usize = 3;
 const COLS: usize = 256;
 const RULES: [ScaleRule; 2] = [ScaleRule::Absmax, ScaleRule::Mse];
 
 fn spec(format: Format, gradient: Gradient, lambda: f32) -> FakeQuant {
-    FakeQuant { format, gradient, rule: ScaleRule::Absmax, lambda, noise: None }
+    FakeQuant { format, gradient, rule: ScaleRule::Absmax, lambda, noise: None, dtype: DType::F32 }
 }
 
 /// A matrix, and scales and biases for it that leave some weights outside the grid and are not yet rounded.

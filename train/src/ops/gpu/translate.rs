@@ -56,6 +56,36 @@ pub(super) fn translate(source: &str) -> Result<String> {
     Ok(format!("{PRELUDE}\n{body}\n{entries}"))
 }
 
+/// How the kernel that the host asks for as `host_name` declares its buffers, in their order, its `Shape` last.
+///
+/// # Errors
+/// As [`translate`]; a library without that kernel.
+#[cfg(test)]
+pub(super) fn buffers(source: &str, host_name: &str) -> Result<Vec<String>> {
+    let (mut kernels, mut name, mut rest) = (Vec::new(), host_name, source);
+    while let Some((_, found, after)) = next_mark(rest) {
+        rest = match found {
+            Mark::Kernel => {
+                let (kernel, after) = Kernel::parse(after)?;
+                kernels.push(kernel);
+                after
+            }
+            Mark::Instance => {
+                let (found, function, after) = parse_instance(after)?;
+                if found == host_name {
+                    name = function.split('<').next().unwrap_or(function);
+                }
+                after
+            }
+        };
+    }
+    let Some(kernel) = kernels.iter().find(|kernel| kernel.name == name) else {
+        bail!("kernel {host_name:?}: is not in its library");
+    };
+    let buffers = kernel.parameters.iter().filter(|p| p.attribute.starts_with("buffer("));
+    Ok(buffers.map(|p| p.kind.to_owned()).collect())
+}
+
 enum Mark {
     /// Behind it stands the name of a kernel.
     Kernel,

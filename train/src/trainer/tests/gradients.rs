@@ -17,6 +17,7 @@ use crate::{
         Gradient,
         gpu::host::{self, Care},
     },
+    precision::Precision,
     recipe::{FeaturePlan, LossPlan, Quantization, Rounding, Rules},
     student::{Moment, Student},
     trainer::{inside::Inside, objective::Objective, teacher::Teacher},
@@ -33,6 +34,7 @@ struct Bench {
     batch: Batch,
     inside: bool,
     recompute: bool,
+    precision: Precision,
 }
 
 impl Bench {
@@ -55,6 +57,7 @@ impl Bench {
             plan: LossPlan { cross_entropy: 1.0, divergences, temperature: 2.0, features: None },
             inside: false,
             recompute: false,
+            precision: Precision::F32,
             teacher,
             rope: RopeTable::new(&rope, CTX, device).expect("rope"),
             batch: Batch {
@@ -78,9 +81,10 @@ impl Bench {
             ctx: CTX,
             inside: self.inside.then_some(&inside),
             recompute: self.recompute,
+            precision: self.precision,
         };
-        let mut gradients = Vec::new();
-        let sums = objective.accumulate(student, &self.batch, Some(Moment::full()), 1, &mut gradients)?;
+        let (mut gradients, moment) = (Vec::new(), Moment { precision: self.precision, ..Moment::full() });
+        let sums = objective.accumulate(student, &self.batch, Some(moment), 1, &mut gradients)?;
         Ok((sums.loss, gradients))
     }
 }

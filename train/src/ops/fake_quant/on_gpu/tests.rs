@@ -1,6 +1,6 @@
 //! The kernels against `qat_quant`, on the emulator: scales and values to the bit, gradients too but for the order of sums.
 
-use candle_core::{Device, Result, Tensor, Var};
+use candle_core::{DType, Device, Result, Tensor, Var};
 use qat_quant::{Affine, Format, ScaleRule, ScaleType, Scales};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -12,7 +12,7 @@ use crate::ops::{Noise, fake_quant, fake_quant_learned, gpu::host};
 const COLS: usize = 256;
 
 fn spec(format: Format, gradient: Gradient, lambda: f32) -> FakeQuant {
-    FakeQuant { format, gradient, rule: ScaleRule::Absmax, lambda, noise: None }
+    FakeQuant { format, gradient, rule: ScaleRule::Absmax, lambda, noise: None, dtype: DType::F32 }
 }
 
 /// A matrix whose rows are: random, of magnitudes from 1e-9 to 1e9, one value throughout, zeros, all negative, with two
