@@ -325,4 +325,25 @@ mod tests {
         }
         Ok(())
     }
+
+    #[test]
+    fn in_bf16_the_kernels_give_the_sums_of_f32_and_round_the_gradient_once() -> Result<()> {
+        if !host::available() {
+            return Ok(());
+        }
+        let student = uniform(5, 4.0, &[3, 300])?.to_dtype(DType::BF16)?;
+        let ids = Tensor::new(&[[0u32, 3], [2, 4], [1, 299]], &Device::Cpu)?;
+        let top = TopRows { ids, ..top()? };
+        let terms = [(Term::Divergence(Divergence::ForwardKl), 1.0)];
+        let found = |dtype| {
+            let logits = student.to_dtype(dtype)?;
+            host::emulating(Care::EveryMode, || evaluate_top(&logits, &terms, (&[], &top, TAU), true))
+        };
+        let ((sums, narrow), (want, wide)) = (found(DType::BF16)?, found(DType::F32)?);
+        assert_eq!(flat(&sums)?, flat(&want)?);
+        let (narrow, wide) = (narrow.unwrap(), wide.unwrap());
+        assert_eq!(narrow.dtype(), DType::BF16);
+        assert_eq!(flat(&narrow)?, flat(&wide.to_dtype(DType::BF16)?)?);
+        Ok(())
+    }
 }

@@ -56,6 +56,8 @@ impl InplaceOp2 for Accumulate {
 
 #[cfg(test)]
 mod tests {
+    use candle_core::DType;
+
     use super::*;
     use crate::ops::check::{bits, uniform};
     use crate::ops::gpu::host::{self, Care};
@@ -75,6 +77,18 @@ mod tests {
         }
         let message = accumulate(&a, &uniform(3, 1.0, &[301, 70])?).unwrap_err().to_string();
         assert!(message.contains("one shape, found [70, 301] and [301, 70]"), "{message}");
+        Ok(())
+    }
+
+    #[test]
+    fn what_is_narrower_than_the_sum_is_added_as_it_is() -> Result<()> {
+        if !host::available() {
+            return Ok(());
+        }
+        let (a, x) = (uniform(1, 1.0, &[7, 301])?, uniform(2, 1.0, &[7, 301])?.to_dtype(DType::BF16)?);
+        let want = bits(&(&a + x.to_dtype(DType::F32)?)?)?;
+        host::emulating(Care::EveryMode, || accumulate(&a, &x))?;
+        assert!(bits(&a)? == want);
         Ok(())
     }
 }

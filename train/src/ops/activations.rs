@@ -99,7 +99,7 @@ impl Backward for StraightThrough {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::check::{bits, uniform};
+    use crate::ops::check::{assert_rounds_once, bits, uniform};
     use crate::ops::gpu::host;
     use candle_core::{Device, Var};
 
@@ -158,6 +158,17 @@ mod tests {
             let grads = quantized.mul(&g)?.sum_all()?.backward()?;
             let Some(dx) = grads.get(&x) else { panic!("no gradient") };
             assert_eq!(bits(dx)?, bits(&g)?);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn in_bf16_the_kernel_rounds_once() -> Result<()> {
+        if !host::available() {
+            return Ok(());
+        }
+        for lambda in [1.0, 0.3] {
+            assert_rounds_once(|t| quantize_activations(&t[0], lambda), &[rows()?], &[])?;
         }
         Ok(())
     }

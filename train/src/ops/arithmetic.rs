@@ -104,7 +104,10 @@ impl Backward for Reshaped {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::check::{assert_matches, uniform};
+    use crate::ops::check::{
+        assert_close, assert_matches, assert_rounds_once, bits, flat, uniform, value_and_gradients,
+    };
+    use crate::ops::gpu::host;
 
     #[test]
     fn values_and_gradients_agree_with_finite_differences() -> Result<()> {
@@ -114,5 +117,41 @@ mod tests {
         // Sums of three.
         assert_matches(|x| add_bias(&x[0], &x[1]), |x| x[0].broadcast_add(&x[1]), &inputs, 1e-6)?;
         assert_matches(|x| reshape(&x[0], (2, 6)), |x| x[0].reshape((2, 6)), &inputs[..1], 1e-6)
+    }
+
+    #[test]
+    fn in_bf16_sums_are_rounded_once_and_the_gradient_of_a_bias_is_summed_in_f32() -> Result<()> {
+        if !host::available() {
+            return Ok(());
+        }
+        let (a, b) = (uniform(1, 1.0, &[300, 40])?, uniform(2, 1.0, &[300, 40])?);
+        assert_rounds_once(|t| add(&t[0], &t[1]), &[a.clone(), b], &[])?;
+        assert_rounds_once(|t| cast(&t[0], DType::F32), std::slice::from_ref(&a), &[])?;
+        // A bias that bf16 holds: it is rounded before it is added.
+        let bias = uniform(3, 1.0, &[40])?.to_dtype(DType::BF16)?.to_dtype(DType::F32)?;
+        let narrow = [a.to_dtype(DType::BF16)?, bias.clone()];
+        let wide = [narrow[0].to_dtype(DType::F32)?, bias];
+        let biased = |x: &[Tensor]| value_and_gradients(|t| add_bias(&t[0], &t[1]), x);
+        let [found, want] = [biased(&narrow)?, biased(&wide)?];
+        let rounded = |t: &Tensor| t.to_dtype(DType::BF16)?.to_dtype(DType::F32);
+        for at in [0, 1] {
+            let (found, want) = (found[at].as_ref().unwrap(), want[at].as_ref().unwrap());
+            assert_eq!(bits(&found.to_dtype(DType::F32)?)?, bits(&rounded(want)?)?);
+        }
+        // 300 terms in another order: typically 17 roundings of 6e-8, at most 300.
+        let (found, want) = (found[2].as_ref().unwrap(), want[2].as_ref().unwrap());
+        assert_eq!(found.dtype(), DType::F32);
+        assert_close("bias", found, &flat(want)?, 2e-5)
+    }
+
+    #[test]
+    fn a_weight_that_is_cast_gets_its_gradient_in_its_own_type() -> Result<()> {
+        if host::available() {
+            let w = uniform(4, 1.0, &[5, 3])?;
+            let found = value_and_gradients(|t| cast(&t[0], DType::BF16), &[w])?;
+            let types: Vec<DType> = found.iter().flatten().map(Tensor::dtype).collect();
+            assert_eq!(types, [DType::BF16, DType::F32]);
+        }
+        Ok(())
     }
 }

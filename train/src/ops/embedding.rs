@@ -128,8 +128,10 @@ impl Occurrences {
 
 #[cfg(test)]
 mod tests {
+    use candle_core::DType;
+
     use super::*;
-    use crate::ops::check::{assert_matches, bits, uniform};
+    use crate::ops::check::{assert_matches, assert_rounds_once, bits, uniform, value_and_gradients};
     use crate::ops::gpu::host;
 
     #[test]
@@ -171,6 +173,20 @@ mod tests {
     fn an_id_outside_the_table_is_refused_by_position() -> Result<()> {
         let message = embedding(&uniform(11, 1.0, &[6, 5])?, &[1, 6]).unwrap_err().to_string();
         assert!(message.contains("ids[1]: want an id below 6, found 6"), "{message}");
+        Ok(())
+    }
+
+    #[test]
+    fn in_bf16_rows_are_the_tables_and_its_gradient_is_summed_in_f32() -> Result<()> {
+        if !host::available() {
+            return Ok(());
+        }
+        let ids: Vec<u32> = (0..200).map(|i| i * i % 37).collect();
+        let table = uniform(11, 1.0, &[38, 5])?;
+        assert_rounds_once(|t| embedding(&t[0], &ids), std::slice::from_ref(&table), &[])?;
+        let table = table.to_dtype(DType::BF16)?;
+        let gradient = value_and_gradients(|t| embedding(&t[0], &ids), &[table])?.remove(1);
+        assert_eq!(gradient.expect("a gradient").dtype(), DType::F32);
         Ok(())
     }
 }

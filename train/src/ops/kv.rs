@@ -67,7 +67,7 @@ mod tests {
 
     use super::*;
     use crate::ops::{
-        check::{bits, uniform},
+        check::{assert_rounds_once, bits, uniform},
         gpu::host,
     };
 
@@ -106,6 +106,17 @@ mod tests {
         for kv in [KvType::Int8, KvType::Int4] {
             let grads = quantize_kv(&x, kv, 0.5)?.mul(&g)?.sum_all()?.backward()?;
             assert_eq!(grads.get(&x).map(bits).transpose()?, Some(bits(&g)?));
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn in_bf16_the_kernel_rounds_once() -> Result<()> {
+        if !host::available() {
+            return Ok(());
+        }
+        for kv in KvType::ALL {
+            assert_rounds_once(|t| quantize_kv(&t[0], kv, 0.7), &[heads(48)?], &[])?;
         }
         Ok(())
     }

@@ -177,7 +177,7 @@ impl CustomOp2 for RmsNorm {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::check::{assert_matches, uniform};
+    use crate::ops::check::{assert_matches, assert_rounds_once, uniform};
     use crate::ops::gpu::host;
 
     /// A row's sums have d ≤ 70 terms in 16 lanes, about 8 sequential roundings of 6e-8 each, and five more in the
@@ -226,6 +226,18 @@ mod tests {
         let message =
             rms_norm(&uniform(1, 1.0, &[2, 8])?, &uniform(2, 1.0, &[4])?, 1e-5).unwrap_err().to_string();
         assert!(message.contains("x [2, 8]: want a weight of the last dimension, found [4]"), "{message}");
+        Ok(())
+    }
+
+    #[test]
+    fn in_bf16_the_kernels_round_once_and_the_weights_gradient_not_at_all() -> Result<()> {
+        if !host::available() {
+            return Ok(());
+        }
+        for (rows, d) in [(7, 70), (2, 300), (1500, 2)] {
+            let inputs = [uniform(1, 2.0, &[rows, d])?, uniform(2, 1.5, &[d])?];
+            assert_rounds_once(|t| rms_norm(&t[0], &t[1], 1e-3), &inputs, &[1])?;
+        }
         Ok(())
     }
 }

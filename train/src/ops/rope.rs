@@ -141,7 +141,7 @@ impl Rope {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::check::{assert_close, assert_matches, flat, uniform};
+    use crate::ops::check::{assert_close, assert_matches, assert_rounds_once, flat, uniform};
     use crate::ops::gpu::host;
     use candle_core::DType;
 
@@ -194,5 +194,14 @@ mod tests {
         let message = rope(&uniform(4, 2.0, &[2, 5, 3, 8])?, &cos, &sin).unwrap_err().to_string();
         assert!(message.contains("want cos and sin [5, 4]"), "{message}");
         Ok(())
+    }
+
+    #[test]
+    fn in_bf16_the_kernel_rounds_once() -> Result<()> {
+        if !host::available() {
+            return Ok(());
+        }
+        let (cos, sin) = angles(5, 4)?;
+        assert_rounds_once(|t| rope(&t[0], &cos, &sin), &[uniform(4, 2.0, &[2, 5, 3, 8])?], &[])
     }
 }

@@ -166,6 +166,7 @@ mod tests {
     use super::*;
     use crate::ops::check::{assert_matches, bits, uniform};
     use crate::ops::gpu::host;
+    use candle_core::DType;
 
     /// exp is good to 2.4e-7, its argument of magnitude ≤ 10 is rounded to 6e-7, the sum adds 8 roundings.
     const TOLERANCE: f64 = 2e-6;
@@ -240,5 +241,29 @@ mod tests {
             assert!(weights[1].iter().all(|v| v.is_nan()), "{weights:?}");
         }
         Ok(())
+    }
+
+    #[test]
+    fn in_bf16_the_value_is_rounded_once_and_its_gradient_is_that_of_what_was_rounded() -> Result<()> {
+        if !host::available() {
+            return Ok(());
+        }
+        for t in [7, 33] {
+            let scores = uniform(5, 5.0, &[2 * t, t])?.to_dtype(DType::BF16)?;
+            let [weights, wide] = [scores.copy()?, scores.to_dtype(DType::F32)?];
+            soften(&weights, 0.35, t)?;
+            soften(&wide, 0.35, t)?;
+            assert_eq!(bits(&weights.to_dtype(DType::F32)?)?, bits(&rounded(&wide)?)?);
+            let gradient = uniform(6, 1.0, &[2 * t, t])?.to_dtype(DType::BF16)?;
+            let [found, want] = [gradient.copy()?, gradient.to_dtype(DType::F32)?];
+            soften_backward(&weights, &found, 0.35, t)?;
+            soften_backward(&weights.to_dtype(DType::F32)?, &want, 0.35, t)?;
+            assert_eq!(bits(&found.to_dtype(DType::F32)?)?, bits(&rounded(&want)?)?);
+        }
+        Ok(())
+    }
+
+    fn rounded(x: &Tensor) -> Result<Tensor> {
+        x.to_dtype(DType::BF16)?.to_dtype(DType::F32)
     }
 }

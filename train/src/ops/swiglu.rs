@@ -122,7 +122,7 @@ impl CustomOp2 for SwiGlu {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::check::{assert_matches, uniform};
+    use crate::ops::check::{assert_matches, assert_rounds_once, uniform};
     use crate::ops::gpu::host;
 
     #[test]
@@ -162,5 +162,14 @@ mod tests {
         let message = swiglu(&uniform(1, 1.0, &[2, 8])?, &uniform(2, 1.0, &[4])?).unwrap_err().to_string();
         assert!(message.contains("want the shape of gate [2, 8], found [4]"), "{message}");
         Ok(())
+    }
+
+    #[test]
+    fn in_bf16_the_kernels_round_once() -> Result<()> {
+        if !host::available() {
+            return Ok(());
+        }
+        let inputs = [uniform(7, 6.0, &[3, 137])?, uniform(8, 2.0, &[3, 137])?];
+        assert_rounds_once(|t| swiglu(&t[0], &t[1]), &inputs, &[])
     }
 }

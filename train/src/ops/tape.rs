@@ -136,9 +136,20 @@ impl Tape {
     /// # Errors
     /// The device is out of memory.
     pub fn gradients(self, sums: &[(&Tensor, f64)]) -> Result<Gradients> {
+        let begin = |(sum, factor): &(&Tensor, f64)| {
+            Ok((sum.id(), Tensor::full(*factor as f32, sum.shape(), sum.device())?))
+        };
+        self.gradients_from(sums.iter().map(begin).collect::<Result<_>>()?)
+    }
+
+    /// The gradients by all variables, from those of tensors that were made on this tape.
+    ///
+    /// # Errors
+    /// The device is out of memory.
+    pub(super) fn gradients_from(self, begin: Vec<(TensorId, Tensor)>) -> Result<Gradients> {
         let mut gradients = Gradients::default();
-        for (sum, factor) in sums {
-            gradients.add(sum.id(), Tensor::full(*factor as f32, sum.shape(), sum.device())?)?;
+        for (of, gradient) in begin {
+            gradients.add(of, gradient)?;
         }
         silent(|| self.walk_back(&mut gradients))?;
         Ok(gradients)

@@ -178,6 +178,20 @@ fn assert_is_cuda(library: &super::Library) {
     assert!(output.status.success(), "{} as CUDA: {said}", library.name);
 }
 
+/// What `main`, written behind the prelude that every translated source has, prints on this machine.
+pub(super) fn run_as_cuda(main: &str) -> String {
+    let folder = tempfile::tempdir().expect("a folder");
+    let program = folder.path().join("program");
+    let prelude = translate::translate("").expect("the prelude");
+    let source = format!("#include <cstdio>\n{CUDA}{prelude}{main}");
+    std::fs::write(folder.path().join("program.cpp"), source).expect("written");
+    let mut compiler = Command::new("clang++-19");
+    compiler.args(["-std=c++17", "-O1", "-w", "-o"]).arg(&program).arg(folder.path().join("program.cpp"));
+    assert!(compiler.status().expect("the compiler that the emulator uses").success());
+    let output = Command::new(program).output().expect("a program that runs");
+    String::from_utf8(output.stdout).expect("text")
+}
+
 /// A buffer comes uninitialised from a pool: what a kernel leaves out is another tensor's leftover.
 fn assert_written(task: &Task, report: &Report) {
     for (place, traffic) in report.buffers.iter().enumerate() {

@@ -123,7 +123,15 @@ const QUANTIZERS: [(&str, Gradient); 5] = [
 ];
 
 /// Loss and gradients of a step on `device`, by name, with the gradients on the CPU.
-fn step_on(device: &Device, (format, gradient): (&str, Gradient)) -> (f64, BTreeMap<String, Tensor>) {
+fn step_on(device: &Device, quantizer: (&str, Gradient)) -> (f64, BTreeMap<String, Tensor>) {
+    step_in(Precision::F32, device, quantizer)
+}
+
+fn step_in(
+    precision: Precision,
+    device: &Device,
+    (format, gradient): (&str, Gradient),
+) -> (f64, BTreeMap<String, Tensor>) {
     let config = tiny::config(json!({"model_type": "qwen3", "num_hidden_layers": 1}));
     let rules = Rules::new(format, format, format, &BTreeMap::new()).expect("rules");
     // Without rounded activations, where a difference in the last place can take another code.
@@ -131,7 +139,7 @@ fn step_on(device: &Device, (format, gradient): (&str, Gradient)) -> (f64, BTree
     let untrained = Quantization::untrained(rules, Rounding::Rule(scales), Activations::Float);
     let quantization = Quantization { gradient, ..untrained };
     let student = Student::new(&tiny::floats(config.clone(), 5), quantization, device).expect("student");
-    let bench = Bench { inside: true, ..Bench::on(&config, device) };
+    let bench = Bench { inside: true, precision, ..Bench::on(&config, device) };
     let (loss, gradients) = bench.gradients(&student).expect("a gradient each");
     let named = student.variables().iter().zip(gradients);
     let home = |g: Tensor| g.to_device(&Device::Cpu).expect("read");
@@ -167,6 +175,40 @@ fn the_kernels_of_metal_tell_every_variable_what_the_cpu_tells_it() {
 fn a_step_on_the_gpu_tells_every_variable_what_the_cpu_tells_it() {
     if let Some(gpu) = crate::device::tests::gpu() {
         assert_agrees_with_the_cpu(|quantizer| step_on(&gpu, quantizer));
+    }
+}
+
+/// Holds a step in bf16, taken by `path`, to one in f32 on the CPU, with each quantizer.
+fn assert_is_near_in_bf16(path: impl Fn((&str, Gradient)) -> (f64, BTreeMap<String, Tensor>)) {
+    let length = |t: &Tensor| t.sqr()?.sum_all()?.to_scalar::<f32>().map(f32::sqrt);
+    for quantizer in QUANTIZERS {
+        let ((want_loss, want), (loss, found)) = (step_on(&Device::Cpu, quantizer), path(quantizer));
+        // Logits of about 10 are off by some 10·2⁻⁹ in each of student and teacher.
+        assert!((loss / want_loss - 1.0).abs() < 0.01, "{quantizer:?}: {loss} for {want_loss}");
+        for (name, want) in &want {
+            assert_eq!(found[name].dtype(), candle_core::DType::F32, "{name}");
+            let apart = length(&(&found[name] - want).expect("one shape")).expect("a number");
+            let share = apart / length(want).expect("a number");
+            // Some thirty tensors stand between the loss and the first variable, each off by about 2⁻⁹ of its length, and independent of the
+            // others: √30·2⁻⁹ = 0.011, and a few times that where what is added up cancels, as in a scale's gradient.
+            assert!(share <= 0.06, "{quantizer:?} {name}: off by {share} of its length");
+        }
+    }
+}
+
+#[test]
+fn a_step_in_bf16_tells_every_variable_nearly_what_f32_tells_it() {
+    if host::available() {
+        assert_is_near_in_bf16(|quantizer| {
+            host::emulating(Care::Values, || step_in(Precision::Bf16, &Device::Cpu, quantizer))
+        });
+    }
+}
+
+#[test]
+fn a_step_in_bf16_on_the_gpu_tells_every_variable_nearly_what_f32_tells_it() {
+    if let Some(gpu) = crate::device::tests::gpu() {
+        assert_is_near_in_bf16(|quantizer| step_in(Precision::Bf16, &gpu, quantizer));
     }
 }
 
