@@ -7,7 +7,6 @@ use candle_core::{DType, Device};
 use crate::{
     Error, Result,
     ops::gpu::{Path, path},
-    recipe::Recipe,
 };
 
 /// The type of activations, of their gradients, and of the operands of products.
@@ -33,22 +32,6 @@ impl std::str::FromStr for Precision {
 }
 
 impl Precision {
-    /// What `recipe` asks for.
-    ///
-    /// # Errors
-    /// Another spelling; a way of training that has f32 alone.
-    pub(crate) fn of(recipe: &Recipe) -> Result<Self> {
-        let asked = recipe.train.precision.parse()?;
-        if asked != Self::F32 && recipe.train.mode == "blocks" {
-            return Err(Error::Config(
-                "train.precision = \"bf16\" is for train.mode = \"whole\": one layer after the other is trained in f32; set \
-                 train.precision = \"f32\""
-                    .into(),
-            ));
-        }
-        Ok(asked)
-    }
-
     /// As a tensor's.
     pub(crate) fn dtype(self) -> DType {
         match self {

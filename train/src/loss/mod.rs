@@ -101,11 +101,13 @@ fn check_teacher(logits: &Tensor, against: &Rows) -> Result<()> {
         candle_core::bail!("{NAME}: temperature: want a positive number, found {temperature}");
     }
     match against.teacher {
-        Some(teacher) if teacher.dims() == logits.dims() => Ok(()),
+        Some(teacher) if teacher.dims() == logits.dims() && teacher.dtype() == logits.dtype() => Ok(()),
         Some(teacher) => candle_core::bail!(
-            "{NAME}: want student and teacher [n, vocab], found {:?} and {:?}",
+            "{NAME}: want student and teacher [n, vocab] in one type, found {:?} in {:?} and {:?} in {:?}",
             logits.dims(),
-            teacher.dims()
+            logits.dtype(),
+            teacher.dims(),
+            teacher.dtype()
         ),
         None => candle_core::bail!("{NAME}: a divergence: want a teacher"),
     }
@@ -184,7 +186,7 @@ mod tests {
             (&x, Term::CrossEntropy, alone, "text[1]: want an id below 3, found 3"),
             (&x, Term::CrossEntropy, Rows { text: &[0], ..alone }, "text: want 2 ids, one a row, found 1"),
             (&x, kl, alone, "want a teacher"),
-            (&x, kl, with(&none), "found [2, 3] and [0, 5]"),
+            (&x, kl, with(&none), "found [2, 3] in F32 and [0, 5] in F32"),
             (&x, kl, Rows { temperature: 0.0, ..with(&x) }, "temperature: want a positive number, found 0"),
             (
                 &x,

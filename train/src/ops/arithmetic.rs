@@ -1,4 +1,4 @@
-//! What a tensor is made of others with by candle's operations as they are: sums, other shapes and other types.
+//! What a tensor is made of others with by candle's operations as they are: sums, multiples, other shapes and other types.
 //!
 //! Knows no model. Values are candle's, gradients go through the tape like those of every other operation.
 
@@ -56,6 +56,26 @@ fn sum_rows(x: &Tensor) -> Result<Tensor> {
     work.add(SUM.of(x.dtype())?, "sum_rows", Grid::Columns(width), binds, &shape)?;
     let [sums] = work.run("add_bias", &[x])?;
     Ok(sums)
+}
+
+/// `x` times a number.
+///
+/// # Errors
+/// The device is out of memory.
+pub fn multiply(x: &Tensor, factor: f64) -> Result<Tensor> {
+    attach((x.detach() * factor)?, &[x], Multiplied(factor))
+}
+
+/// The factor.
+struct Multiplied(f64);
+
+impl Backward for Multiplied {
+    const NAME: &'static str = "multiply";
+    const READS_INPUTS: bool = false;
+
+    fn backward(&self, _: &[&Tensor], _: &Tensor, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        Ok(vec![Some((grad * self.0)?)])
+    }
 }
 
 /// `x` rounded to a `dtype`; `x` itself where it is one. Its gradient is in the type of `x`.
@@ -116,6 +136,7 @@ mod tests {
         let inputs = [uniform(1, 1.0, &[3, 4])?, uniform(2, 1.0, &[4])?];
         // Sums of three.
         assert_matches(|x| add_bias(&x[0], &x[1]), |x| x[0].broadcast_add(&x[1]), &inputs, 1e-6)?;
+        assert_matches(|x| multiply(&x[0], -0.3), |x| &x[0] * -0.3, &inputs[..1], 1e-6)?;
         assert_matches(|x| reshape(&x[0], (2, 6)), |x| x[0].reshape((2, 6)), &inputs[..1], 1e-6)
     }
 

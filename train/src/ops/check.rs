@@ -9,7 +9,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::{
     gpu::host::{self, Care},
-    tape::Tape,
+    tape::{Gradients, Tape},
 };
 
 /// A seeded tensor with elements uniform in (−`range`, `range`).
@@ -34,11 +34,9 @@ pub(crate) fn assert_matches(
     let want = reference(&wide)?;
     let vars: Vec<Var> = inputs.iter().map(Var::from_tensor).collect::<Result<_>>()?;
     let tensors: Vec<Tensor> = vars.iter().map(|v| v.as_tensor().clone()).collect();
-    let found = op(&tensors)?;
+    let weights = uniform(99, 1.0, want.dims())?;
+    let (found, grads) = backward(|| op(&tensors), &weights)?;
     assert_close("value", &found, &flat(&want)?, tolerance)?;
-
-    let weights = uniform(99, 1.0, found.dims())?;
-    let grads = found.mul(&weights)?.sum_all()?.backward()?;
     let weights = weights.to_dtype(DType::F64)?;
     for (i, var) in vars.iter().enumerate() {
         let want = central_difference(&reference, &wide, i, &weights)?;
@@ -88,6 +86,14 @@ pub(crate) fn value_and_gradients(
         let mut gradients = tape.gradients_from(vec![(value.id(), weights)])?;
         Ok(std::iter::once(Some(value)).chain(vars.iter().map(|var| gradients.take(var))).collect())
     })
+}
+
+/// What `op` makes, and the gradients of its product with `weights`, of the same shape.
+pub(crate) fn backward(op: impl FnOnce() -> Result<Tensor>, weights: &Tensor) -> Result<(Tensor, Gradients)> {
+    let (value, tape) = Tape::of(op);
+    let value = value?;
+    let gradients = tape.gradients_from(vec![(value.id(), weights.clone())])?;
+    Ok((value, gradients))
 }
 
 /// Compares `found` with `want`, elementwise, relative to the largest magnitude of `want` (at least 1e-3).

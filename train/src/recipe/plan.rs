@@ -201,7 +201,7 @@ impl Plan {
             warmup: Warmup::new(&r.quant, &optim, r.train.steps)?,
             blocks: blocks(r, &quantization)?,
             quantization,
-            precision: Precision::of(r)?,
+            precision: r.train.precision.parse()?,
             optim,
             export: r.export.as_ref().map(export).transpose()?,
             eval: r.eval.as_ref().map(|e| eval(e, r)).transpose()?,

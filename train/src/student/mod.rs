@@ -319,7 +319,7 @@ impl Student {
         let scale = self.var(&scale_name(param))?.as_tensor();
         let bias = match (format.has_bias(), even) {
             (false, _) => None,
-            (true, true) => Some((scale * f64::from(-format.middle()))?),
+            (true, true) => Some(ops::multiply(scale, f64::from(-format.middle()))?),
             (true, false) => Some(self.var(&bias_name(param))?.as_tensor().clone()),
         };
         Ok(ops::fake_quant_learned(weight, scale, bias.as_ref(), &spec)?)

@@ -10,10 +10,7 @@ use super::teacher::Teacher;
 use crate::{
     Error, Result,
     loss::{self, Features},
-    ops::{
-        self,
-        tape::{Gradients, composed},
-    },
+    ops::{self, tape::Gradients},
     recipe::FeaturePlan,
     student::{Kind, Student},
 };
@@ -69,8 +66,7 @@ impl Inside {
         let mut found = Vec::new();
         if self.hidden > 0.0 {
             let [ours, theirs] = [wide(&student.hidden)?, wide(&teacher.hidden)?];
-            let distance = composed(&ours, |ours| loss::hidden(ours, &theirs, windows))?;
-            found.push(("hidden", self.hidden, distance));
+            found.push(("hidden", self.hidden, loss::hidden(&ours, &theirs, windows)?));
         }
         if self.relations > 0.0 {
             let [of_queries, others] = self.heads;
@@ -78,7 +74,7 @@ impl Inside {
             let pairs = student.attention.iter().zip(&teacher.attention);
             for ((ours, theirs), heads) in pairs.zip([of_queries, others, others]) {
                 let [ours, theirs] = [wide(ours)?, wide(theirs)?];
-                let one = composed(&ours, |ours| loss::relations(ours, &theirs, windows, heads)? / 3.0)?;
+                let one = ops::multiply(&loss::relations(&ours, &theirs, windows, heads)?, 1.0 / 3.0)?;
                 sum = Some(match sum {
                     Some(sum) => ops::add(&sum, &one)?,
                     None => one,

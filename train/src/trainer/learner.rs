@@ -150,7 +150,8 @@ impl Learner {
         for batch in batches {
             sums.add(&match (self.part.target, &self.start) {
                 (Target::Layer(index), Some(start)) => {
-                    let block = Block { student: &self.student, start, rope: &self.rope, index };
+                    let (student, rope, precision) = (&self.student, &self.rope, plan.precision);
+                    let block = Block { student, start, rope, index, precision };
                     block.accumulate(&batch, moment, tokens, &mut gradients)?
                 }
                 _ => {

@@ -5,7 +5,6 @@
 //! is made (`translate.rs`). Tensors are f32 or u32 and contiguous. Invariant: a source needs no file beside it; the
 //! string that is compiled for the chip is the one that tests run.
 
-mod attach;
 #[cfg(feature = "cuda")]
 pub(crate) mod cuda;
 #[cfg(test)]
@@ -18,8 +17,7 @@ mod translate;
 use candle_core::{DType, Device, Error, Result, Shape, Tensor};
 pub(crate) use qat_quant::kernels::metal::Library;
 
-pub(crate) use super::tape::attach;
-pub(crate) use attach::{Backward, attach as on_candle};
+pub(crate) use super::tape::{Backward, attach};
 
 /// The library of the `.metal` file at `path`, relative to the file that says so; `common` is the way to `ops/gpu/common.metal`.
 macro_rules! library {

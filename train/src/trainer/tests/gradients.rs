@@ -11,14 +11,16 @@ use rand_chacha::ChaCha8Rng;
 use super::*;
 use crate::{
     data::Batch,
-    exec::RopeTable,
+    exec::{Matrix, RopeTable},
     loss::Divergence,
     ops::{
         Gradient,
+        check::uniform,
         gpu::host::{self, Care},
+        tape::Tape,
     },
     precision::Precision,
-    recipe::{FeaturePlan, LossPlan, Quantization, Rounding, Rules},
+    recipe::{FeaturePlan, Learn, LossPlan, Quantization, Rounding, Rules},
     student::{Moment, Student},
     trainer::{inside::Inside, objective::Objective, teacher::Teacher},
 };
@@ -110,6 +112,31 @@ fn every_variable_learns_with_every_format_and_every_gradient() {
             let learns = every_variable_learns(student.variables(), &gradients, true);
             assert!(learns.is_ok(), "{format} {gradient:?}: {learns:?}");
         }
+    }
+}
+
+#[test]
+fn levels_held_evenly_teach_their_scale_through_the_bias_that_follows_it() {
+    let config = tiny::config(json!({"num_hidden_layers": 1}));
+    let rules = Rules::new("int2-affine-g64", "float", "float", &BTreeMap::new()).expect("rules");
+    let plain = Quantization::untrained(rules, Rounding::Rule(ScaleRule::Seq), Activations::Float);
+    let quantization = Quantization { even: true, learn: Learn::Scales, ..plain };
+    let student =
+        Student::new(&tiny::floats(config.clone(), 5), quantization, &Device::Cpu).expect("student");
+    let name = "model.layers.0.mlp.up_proj.weight";
+    let scale = student.variables().iter().find(|v| v.name == format!("{name}_scale")).expect("a scale");
+    let (matrix, tape) = Tape::of(|| student.decoder(Some(1.0)).map(|d| d.layers[0].up.weight.clone()));
+    let Matrix { weight, .. } = matrix.expect("a decoder");
+    let g = uniform(3, 1.0, weight.dims()).expect("numbers");
+    let mut found = tape.gradients_from(vec![(weight.id(), g.clone())]).expect("gradients");
+    let found = found.take(scale.var.as_tensor()).expect("of the scale").to_vec1::<f32>().expect("numbers");
+    // ŵ = s·(q − 3/2): its slope by s is ŵ/s, but for the rounding of both to f16. Times LSQ's γ, with 3 the highest code.
+    let scales = scale.var.to_vec1::<f32>().expect("numbers");
+    let products =
+        (&g * &weight).and_then(|p| p.reshape((scales.len(), 64))?.sum(1)?.to_vec1::<f32>()).expect("sums");
+    for (found, (sum, scale)) in found.iter().zip(products.iter().zip(&scales)) {
+        let want = sum / scale / (64f32 * 3.0).sqrt();
+        assert!((found - want).abs() < 2e-3 * want.abs().max(0.1), "{found}, want {want}");
     }
 }
 

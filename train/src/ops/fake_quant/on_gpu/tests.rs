@@ -6,7 +6,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::*;
-use crate::ops::check::{assert_close, bits, flat, uniform, value_and_gradients};
+use crate::ops::check::{assert_close, backward, bits, flat, uniform, value_and_gradients};
 use crate::ops::{Noise, fake_quant, fake_quant_learned, gpu::host};
 
 const COLS: usize = 256;
@@ -149,12 +149,11 @@ fn the_kernels_pass_and_block_gradients_as_the_codec_does_in_every_format() -> R
         let noise = Some(Noise::of(1, 2, 3, 0.5));
         let kinds = [(Gradient::Ste, None), (Gradient::ClippedSte, None), (Gradient::ClippedSte, noise)];
         for (rule, noise) in kinds {
-            let gradient = |value: Tensor| -> Result<Vec<u32>> {
-                let grads = value.mul(&g)?.sum_all()?.backward()?;
-                bits(grads.get(&w).expect("a gradient"))
-            };
             let spec = FakeQuant { noise, ..spec(format, rule, 1.0) };
-            assert_eq!(gradient(chosen(&w, &spec)?)?, gradient(fake_quant(&w, &spec)?)?, "{format} {rule:?}");
+            let (_, ours) = backward(|| chosen(&w, &spec), &g)?;
+            let (_, codecs) = backward(|| fake_quant(&w, &spec), &g)?;
+            let [ours, codecs] = [ours, codecs].map(|grads| bits(grads.get(&w).expect("a gradient")));
+            assert_eq!(ours?, codecs?, "{format} {rule:?}");
         }
     }
     Ok(())
@@ -189,10 +188,9 @@ fn check_learned(w: &Tensor, formats: &[Format]) -> Result<()> {
         };
         let (scale, bias) = (learned_from(start.scale)?.expect("scales"), learned_from(start.bias)?);
         let bias = bias.as_ref().map(|b| b.as_tensor());
-        let ours = learned(&w, &scale, bias, &spec)?;
-        let codecs = fake_quant_learned(&w, &scale, bias, &spec)?;
-        assert_eq!(bits(&ours)?, bits(&codecs)?, "{format}");
-        let (ours, codecs) = (ours.mul(&g)?.sum_all()?.backward()?, codecs.mul(&g)?.sum_all()?.backward()?);
+        let (value, ours) = backward(|| learned(&w, &scale, bias, &spec), &g)?;
+        let (want, codecs) = backward(|| fake_quant_learned(&w, &scale, bias, &spec), &g)?;
+        assert_eq!(bits(&value)?, bits(&want)?, "{format}");
         let both = |t: &Tensor| (ours.get(t).expect("ours"), codecs.get(t).expect("the codec's"));
         if gradient == Gradient::Codes {
             // Any numbers will do: what is multiplied and summed needn't be whole.
