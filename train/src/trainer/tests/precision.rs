@@ -60,9 +60,11 @@ fn a_run_in_bf16_learns_as_in_f32_and_keeps_f32() {
         let (found, want) = (narrow.losses(), wide.losses());
         assert_eq!(found.len(), want.len());
         assert!(found != want, "{name}: the same losses to the bit: bf16 was not used");
+        // As of one step, and weights that have moved apart by a share of three steps. A layer's distance from the float one is small, and
+        // follows the layer before it, which AdamW's first step has moved by the signs of its gradients, also of those near zero.
+        let bound = if name == "layers" { 0.1 } else { 2e-3 };
         for (found, want) in found.iter().zip(&want) {
-            // As of one step, and weights that have moved apart by a share of three steps.
-            assert!((found / want - 1.0).abs() < 0.02, "{name}: {found} in bf16, {want} in f32");
+            assert!((found / want - 1.0).abs() < bound, "{name}: {found} in bf16, {want} in f32");
         }
         for file in ["model.safetensors", "optimizer.safetensors"] {
             let path = narrow.out.join(format!("checkpoints/step-{:08}", found.len())).join(file);
