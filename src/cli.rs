@@ -77,9 +77,16 @@ pub struct Export {
     /// Round its embeddings and head to this format, or float [default: int8-g32].
     #[arg(long, value_name = "FORMAT", requires = "weights")]
     pub embeddings: Option<String>,
-    /// How scales are chosen: absmax (the runtimes' own rule), mse, or seq (levels evenly around zero) [default: mse].
+    /// How scales are chosen: absmax (the runtimes' own rule), mse, seq (levels evenly around zero), or gptq, which rounds each weight
+    /// for what the ones before it got wrong [default: mse].
     #[arg(long, value_name = "RULE", requires = "weights")]
     pub scales: Option<String>,
+    /// Text on which gptq measures the inputs of each matrix, as in --data of eval.
+    #[arg(long, value_name = "TEXT", requires = "scales", num_args = 1..)]
+    pub calibration: Vec<String>,
+    /// Windows of 512 tokens drawn from it [default: 128].
+    #[arg(long, value_name = "N", requires = "calibration")]
+    pub calibration_windows: Option<usize>,
     /// Widen the MLPs by neurons that compute nothing until a format fits.
     #[arg(long, value_name = "MULTIPLE", requires = "weights")]
     pub pad_intermediate: Option<usize>,
