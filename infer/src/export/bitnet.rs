@@ -19,8 +19,8 @@ use serde_json::{Value, json};
 
 use super::{Exporter, Options, ReadBack, Source, SourceTensor};
 use crate::files::{
-    Activations, CONFIG_FILE, ShardWriter, StagedDir, Storage, TensorFiles, read_json, with_dtype,
-    write_surroundings,
+    Activations, Announced, CONFIG_FILE, ShardWriter, StagedDir, Storage, TensorFiles, float_dtype, read_json,
+    with_dtype, write_surroundings,
 };
 use crate::model::{Param, Role};
 use crate::{Error, Result};
@@ -72,6 +72,25 @@ impl Exporter for BitNet {
             Storage::Packed(format) => param.role != Role::Projection || format == Format::TernaryTensor,
             Storage::Float(_) => true,
         }
+    }
+
+    fn bytes(&self, tensors: &[(Param, Storage)], options: &Options) -> Option<u64> {
+        let float = float_dtype(options.dtype.unwrap_or(FloatType::F32));
+        let scale = match tensors.iter().any(|(param, _)| param.role == Role::Bias) {
+            true => Dtype::F32,
+            false => Dtype::BF16,
+        };
+        let mut files = Announced::sharded("pt");
+        for (param, storage) in tensors {
+            match (storage, &*param.shape) {
+                (Storage::Packed(_), &[rows, cols]) if param.role == Role::Projection => {
+                    files.add(&format!("{}.weight_scale", param.module()), scale, &[1]);
+                    files.add(&param.name, Dtype::U8, &[rows / ROWS, cols]);
+                }
+                _ => files.add(&param.name, float, &param.shape),
+            }
+        }
+        Some(files.bytes())
     }
 
     fn write(&self, source: &Source, options: &Options, into: &StagedDir) -> Result<()> {

@@ -49,6 +49,10 @@ impl Exporter for Ollama {
         LlamaCpp.holds(param, storage)
     }
 
+    fn bytes(&self, tensors: &[(Param, Storage)], options: &Options) -> Option<u64> {
+        LlamaCpp.bytes(tensors, options)
+    }
+
     fn write(&self, source: &Source, options: &Options, into: &StagedDir) -> Result<()> {
         let context = options.context.unwrap_or_else(|| source.config.max_position_embeddings.min(CONTEXT));
         LlamaCpp.write(source, options, into)?;

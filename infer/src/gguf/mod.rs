@@ -17,6 +17,7 @@ mod writer;
 
 pub(crate) use hparams::architecture;
 pub(crate) use names::{ROPE_FREQS, Rows, gguf_name, place};
+pub(crate) use writer::file_bytes;
 
 use std::path::{Path, PathBuf};
 
