@@ -83,7 +83,10 @@ fn of_recipe(args: &cli::Plan) -> anyhow::Result<Vec<Found>> {
         let (targets, options) =
             plan.export.as_ref().map_or((&[][..], &none), |plan| (&plan.targets, &plan.options));
         found.push(Found {
-            name: named.variant.iter().fold(args.target.display().to_string(), |name, v| format!("{name}, {v}")),
+            name: named
+                .variant
+                .iter()
+                .fold(args.target.display().to_string(), |name, v| format!("{name}, {v}")),
             training: Some(Training::of(&plan, &shapes, device, clock)?),
             model: Running::of(&outline, plan.quantization.activations, targets, options, &args.context)?,
         });
@@ -151,7 +154,9 @@ fn outline(args: &cli::Plan) -> anyhow::Result<(Outline, Activations)> {
         let storage = |param: &Param| match param.role {
             Role::Norm | Role::Bias => Storage::Float(FloatType::F32),
             Role::Projection => stored(layers),
-            Role::Embedding | Role::Head => stored(tables.filter(|_| layers.is_some() || args.embeddings.is_some())),
+            Role::Embedding | Role::Head => {
+                stored(tables.filter(|_| layers.is_some() || args.embeddings.is_some()))
+            }
         };
         return Ok((Outline::new(config, storage)?, Activations::Float));
     }
@@ -166,11 +171,8 @@ fn outline(args: &cli::Plan) -> anyhow::Result<(Outline, Activations)> {
         return of_packed(target);
     }
     let model = metal::Model::open(target)?;
-    let stored: std::collections::BTreeMap<String, Storage> = model
-        .decoder
-        .matrices()
-        .map(|matrix| (matrix.name().to_owned(), storage_of(matrix)))
-        .collect();
+    let stored: std::collections::BTreeMap<String, Storage> =
+        model.decoder.matrices().map(|matrix| (matrix.name().to_owned(), storage_of(matrix))).collect();
     let storage = |param: &Param| stored.get(&param.name).copied().unwrap_or(Storage::Float(FloatType::F32));
     Ok((Outline::new(model.decoder.config.clone(), storage)?, Activations::Float))
 }
@@ -188,8 +190,7 @@ fn of_packed(dir: &Path) -> anyhow::Result<(Outline, Activations)> {
     let config = read_config(&dir.join(CONFIG_FILE))?;
     let entry = |param: &Param| manifest.tensors.get(&param.name);
     let rounded = manifest.tensors.values().any(|entry| entry.activations == Activations::Int8Token);
-    let storage =
-        |param: &Param| entry(param).map_or(Storage::Float(FloatType::F32), |entry| entry.storage);
+    let storage = |param: &Param| entry(param).map_or(Storage::Float(FloatType::F32), |entry| entry.storage);
     let activations = if rounded { Activations::Int8Token } else { Activations::Float };
     Ok((Outline::new(config, storage)?, activations))
 }

@@ -56,7 +56,8 @@ impl Outline {
 
     /// Stored bits of all tensors, scales included, for each number.
     pub fn bits_per_weight(&self) -> f64 {
-        let entries = self.tensors.iter().map(|(param, storage)| (param.name.clone(), entry(param, *storage)));
+        let entries =
+            self.tensors.iter().map(|(param, storage)| (param.name.clone(), entry(param, *storage)));
         Manifest::bits_per_weight_of(&entries.collect::<BTreeMap<_, _>>())
     }
 
@@ -106,7 +107,9 @@ fn kind(param: &Param, tied: bool) -> String {
         Role::Head => "head".to_owned(),
         Role::Norm | Role::Bias => "norms and biases".to_owned(),
         // model.layers.3.self_attn.q_proj.weight
-        Role::Projection => param.name.split('.').nth(3).unwrap_or("layers").replace("self_attn", "attention"),
+        Role::Projection => {
+            param.name.split('.').nth(3).unwrap_or("layers").replace("self_attn", "attention")
+        }
     }
 }
 

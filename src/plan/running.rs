@@ -59,6 +59,7 @@ struct Cache {
 #[derive(Debug, Serialize)]
 struct Fit {
     device: &'static str,
+    memory_gb: u64,
     limit_bytes: u64,
     /// Longest contexts; none where not even a token fits.
     context_f16: Option<usize>,
@@ -118,6 +119,7 @@ fn devices(decoder: &metal::Decoder, past: usize) -> qat_infer::Result<Vec<Fit>>
         let context_f16 = longest(KvType::F16)?;
         Ok(Fit {
             device: tier.name,
+            memory_gb: tier.memory,
             limit_bytes: tier.limit,
             context_f16,
             context_int8: longest(KvType::Int8)?,
@@ -133,7 +135,12 @@ impl fmt::Display for Running {
         let mut parts = table::with_header(&["part", "parameters", "as stored", "bits/weight"], &[0]);
         let mut row = |what: &str, parameters: u64, bytes: u64| {
             let bits = 8.0 * bytes as f64 / parameters as f64;
-            parts.add_row([what.to_owned(), table::count(parameters), table::bytes(bytes), format!("{bits:.2}")]);
+            parts.add_row([
+                what.to_owned(),
+                table::count(parameters),
+                table::bytes(bytes),
+                format!("{bits:.2}"),
+            ]);
         };
         self.parts.iter().for_each(|part| row(&part.what, part.parameters, part.bytes));
         row("all", self.parameters, self.parts.iter().map(|part| part.bytes).sum());
@@ -163,8 +170,7 @@ impl Running {
         let header = ["device", "may take", "context, f16", "context, int8", "GB/s", "tokens/s, at most"];
         let mut fits = table::with_header(&header, &[0]);
         for fit in &self.devices {
-            let context =
-                |n: Option<usize>| n.map_or("does not fit".to_owned(), |n| table::count(n as u64));
+            let context = |n: Option<usize>| n.map_or("does not fit".to_owned(), |n| table::count(n as u64));
             fits.add_row([
                 fit.device.to_owned(),
                 format!("{:.1} GB", fit.limit_bytes as f64 / 1e9),

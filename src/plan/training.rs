@@ -195,12 +195,20 @@ impl fmt::Display for Training {
         let tokens = self.steps as u64 * self.tokens_per_step;
         row(
             "steps",
-            format!("{} of {} tokens: {} in all", self.steps, table::count(self.tokens_per_step), table::count(tokens)),
+            format!(
+                "{} of {} tokens: {} in all",
+                self.steps,
+                table::count(self.tokens_per_step),
+                table::count(tokens)
+            ),
         );
-        row("on a Mac's GPU", match self.macs.first() {
-            Some(first) => format!("{}: {} and larger", table::bytes(self.mac_bytes), first),
-            None => format!("{}: more than a Mac of 64 GB has for a GPU", table::bytes(self.mac_bytes)),
-        });
+        row(
+            "on a Mac's GPU",
+            match self.macs.first() {
+                Some(first) => format!("{}: {} and larger", table::bytes(self.mac_bytes), first),
+                None => format!("{}: more than a Mac of 64 GB has for a GPU", table::bytes(self.mac_bytes)),
+            },
+        );
         row(
             "disk",
             format!(
@@ -215,14 +223,17 @@ impl fmt::Display for Training {
         }
         let hours = self.flop / 1e12 / 3600.0;
         row("arithmetic", format!("{:.3e} operations of products: {hours:.1} h at 1 TFLOP/s", self.flop));
-        row("time", match &self.time {
-            Some(Time { seconds, tokens_per_second, from }) => format!(
-                "{} at {} tokens/s ({from}), without validation and evaluation",
-                duration(*seconds),
-                table::count(tokens_per_second.round() as u64)
-            ),
-            None => "measure it with --probe here, or give --tokens-per-second".to_owned(),
-        });
+        row(
+            "time",
+            match &self.time {
+                Some(Time { seconds, tokens_per_second, from }) => format!(
+                    "{} at {} tokens/s ({from}), without validation and evaluation",
+                    duration(*seconds),
+                    table::count(tokens_per_second.round() as u64)
+                ),
+                None => "measure it with --probe here, or give --tokens-per-second".to_owned(),
+            },
+        );
         for note in &self.not_counted {
             row("not counted", (*note).to_owned());
         }

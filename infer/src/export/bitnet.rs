@@ -19,8 +19,8 @@ use serde_json::{Value, json};
 
 use super::{Exporter, Options, ReadBack, Source, SourceTensor};
 use crate::files::{
-    Activations, Announced, CONFIG_FILE, ShardWriter, StagedDir, Storage, TensorFiles, float_dtype, read_json,
-    with_dtype, write_surroundings,
+    Activations, Announced, CONFIG_FILE, ShardWriter, StagedDir, Storage, TensorFiles, float_dtype,
+    read_json, with_dtype, write_surroundings,
 };
 use crate::model::{Param, Role};
 use crate::{Error, Result};

@@ -19,8 +19,8 @@ use super::card::{base_name, licence};
 use super::{Exporter, Options, ReadBack, Source, SourceTensor};
 use crate::files::{StagedDir, Storage, is_licence, store_floats};
 use crate::gguf::{
-    Announced, GGUF_FILE, Gguf, GgufModel, GgufWriter, Kind, Metadata, ROPE_FREQS, Rows, Value, gguf_name,
-    file_bytes, hparams, place, vocabulary,
+    Announced, GGUF_FILE, Gguf, GgufModel, GgufWriter, Kind, Metadata, ROPE_FREQS, Rows, Value, file_bytes,
+    gguf_name, hparams, place, vocabulary,
 };
 use crate::model::Param;
 use crate::{Error, Result};

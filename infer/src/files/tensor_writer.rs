@@ -120,7 +120,8 @@ impl TensorWriter {
         self.path = path.to_owned();
         let mut order: Vec<(&String, &Spooled)> = self.tensors.iter().collect();
         order.sort_by_key(|(_, t)| falling(&t.info));
-        let header = header(self.library, self.tensors.iter().map(|(name, t)| (name, &t.info, t.len)).collect());
+        let header =
+            header(self.library, self.tensors.iter().map(|(name, t)| (name, &t.info, t.len)).collect());
         if header.len() > MAX_HEADER {
             let problem =
                 format!("{} tensors need a header longer than {MAX_HEADER} bytes", self.tensors.len());

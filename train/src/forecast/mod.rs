@@ -12,8 +12,6 @@ mod shape;
 mod step;
 mod student;
 mod tape;
-#[cfg(test)]
-mod tests;
 
 use qat_infer::model::{Config, Role, params};
 
@@ -74,7 +72,8 @@ pub struct Forecast {
 impl Forecast {
     /// What `plan` will take of models of these shapes, on `device`, of a processor with so many threads.
     pub fn new(plan: &Plan, shapes: &Shapes, device: Device, threads: usize) -> Self {
-        let host = if cfg!(all(target_os = "linux", target_env = "gnu")) { Policy::BestFit } else { Policy::Exact };
+        let host =
+            if cfg!(all(target_os = "linux", target_env = "gnu")) { Policy::BestFit } else { Policy::Exact };
         let (path, policies) = match device {
             Device::Cpu => (Path::Cpu, [host, Policy::Exact]),
             Device::Metal => (Path::Kernels, [Policy::Exact, Policy::PowersOfTwo]),
@@ -98,7 +97,8 @@ impl Forecast {
         };
         let heap = heap::Heap::new(Policy::Exact, Policy::Exact);
         let student = SizedStudent::new(plan, &shapes.student, (&heap, &Tape::default(), Path::Cpu));
-        let step_tokens = (plan.recipe.train.batch * plan.recipe.train.accumulate * plan.recipe.data.ctx) as u64;
+        let step_tokens =
+            (plan.recipe.train.batch * plan.recipe.train.accumulate * plan.recipe.data.ctx) as u64;
         Self {
             trained: student.trained,
             step_tokens,
@@ -115,7 +115,8 @@ impl Forecast {
 
 /// Bytes of a token in the teacher's cache, and of all that the run sees (an upper bound: windows that it sees again are there once).
 fn cache(plan: &Plan, vocab: usize, step_tokens: u64) -> Option<[u64; 2]> {
-    let of_token = Layout { vocab, top_k: plan.cache.as_ref()?.top_k, temperature: 1.0 }.record_bytes() as u64;
+    let of_token =
+        Layout { vocab, top_k: plan.cache.as_ref()?.top_k, temperature: 1.0 }.record_bytes() as u64;
     Some([of_token, of_token * step_tokens * plan.recipe.train.steps as u64])
 }
 

@@ -60,7 +60,10 @@ impl Shapes {
 fn of_model(path: &Path) -> Result<(Config, u64)> {
     let config = path.join(CONFIG_FILE);
     if !path.exists() {
-        return Err(Error::file(path, "is not there; put the model there, or plan by a shape alone with --shape NAME"));
+        return Err(Error::file(
+            path,
+            "is not there; put the model there, or plan by a shape alone with --shape NAME",
+        ));
     }
     if !config.is_file() {
         let len = std::fs::metadata(path).map_err(|e| Error::io("cannot read", path, e))?.len();

@@ -125,8 +125,7 @@ impl SizedStudent {
 
     /// The decoder over its variables, or over their grids.
     pub fn decoder(&self, exec: &SizeExec, rounded: bool) -> Decoder<Matrix, Value> {
-        let Ok(decoder) =
-            Decoder::build(self.config.clone(), &mut Rounding { student: self, exec, rounded });
+        let Ok(decoder) = Decoder::build(self.config.clone(), &mut Rounding { student: self, exec, rounded });
         decoder
     }
 
@@ -179,9 +178,7 @@ impl Weights for Rounding<'_> {
             value,
             rows: param.shape[0] as u64,
             cols: param.shape[1] as u64,
-            int8_inputs: format.is_some()
-                && projection
-                && quantization.activations == Activations::Int8Token,
+            int8_inputs: format.is_some() && projection && quantization.activations == Activations::Int8Token,
             cached: self.rounded && quantization.cache_of(param).is_some(),
         })
     }

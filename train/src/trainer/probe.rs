@@ -46,7 +46,12 @@ pub fn probe(plan: &Plan, shapes: &Shapes, device: &Device) -> Result<f64> {
 }
 
 /// Seconds of gradients and of the update, with so many layers on so many windows.
-fn sample(plan: &Plan, shapes: &Shapes, (layers, windows): (usize, usize), device: &Device) -> Result<[f64; 2]> {
+fn sample(
+    plan: &Plan,
+    shapes: &Shapes,
+    (layers, windows): (usize, usize),
+    device: &Device,
+) -> Result<[f64; 2]> {
     let mut plan = plan.clone();
     plan.recipe.train.batch = windows;
     plan.recipe.train.accumulate = 1;
