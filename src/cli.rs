@@ -79,9 +79,16 @@ pub struct Export {
     /// Round its embeddings and head to this format, or float [default: int8-g32].
     #[arg(long, value_name = "FORMAT", requires = "weights")]
     pub embeddings: Option<String>,
-    /// How scales are chosen: absmax (the runtimes' own rule), mse, or seq (levels evenly around zero) [default: mse].
+    /// How scales are chosen: absmax (the runtimes' own rule), mse, seq (levels evenly around zero), or gptq, which rounds each weight
+    /// for what the ones before it got wrong [default: mse].
     #[arg(long, value_name = "RULE", requires = "weights")]
     pub scales: Option<String>,
+    /// Text on which gptq measures the inputs of each matrix, as in --data of eval.
+    #[arg(long, value_name = "TEXT", requires = "scales", num_args = 1..)]
+    pub calibration: Vec<String>,
+    /// Windows of 512 tokens drawn from it [default: 128].
+    #[arg(long, value_name = "N", requires = "calibration")]
+    pub calibration_windows: Option<usize>,
     /// Widen the MLPs by neurons that compute nothing until a format fits.
     #[arg(long, value_name = "MULTIPLE", requires = "weights")]
     pub pad_intermediate: Option<usize>,
@@ -212,7 +219,7 @@ pub struct Logits {
 /// `qat init`.
 #[derive(Debug, Args)]
 pub struct Init {
-    /// smollm2-135m, smollm2-360m, qwen3-0.6b, bitnet-24x1024, or the path of a config.json.
+    /// smollm2-135m, smollm2-360m, qwen3-0.6b, lfm2.5-350m, bitnet-24x1024, or the path of a config.json.
     #[arg(long)]
     pub shape: String,
     /// Format of the layers, such as int4-g32; or float: a Hugging Face directory in f16.
@@ -283,7 +290,7 @@ pub struct Plan {
     /// Plan only this variant of the recipe; may be repeated.
     #[arg(long = "variant", value_name = "NAME")]
     pub variants: Vec<String>,
-    /// A shape in the place of the model that the recipe starts from, when that is not here.
+    /// A shape in the place of the models of the recipe, when they are not here.
     #[arg(long)]
     pub shape: Option<String>,
     /// Where a recipe would train: auto, cpu, metal or cuda. It need not be here.

@@ -10,14 +10,20 @@ use qat_infer::{
     files::{Activations, Manifest, PackedDir, read_json},
 };
 use qat_train::{
+    device,
     export::{Shipment, is_run},
-    recipe::{Quantization, Rounding, Rules},
+    recipe::{Plan, Quantization, Rounding, Rules},
+    trainer::{Job, Start},
 };
+use serde_json::json;
 
 use crate::{Ending, cli, table};
 
 /// Spelling of the packed format.
 const PACKED: &str = "qat";
+
+/// Tokens of a window of calibration text, unless the model's context is shorter.
+const CALIBRATION_CTX: usize = 512;
 
 /// Runs the command.
 pub fn run(args: &cli::Export) -> anyhow::Result<Ending> {
@@ -95,12 +101,48 @@ fn of_model(args: &cli::Export) -> anyhow::Result<Shipment> {
     let embeddings = args.embeddings.as_deref().unwrap_or("int8-g32");
     let rules = Rules::new(weights, embeddings, embeddings, &Default::default())
         .context("--weights, --embeddings")?;
-    let rule = args.scales.as_deref().unwrap_or("mse").parse().context("--scales")?;
+    let rounding: Rounding = args.scales.as_deref().unwrap_or("mse").parse().context("--scales")?;
     if args.pad_intermediate == Some(0) {
         bail!("--pad-intermediate 0: want a multiple of at least 1, such as 64");
     }
-    let quantization = Quantization::untrained(rules, Rounding::Rule(rule), Activations::Float);
-    Ok(Shipment::of_model(&args.from, quantization, args.pad_intermediate)?)
+    let quantization = Quantization::untrained(rules, rounding, Activations::Float);
+    match (rounding, args.calibration.is_empty()) {
+        (Rounding::Gptq, false) => by_gptq(args, weights, quantization),
+        (Rounding::Gptq, true) => bail!(
+            "--scales gptq: rounds by what the inputs of each matrix are; name text to measure them on with --calibration TEXT"
+        ),
+        (Rounding::Rule(rule), false) => {
+            bail!("--calibration: only gptq reads it; --scales {rule} looks at the weights alone")
+        }
+        (Rounding::Rule(_), true) => Ok(Shipment::of_model(&args.from, quantization, args.pad_intermediate)?),
+    }
+}
+
+/// The start of a run whose recipe says what the flags say.
+fn by_gptq(args: &cli::Export, weights: &str, quantization: Quantization) -> anyhow::Result<Shipment> {
+    let ctx = FloatModel::open(&args.from)?.config.max_position_embeddings.min(CALIBRATION_CTX);
+    let mut recipe = json!({
+        "student": {"from": args.from},
+        "quant": {"weights": weights},
+        "data": {"train": args.calibration, "ctx": ctx},
+        "loss": {"cross_entropy": 1.0},
+        "train": {"steps": 1, "batch": 8},
+    });
+    if let Some(multiple) = args.pad_intermediate {
+        recipe["student"]["pad_intermediate"] = multiple.into();
+    }
+    if let Some(windows) = args.calibration_windows {
+        recipe["quant"]["calibration_windows"] = windows.into();
+    }
+    let plan = Plan::new(&serde_json::from_value(recipe)?)?;
+    let job = Job {
+        plan: &plan,
+        out: &args.out,
+        cache: &crate::cache_dir(),
+        device: device::Choice::Cpu.open()?.device,
+        start: Start::Fresh,
+    };
+    Ok(Shipment::by_gptq(&args.from, quantization, &job)?)
 }
 
 /// What the model was measured to be: as the user names it, or as the run has it.

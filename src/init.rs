@@ -9,7 +9,7 @@ use anyhow::{Context as _, anyhow, bail};
 use half::f16;
 use qat_infer::{
     files::{Activations, CONFIG_FILE, HfWriter, Manifest, PackedWriter},
-    model::{Config, Family, Param, Role, RopeScaling, params},
+    model::{Config, Family, Param, Role, RopeScaling, ShortConvs, params},
 };
 use qat_quant::{Format, Packed, ScaleRule, Scales, kernels::FloatType, pack};
 use qat_train::student::{random_values, read_config};
@@ -35,10 +35,12 @@ struct Shape {
     context: usize,
     rope_theta: f64,
     eps: f32,
+    /// Where there are layers that convolve over three tokens: those that attend instead.
+    attending: Option<&'static [usize]>,
 }
 
 /// The shapes that have a name; all with a tied head. Those of published models are from their config.json.
-const SHAPES: [Shape; 4] = [
+const SHAPES: [Shape; 5] = [
     Shape {
         name: "smollm2-135m",
         family: Family::Llama,
@@ -52,6 +54,7 @@ const SHAPES: [Shape; 4] = [
         context: 8192,
         rope_theta: 1e5,
         eps: 1e-5,
+        attending: None,
     },
     Shape {
         name: "smollm2-360m",
@@ -66,6 +69,7 @@ const SHAPES: [Shape; 4] = [
         context: 8192,
         rope_theta: 1e5,
         eps: 1e-5,
+        attending: None,
     },
     Shape {
         name: "qwen3-0.6b",
@@ -80,6 +84,22 @@ const SHAPES: [Shape; 4] = [
         context: 32768,
         rope_theta: 1e6,
         eps: 1e-6,
+        attending: None,
+    },
+    Shape {
+        name: "lfm2.5-350m",
+        family: Family::Lfm2,
+        vocab: 65536,
+        hidden: 1024,
+        intermediate: 4608,
+        layers: 16,
+        heads: 16,
+        kv_heads: 8,
+        head_dim: 64,
+        context: 128_000,
+        rope_theta: 1e6,
+        eps: 1e-5,
+        attending: Some(&[2, 5, 8, 10, 12, 14]),
     },
     Shape {
         name: "bitnet-24x1024",
@@ -94,6 +114,7 @@ const SHAPES: [Shape; 4] = [
         context: 4096,
         rope_theta: 1e4,
         eps: 1e-5,
+        attending: None,
     },
 ];
 
@@ -116,7 +137,13 @@ impl Shape {
             qkv_bias: false,
             o_bias: false,
             mlp_bias: false,
-            qk_norm: self.family == Family::Qwen3,
+            qk_norm: self.family.has_qk_norm(),
+            gate: self.family.gate(),
+            sub_norms: false,
+            short_convs: self.attending.map(|attending| {
+                let layers = (0..self.layers).map(|layer| !attending.contains(&layer)).collect();
+                ShortConvs { taps: 3, layers }
+            }),
             bos_token_id: None,
             eos_token_ids: Vec::new(),
         }
@@ -135,7 +162,7 @@ pub fn run(args: &cli::Init) -> anyhow::Result<Ending> {
         None => Some(Format::Int8G32),
     };
     let format = |param: &Param| match param.role {
-        Role::Norm | Role::Bias => None,
+        Role::Norm | Role::Bias | Role::Conv => None,
         Role::Projection => layers,
         Role::Embedding | Role::Head => embeddings.filter(|_| layers.is_some()),
     };
@@ -184,7 +211,9 @@ fn write_packed(
         match (packed, param.role) {
             (Some(packed), Role::Projection) => writer.packed(name, packed.as_ref(), inputs)?,
             (Some(packed), _) => writer.packed(name, packed.as_ref(), Activations::Float)?,
-            (None, Role::Norm | Role::Bias) => writer.float(name, FloatType::F32, shape, &floats)?,
+            (None, Role::Norm | Role::Bias | Role::Conv) => {
+                writer.float(name, FloatType::F32, shape, &floats)?
+            }
             (None, _) => writer.float(name, FloatType::F16, shape, &floats)?,
         }
         Ok(())
@@ -207,6 +236,7 @@ pub fn tiny(format: Format, out: &Path) -> anyhow::Result<()> {
         context: 128,
         rope_theta: 1e4,
         eps: 1e-5,
+        attending: None,
     };
     let random = Random { config: shape.config(), seed: 0 };
     let of_matrices = |param: &Param| (param.shape.len() == 2).then_some(format);

@@ -17,7 +17,7 @@ mod progress;
 mod table;
 mod train;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::bail;
@@ -70,6 +70,20 @@ fn no_run(dir: &Path) -> anyhow::Result<()> {
         );
     }
     Ok(())
+}
+
+/// Where token files are kept: `$QAT_CACHE`, or the user's cache folder.
+fn cache_dir() -> PathBuf {
+    let var = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    if let Some(dir) = var("QAT_CACHE") {
+        return dir;
+    }
+    let home = || var("HOME").or_else(|| var("USERPROFILE"));
+    let base = match std::env::consts::OS {
+        "macos" => home().map(|h| h.join("Library/Caches")),
+        _ => var("XDG_CACHE_HOME").or_else(|| home().map(|h| h.join(".cache"))),
+    };
+    base.unwrap_or_else(std::env::temp_dir).join("qat")
 }
 
 /// The error with its causes. Many errors tell their cause in their own message: nothing is said twice.

@@ -129,7 +129,12 @@ fn of_model(args: &cli::Plan) -> anyhow::Result<Found> {
         bail!("{flag}: is for recipes (files called ….toml), and {} is none", args.target.display());
     }
     let (outline, activations) = outline(args)?;
-    let fits = |target: &Target| target.check(outline.tensors.iter().cloned()).is_ok();
+    // Graphs of ONNX are known when they are written; the others refuse here what they can't hold.
+    let known = |target: &Target| {
+        *target == Target::Onnx
+            || target.bytes(&outline.config, &outline.tensors, &export::Options::default()).is_some()
+    };
+    let fits = |target: &Target| known(target) && target.check(outline.tensors.iter().cloned()).is_ok();
     let targets: Vec<Target> = Target::ALL.into_iter().filter(fits).collect();
     let none = export::Options::default();
     Ok(Found {
@@ -152,7 +157,7 @@ fn outline(args: &cli::Plan) -> anyhow::Result<(Outline, Activations)> {
         let layers = choice(&args.format, Format::Int4G32).context("--format")?;
         let tables = choice(&args.embeddings, Format::Int8G32).context("--embeddings")?;
         let storage = |param: &Param| match param.role {
-            Role::Norm | Role::Bias => Storage::Float(FloatType::F32),
+            Role::Norm | Role::Bias | Role::Conv => Storage::Float(FloatType::F32),
             Role::Projection => stored(layers),
             Role::Embedding | Role::Head => {
                 stored(tables.filter(|_| layers.is_some() || args.embeddings.is_some()))

@@ -45,7 +45,7 @@ pub fn run(args: &cli::Train) -> anyhow::Result<Ending> {
     let opened = args.device.parse::<device::Choice>()?.open()?;
     eprintln!("device: {opened}");
     let stop = stop_flag()?;
-    let cache = cache_dir();
+    let cache = crate::cache_dir();
     let start = match (args.resume, args.restart) {
         (true, _) => Start::Resume,
         (_, true) => Start::Restart,
@@ -152,20 +152,6 @@ fn stop_flag() -> anyhow::Result<Arc<AtomicBool>> {
         eprintln!("\nstopping after this step; again to stop at once");
     })?;
     Ok(stop)
-}
-
-/// Where token files are kept: `$QAT_CACHE`, or the user's cache folder.
-fn cache_dir() -> PathBuf {
-    let var = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    if let Some(dir) = var("QAT_CACHE") {
-        return dir;
-    }
-    let home = || var("HOME").or_else(|| var("USERPROFILE"));
-    let base = match std::env::consts::OS {
-        "macos" => home().map(|h| h.join("Library/Caches")),
-        _ => var("XDG_CACHE_HOME").or_else(|| home().map(|h| h.join(".cache"))),
-    };
-    base.unwrap_or_else(std::env::temp_dir).join("qat")
 }
 
 /// Export and evaluation of a finished run, as its recipe asks.

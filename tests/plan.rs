@@ -239,22 +239,26 @@ fn a_time_is_given_or_measured_and_else_not_there() {
 fn every_recipe_that_is_shipped_can_be_planned() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let shop = Workshop::new();
-    let mut recipes: Vec<_> = fs::read_dir(root.join("configs"))
-        .expect("configs")
+    let folders = ["configs", "configs/experiment"].map(|folder| fs::read_dir(root.join(folder)));
+    let mut recipes: Vec<_> = folders
+        .into_iter()
+        .flat_map(|folder| folder.expect("configs"))
         .map(|entry| entry.expect("listed").path())
         .filter(|path| path.extension().is_some_and(|ending| ending == "toml"))
         .collect();
     recipes.sort();
-    assert!(recipes.len() >= 7, "{recipes:?}");
+    assert!(recipes.len() >= 10, "{recipes:?}");
     for recipe in recipes {
         let name = recipe.file_stem().expect("a name").to_string_lossy().into_owned();
         let mut command = shop.command(["plan", "--json", "--device", "metal"]);
         command.arg(&recipe);
         // What data/ has is read from there; other models are known by their shape.
         match name.as_str() {
-            "quickstart" | "teacher" => command.current_dir(root),
+            "quickstart" | "teacher" | "bitnet-scratch" => command.current_dir(root),
             "tinystories-260k" => command.args(["--shape".into(), root.join("configs/teacher-shape.json")]),
-            "lfm2.5-350m" => command.args(["--shape", "smollm2-360m"]),
+            "students" | "teachers" => {
+                command.args(["--shape".into(), root.join("configs/experiment/small.json")])
+            }
             _ => command.args(["--shape", &name]),
         };
         let said = Said::of(command);

@@ -82,10 +82,10 @@ impl Outline {
         Announced::packed(&self.tensors).bytes()
     }
 
-    /// Bytes of keys and values of `tokens` in all layers, kept as `kv`.
+    /// Bytes of keys and values of `tokens` in all layers that attend, kept as `kv`.
     pub fn kv_bytes(&self, kv: KvType, tokens: usize) -> u64 {
-        let Config { layers, kv_heads, head_dim, .. } = self.config;
-        (2 * layers * kv_heads * tokens * kv.bytes(head_dim)) as u64
+        let Config { kv_heads, head_dim, .. } = self.config;
+        (2 * self.config.attention_layers() * kv_heads * tokens * kv.bytes(head_dim)) as u64
     }
 
     /// The decoder as Apple's GPUs would run it, over weights that are all zero: its buffers and its lists of calls have the sizes of the
@@ -106,6 +106,7 @@ fn kind(param: &Param, tied: bool) -> String {
         Role::Embedding => "embeddings".to_owned(),
         Role::Head => "head".to_owned(),
         Role::Norm | Role::Bias => "norms and biases".to_owned(),
+        Role::Conv => "convolutions".to_owned(),
         // model.layers.3.self_attn.q_proj.weight
         Role::Projection => {
             param.name.split('.').nth(3).unwrap_or("layers").replace("self_attn", "attention")

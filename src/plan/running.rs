@@ -82,7 +82,7 @@ impl Running {
         let packed = File { format: "qat".into(), bytes: Some(outline.packed_bytes()), without: "" };
         let of_target = |target: &Target| File {
             format: target.to_string(),
-            bytes: target.bytes(&outline.tensors, options),
+            bytes: target.bytes(&outline.config, &outline.tensors, options),
             without: if matches!(target, Target::Gguf | Target::Ollama) { "its tokenizer" } else { "" },
         };
         let longest = outline.config.max_position_embeddings;

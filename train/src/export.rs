@@ -50,6 +50,7 @@ pub fn check_targets(plan: &Plan) -> Result<()> {
         Origin::Pretrained(path) => FloatModel::open(path)?.config,
         Origin::Scratch { config, .. } => read_config(config)?,
     };
+    export.targets.iter().try_for_each(|target| target.knows(&config))?;
     let rules = &plan.quantization.rules;
     let possible = match &plan.mix {
         None => vec![rules.clone()],
@@ -97,10 +98,7 @@ impl Shipment {
     /// A directory that is no model, or a format that can't hold one of its tensors.
     pub fn of_model(dir: &Path, quantization: Quantization, pad_intermediate: Option<usize>) -> Result<Self> {
         let model = FloatModel::open(dir)?;
-        let mut floats = Floats::read(&model)?;
-        if let Some(multiple) = pad_intermediate {
-            floats = prune::pad_intermediate(&floats, multiple)?;
-        }
+        let floats = padded(Floats::read_latent(&model)?, pad_intermediate)?;
         Self::rounded(model, &floats, quantization)
     }
 
@@ -113,11 +111,26 @@ impl Shipment {
         let quantization = Quantization::untrained(rules, rounding, activations);
         let model = FloatModel::open(&student_dir(job.out))?;
         let floats = Floats::read(&model)?;
-        let shipment = Self::rounded(model, &floats, quantization.clone())?;
-        if rounding == Rounding::Gptq {
-            let calibration = trainer::calibration(job)?;
-            shipment.student.start_from(&gptq::round(&floats, &quantization, &calibration, &job.device)?)?;
+        match rounding {
+            Rounding::Rule(_) => Self::rounded(model, &floats, quantization),
+            Rounding::Gptq => Self::calibrated(model, &floats, quantization, job),
         }
+    }
+
+    /// The float model at `dir`, rounded by GPTQ: what the run of `job` would start from.
+    ///
+    /// # Errors
+    /// A directory that is no model, a format that can't hold one of its tensors, text that can't be read or is too short.
+    pub fn by_gptq(dir: &Path, quantization: Quantization, job: &Job) -> Result<Self> {
+        let model = FloatModel::open(dir)?;
+        let floats = padded(Floats::read(&model)?, job.plan.recipe.student.pad_intermediate)?;
+        Self::calibrated(model, &floats, quantization, job)
+    }
+
+    fn calibrated(model: FloatModel, floats: &Floats, quantization: Quantization, job: &Job) -> Result<Self> {
+        let shipment = Self::rounded(model, floats, quantization.clone())?;
+        let text = trainer::calibration(job)?;
+        shipment.student.start_from(&gptq::round(floats, &quantization, &text, &job.device)?)?;
         Ok(shipment)
     }
 
@@ -146,6 +159,13 @@ impl Shipment {
             }
         }
         Ok(writer.finish()?)
+    }
+}
+
+fn padded(floats: Floats, multiple: Option<usize>) -> Result<Floats> {
+    match multiple {
+        Some(multiple) => prune::pad_intermediate(&floats, multiple),
+        None => Ok(floats),
     }
 }
 

@@ -114,6 +114,7 @@ pub fn evaluate<R: Runtime>(
         prompt_tokens: speed.prompt_tokens,
         decoded_tokens: speed.decoded_tokens,
         protocol: protocol.describe(),
+        per_window: score.per_window,
     })
 }
 

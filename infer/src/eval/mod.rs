@@ -20,7 +20,7 @@ pub use gate::{Gate, GateResult};
 pub use mean::Mean;
 pub use memory::peak_rss_bytes;
 pub use report::Report;
-pub use score::{Score, Versus, compare, score};
+pub use score::{Score, Versus, WindowScore, compare, score};
 pub use speed::{Speed, measure_speed};
 pub use text::Text;
 pub use windows::{Protocol, Windows};

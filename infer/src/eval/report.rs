@@ -4,6 +4,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::WindowScore;
+
 /// An evaluation. Field names are the keys of `report.json` and of gates.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
@@ -70,4 +72,7 @@ pub struct Report {
     pub decoded_tokens: usize,
     /// The scoring protocol in words.
     pub protocol: String,
+    /// Scores window by window, in the order of the text.
+    #[serde(default)]
+    pub per_window: Vec<WindowScore>,
 }

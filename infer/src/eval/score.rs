@@ -4,6 +4,7 @@
 //! windows, and every number is a sum over tokens in the order of the text, whatever the number of threads.
 
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use super::{Mean, Windows};
 use crate::sequence::top1;
@@ -24,6 +25,32 @@ pub struct Score {
     pub bytes: usize,
     /// Distance from the reference, if there was one.
     pub versus: Option<Versus>,
+    /// Window by window, in the order of the text.
+    pub per_window: Vec<WindowScore>,
+}
+
+/// Means over the scored tokens of one window, in nats per token: what intervals over texts are drawn from.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct WindowScore {
+    /// Negative log likelihood.
+    pub nll: f64,
+    /// That of the reference, if there was one.
+    pub reference_nll: Option<f64>,
+    /// KL(reference ‖ model), if there was one.
+    pub kl: Option<f64>,
+}
+
+impl WindowScore {
+    fn of(judged: &[Judged]) -> Self {
+        let mean = |value: fn(&Judged) -> Option<f64>| {
+            Some(judged.iter().map(value).sum::<Option<f64>>()? / judged.len() as f64)
+        };
+        Self {
+            nll: judged.iter().map(|token| token.nll).sum::<f64>() / judged.len() as f64,
+            reference_nll: mean(|token| token.versus.map(|d| d.nll)),
+            kl: mean(|token| token.versus.map(|d| d.kl)),
+        }
+    }
 }
 
 /// A model's distance from a reference on the same tokens.
@@ -96,6 +123,7 @@ pub fn score<'s>(
         nll_clustered_se: Mean::clustered_se(&nll, groups),
         bytes: windows.scored_bytes(),
         versus: is_compared.then(|| Versus::of(&judged)),
+        per_window: judged.chunks(windows.scored().max(1)).map(WindowScore::of).collect(),
     })
 }
 

@@ -43,6 +43,9 @@ fn the_perplexities_of_transformers_are_reproduced() {
         // Four decimals were printed; f32 sums in another order move the mean of 10⁵ tokens by far less than that.
         assert!((found - want).abs() < 1e-4, "{name}: {found}, want {want}");
         assert_eq!(score.tokens, score.windows * 511);
+        assert_eq!(score.per_window.len(), score.windows);
+        let of_windows = score.per_window.iter().map(|w| w.nll).sum::<f64>() / score.windows as f64;
+        assert!((of_windows - score.nll.mean).abs() < 1e-12, "windows of equal length average to the whole");
         assert!(score.nll_clustered_se.is_some_and(|se| se > score.nll.se), "stories differ in difficulty");
     }
 }

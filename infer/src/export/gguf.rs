@@ -22,7 +22,7 @@ use crate::gguf::{
     Announced, GGUF_FILE, Gguf, GgufModel, GgufWriter, Kind, Metadata, ROPE_FREQS, Rows, Value, file_bytes,
     gguf_name, hparams, place, vocabulary,
 };
-use crate::model::Param;
+use crate::model::{Config, Param};
 use crate::{Error, Result};
 
 /// The version of ggml's block layouts.
@@ -47,6 +47,10 @@ impl Exporter for LlamaCpp {
         )
     }
 
+    fn knows(&self, config: &Config) -> Result<()> {
+        architecture(config).map(|_| ())
+    }
+
     fn check(&self, source: &Source, _options: &Options) -> Result<()> {
         for param in source.params() {
             if source.storage(&param) == Storage::Packed(Format::TernaryTensor) {
@@ -66,12 +70,13 @@ impl Exporter for LlamaCpp {
         }
     }
 
-    fn bytes(&self, tensors: &[(Param, Storage)], options: &Options) -> Option<u64> {
+    fn bytes(&self, config: &Config, tensors: &[(Param, Storage)], options: &Options) -> Option<u64> {
+        architecture(config).ok()?;
         let announced = |(param, storage): &(Param, Storage)| {
             let name = gguf_name(&param.name)?;
             // Matrices that were trained as floats are no numbers of two bytes.
             let kind = kind_of(param, *storage, options).ok()?.unwrap_or(Kind::F32);
-            Some(Announced { name, shape: param.shape.clone(), kind })
+            Some(Announced { name, shape: shape(param), kind })
         };
         file_bytes(&tensors.iter().map(announced).collect::<Option<Vec<_>>>()?)
     }
@@ -85,7 +90,7 @@ impl Exporter for LlamaCpp {
             params.push((name, param, kind));
         }
         let factors = hparams::rope_factors(&source.config);
-        let of_params = params.iter().map(|(name, param, kind)| (name.as_str(), param.shape.clone(), *kind));
+        let of_params = params.iter().map(|(name, param, kind)| (name.as_str(), shape(param), *kind));
         let of_factors = factors.iter().map(|factors| (ROPE_FREQS, vec![factors.len()], Kind::F32));
         let announced = of_params.chain(of_factors).map(|(name, shape, kind)| Announced {
             name: name.into(),
@@ -129,6 +134,26 @@ impl ReadBack for Written {
     }
 }
 
+/// llama.cpp's name of the model's architecture.
+fn architecture(config: &Config) -> Result<&'static str> {
+    hparams::architecture(config.family).ok_or_else(|| {
+        let problem = format!(
+            "gguf: llama.cpp has no architecture for {:?} (its own \"bitnet\" has SiLU where this has ReLU²); bitnet, onnx and hf \
+             have one",
+            config.family.model_type()
+        );
+        Error::Invalid(problem)
+    })
+}
+
+/// The shape of `param` in the file, where convolutions are matrices.
+fn shape(param: &Param) -> Vec<usize> {
+    match *param.shape.as_slice() {
+        [channels, 1, taps] => vec![channels, taps],
+        _ => param.shape.clone(),
+    }
+}
+
 /// How `param` will be stored.
 fn kind(source: &Source, param: &Param, options: &Options) -> Result<Kind> {
     match kind_of(param, source.storage(param), options)? {
@@ -152,7 +177,7 @@ fn kind_of(param: &Param, storage: Storage, options: &Options) -> Result<Option<
         Storage::Packed(format @ Format::Affine(_)) => {
             return Err(Error::tensor(&param.name, format!("GGUF has no {format}")));
         }
-        Storage::Float(_) if param.shape.len() == 1 => Kind::F32,
+        Storage::Float(_) if param.shape.len() != 2 => Kind::F32,
         Storage::Float(_) => return Ok(options.dtype.map(Kind::from)),
     }))
 }
@@ -229,7 +254,8 @@ fn metadata(
     let mut metadata = Metadata::new(Path::new(GGUF_FILE));
     let weights: usize = params.iter().map(|(_, param, _)| param.shape.iter().product::<usize>()).sum();
     let weights = weights + factors.map_or(0, <[f32]>::len);
-    metadata.set("general.architecture", Value::from(hparams::architecture(config.family)));
+    let architecture = architecture(config)?;
+    metadata.set("general.architecture", Value::from(architecture));
     metadata.set("general.type", Value::from("model"));
     let base = base_name(&source.dir.manifest.source);
     // A run's exports lie in directories that are called after their formats.
@@ -246,7 +272,12 @@ fn metadata(
     if let Some(licence) = licence(&source.dir.manifest.source) {
         metadata.set("general.license", Value::String(licence));
     }
-    hparams::write(config, options.context.unwrap_or(config.max_position_embeddings), &mut metadata);
+    hparams::write(
+        config,
+        architecture,
+        options.context.unwrap_or(config.max_position_embeddings),
+        &mut metadata,
+    );
     let companions: Vec<PathBuf> = source.companions()?;
     vocabulary::write(&vocabulary::Files::read(&companions)?, config, &mut metadata)?;
     metadata.set("general.quantization_version", Value::U32(QUANTIZATION_VERSION));

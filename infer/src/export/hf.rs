@@ -8,7 +8,7 @@ use super::{Exporter, Options, ReadBack, Source};
 use crate::files::{
     Announced, ShardWriter, StagedDir, Storage, TensorFiles, float_dtype, with_dtype, write_surroundings,
 };
-use crate::model::Param;
+use crate::model::{Config, Param};
 use crate::{Error, Result};
 
 pub(super) struct Hf;
@@ -45,7 +45,7 @@ impl Exporter for Hf {
         true
     }
 
-    fn bytes(&self, tensors: &[(Param, Storage)], options: &Options) -> Option<u64> {
+    fn bytes(&self, _: &Config, tensors: &[(Param, Storage)], options: &Options) -> Option<u64> {
         let float = float_dtype(options.dtype.unwrap_or(FloatType::F32));
         let mut files = Announced::sharded("pt");
         tensors.iter().for_each(|(param, _)| files.add(&param.name, float, &param.shape));

@@ -20,7 +20,7 @@ use crate::files::{
     Announced, INDEX_FILE, MlxDir, MlxGrid, QUANTIZATION, QUANTIZATION_CONFIG, SHARD, ShardWriter, StagedDir,
     Storage, TensorFiles, float_dtype, with_dtype, write_surroundings,
 };
-use crate::model::Param;
+use crate::model::{Config, Family, Param};
 use crate::{Error, Result};
 
 pub(super) struct Mlx;
@@ -41,6 +41,15 @@ impl Exporter for Mlx {
         )
     }
 
+    fn knows(&self, config: &Config) -> Result<()> {
+        match config.family {
+            Family::BitNet => Err(Error::Invalid(
+                "mlx: mlx-lm reads BitNet models in Hugging Face's packed files and in no others; export to bitnet, which it opens".into(),
+            )),
+            _ => Ok(()),
+        }
+    }
+
     fn check(&self, source: &Source, options: &Options) -> Result<()> {
         float_type(source, options).map(|_| ())
     }
@@ -52,7 +61,7 @@ impl Exporter for Mlx {
         }
     }
 
-    fn bytes(&self, tensors: &[(Param, Storage)], options: &Options) -> Option<u64> {
+    fn bytes(&self, _: &Config, tensors: &[(Param, Storage)], options: &Options) -> Option<u64> {
         let stored = || tensors.iter().map(|(_, storage)| *storage);
         let float = float_dtype(options.dtype.unwrap_or(preferred(stored())[0]));
         let mut files = Announced::sharded("mlx");

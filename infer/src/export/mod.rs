@@ -96,6 +96,11 @@ trait Exporter {
     /// How the directory `name` is used, in Markdown.
     fn usage(&self, name: &str) -> String;
 
+    /// Whether the target has models of this shape; else what it lacks and which targets have it.
+    fn knows(&self, _config: &Config) -> Result<()> {
+        Ok(())
+    }
+
     /// Whether the target has this kind of model at all; else what it lacks and which targets have it.
     fn check(&self, source: &Source, options: &Options) -> Result<()>;
 
@@ -104,7 +109,7 @@ trait Exporter {
 
     /// Bytes of the files that hold `tensors`, if they follow from types and shapes alone. What a file holds beside tensors, a
     /// tokenizer in GGUF, is not counted.
-    fn bytes(&self, tensors: &[(Param, Storage)], options: &Options) -> Option<u64>;
+    fn bytes(&self, config: &Config, tensors: &[(Param, Storage)], options: &Options) -> Option<u64>;
 
     /// Writes all files of the target but the model card.
     fn write(&self, source: &Source, options: &Options, into: &StagedDir) -> Result<()>;
@@ -131,6 +136,14 @@ impl Target {
         self.exporter().holds(param, storage)
     }
 
+    /// Refuses models of a shape that it doesn't have.
+    ///
+    /// # Errors
+    /// Says what it lacks, and which targets have it.
+    pub fn knows(self, config: &Config) -> Result<()> {
+        self.exporter().knows(config)
+    }
+
     /// Refuses tensors that it can't hold as they are stored.
     ///
     /// # Errors
@@ -152,8 +165,8 @@ impl Target {
     }
 
     /// Bytes of the files that would hold `tensors`, without a tokenizer; none where these don't follow from types and shapes.
-    pub fn bytes(self, tensors: &[(Param, Storage)], options: &Options) -> Option<u64> {
-        self.exporter().bytes(tensors, options)
+    pub fn bytes(self, config: &Config, tensors: &[(Param, Storage)], options: &Options) -> Option<u64> {
+        self.exporter().bytes(config, tensors, options)
     }
 
     fn library(self) -> &'static str {
@@ -230,6 +243,7 @@ impl Export<'_> {
         self.check_report(&source)?;
         self.check_options(&source.config)?;
         let exporter = self.target.exporter();
+        exporter.knows(&source.config)?;
         exporter.check(&source, self.options)?;
         let mut requantized = None;
         if self.requantize && self.target.check(source.stored()).is_err() {

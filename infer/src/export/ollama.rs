@@ -41,6 +41,10 @@ impl Exporter for Ollama {
         )
     }
 
+    fn knows(&self, config: &Config) -> Result<()> {
+        LlamaCpp.knows(config)
+    }
+
     fn check(&self, source: &Source, options: &Options) -> Result<()> {
         LlamaCpp.check(source, options)
     }
@@ -49,8 +53,8 @@ impl Exporter for Ollama {
         LlamaCpp.holds(param, storage)
     }
 
-    fn bytes(&self, tensors: &[(Param, Storage)], options: &Options) -> Option<u64> {
-        LlamaCpp.bytes(tensors, options)
+    fn bytes(&self, config: &Config, tensors: &[(Param, Storage)], options: &Options) -> Option<u64> {
+        LlamaCpp.bytes(config, tensors, options)
     }
 
     fn write(&self, source: &Source, options: &Options, into: &StagedDir) -> Result<()> {

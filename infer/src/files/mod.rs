@@ -5,6 +5,7 @@
 
 mod announced;
 mod base;
+mod bitnet;
 mod digest;
 mod float;
 mod header;
@@ -24,6 +25,7 @@ mod tests;
 mod tokenizer;
 
 pub(crate) use announced::{Announced, entry};
+pub(crate) use bitnet::ROWS as BITNET_ROWS;
 pub(crate) use float::{dtype as float_dtype, load as load_floats, store as store_floats};
 pub(crate) use hf::is_licence;
 pub(crate) use hf_writer::with_dtype;
@@ -34,6 +36,7 @@ pub(crate) use staged::write_error;
 pub(crate) use tokenizer::parse_tokenizer;
 
 pub use base::Base;
+pub use bitnet::{BitNetDir, BitNetMatrix, LinearClass};
 pub use digest::sha256_hex;
 pub use header::TensorInfo;
 pub use hf::{CONFIG_FILE, HfDir, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, companions};

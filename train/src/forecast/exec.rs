@@ -5,7 +5,7 @@
 
 use std::convert::Infallible;
 
-use qat_infer::model::{AttentionShape, Exec, Linear, Rope};
+use qat_infer::model::{AttentionShape, Exec, Gate, Linear, Rope};
 
 use super::{
     heap::{Block, Heap, Part, Place},
@@ -239,7 +239,15 @@ impl Exec for SizeExec<'_> {
         })
     }
 
-    fn swiglu(&mut self, gate: Value, up: Value) -> Result<Value, Infallible> {
+    fn short_conv(&mut self, _: usize, x: Value, kernel: &Value) -> Result<Value, Infallible> {
+        let y = self.activation(Self::floats(&x) / 3);
+        let of_kernel = Gradient::New(Part::Gradients, Self::floats(kernel));
+        let inputs = [(&x, Self::like(&x)), (kernel, of_kernel)];
+        self.write(&y, &inputs, self.kept_values([&x, kernel], &y, true), 0);
+        Ok(y)
+    }
+
+    fn gate(&mut self, _: Gate, gate: Value, up: Value) -> Result<Value, Infallible> {
         let y = self.activation(Self::floats(&gate));
         let inputs = [(&gate, Self::like(&gate)), (&up, Self::like(&up))];
         self.write(&y, &inputs, self.kept_values([&gate, &up], &y, true), 0);

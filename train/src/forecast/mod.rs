@@ -137,7 +137,7 @@ fn step_flop(plan: &Plan, shapes: &Shapes) -> f64 {
 
 fn layers_flop(config: &Config, ctx: usize) -> f64 {
     let projections: u64 = params(config).iter().filter(|p| p.role == Role::Projection).map(elements).sum();
-    let attention = 2 * config.layers * config.q_size() * ctx;
+    let attention = 2 * config.attention_layers() * config.q_size() * ctx;
     2.0 * projections as f64 + attention as f64
 }
 

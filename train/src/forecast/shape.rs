@@ -13,7 +13,7 @@ use qat_infer::{
 use crate::{
     Error, Result,
     recipe::{Origin, Plan, Recipe, TeacherPlan},
-    student::read_config,
+    student::{prune::kept_layer, read_config},
 };
 
 /// Bytes of a weight in published models, where there are no files to look at.
@@ -33,7 +33,7 @@ pub struct Shapes {
 }
 
 impl Shapes {
-    /// Those of `plan`; `instead` stands for the model that the student starts from, and so for a teacher of the same path.
+    /// Those of `plan`; `instead` stands for the model that the student starts from, and for a teacher that isn't there.
     ///
     /// # Errors
     /// A model that isn't there or can't be read; pruning that keeps more than there is.
@@ -49,7 +49,10 @@ impl Shapes {
         };
         let teacher = match (&plan.teacher, &plan.origin) {
             (TeacherPlan::Model(teacher), Origin::Pretrained(own)) if teacher == own => None,
-            (TeacherPlan::Model(teacher), _) => Some(of_model(teacher)?.0),
+            (TeacherPlan::Model(teacher), _) => match instead.filter(|_| !teacher.exists()) {
+                Some(config) => Some(config.clone()),
+                None => Some(of_model(teacher)?.0),
+            },
             _ => None,
         };
         Ok(Self { student: pruned(&source, &plan.recipe)?, source, teacher, file_bytes })
@@ -98,6 +101,10 @@ pub fn pruned(source: &Config, recipe: &Recipe) -> Result<Config> {
             return Err(Error::Config(format!("student.{key} = {kept}: the model has {have}")));
         }
         *have = kept;
+    }
+    if let (Some(kept), Some(convs)) = (wanted.layers, &mut config.short_convs) {
+        let all = std::mem::take(&mut convs.layers);
+        convs.layers = (0..kept).map(|layer| all[kept_layer(layer, kept, all.len())]).collect();
     }
     if let Some(multiple) = wanted.pad_intermediate {
         config.intermediate_size = config.intermediate_size.next_multiple_of(multiple);

@@ -47,23 +47,35 @@ pub fn parse(text: &str, origin: &Path, sets: &[String]) -> Result<Vec<Named>> {
     // Parsed once as written, so that an error can point into the file.
     toml::from_str::<Recipe>(text).map_err(|e| Error::file(origin, explain(&e.to_string())))?;
     let mut table: toml::Table = toml::from_str(text).map_err(|e| Error::file(origin, e.to_string()))?;
-    for set in sets {
-        let (key, value) = set
-            .split_once('=')
-            .ok_or_else(|| Error::Config(format!("--set {set}: want key=value, such as train.steps=100")))?;
-        assign(&mut table, key.trim(), scalar(value.trim()))
-            .map_err(|e| Error::Config(format!("--set {set}: {e}")))?;
-        typed(&table).map_err(|e| Error::Config(format!("--set {set}: {e}")))?;
-    }
+    apply(sets, &mut table)?;
     let base = typed(&table).map_err(|e| Error::file(origin, e))?;
     if base.variants.is_empty() {
         return Ok(vec![Named { variant: None, recipe: base }]);
     }
     table.remove("variants");
-    base.variants.iter().map(|(name, changes)| variant(&table, name, changes, origin)).collect()
+    base.variants.iter().map(|(name, changes)| variant(&table, name, changes, sets, origin)).collect()
 }
 
-fn variant(base: &toml::Table, name: &str, changes: &toml::Table, origin: &Path) -> Result<Named> {
+/// Puts the values of the command line into `table`.
+fn apply(sets: &[String], table: &mut toml::Table) -> Result<()> {
+    for set in sets {
+        let (key, value) = set
+            .split_once('=')
+            .ok_or_else(|| Error::Config(format!("--set {set}: want key=value, such as train.steps=100")))?;
+        let at = |e: String| Error::Config(format!("--set {set}: {e}"));
+        assign(table, key.trim(), scalar(value.trim())).map_err(at)?;
+        typed(table).map_err(at)?;
+    }
+    Ok(())
+}
+
+fn variant(
+    base: &toml::Table,
+    name: &str,
+    changes: &toml::Table,
+    sets: &[String],
+    origin: &Path,
+) -> Result<Named> {
     if name.is_empty()
         || name.starts_with('.')
         || !name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
@@ -79,6 +91,8 @@ fn variant(base: &toml::Table, name: &str, changes: &toml::Table, origin: &Path)
         assign(&mut table, key, value.clone()).map_err(at)?;
         typed(&table).map_err(at)?;
     }
+    // What the command line says holds for every variant, also where the variant says otherwise.
+    apply(sets, &mut table)?;
     let recipe = typed(&table).map_err(|e| Error::file(origin, e))?;
     Ok(Named { variant: Some(name.to_owned()), recipe })
 }
@@ -208,6 +222,8 @@ batch = 2
         assert_eq!((all[0].recipe.quant.weights.as_str(), all[0].recipe.seed), ("ternary-g64", 0));
         assert_eq!((all[1].recipe.quant.weights.as_str(), all[1].recipe.seed), ("int4-g32", 7));
         assert!(all.iter().all(|n| n.recipe.train.steps == 3));
+        let all = parse(&text, Path::new("r.toml"), &["seed=5".to_owned()]).expect("parses");
+        assert!(all.iter().all(|n| n.recipe.seed == 5), "the command line has the last word");
         let wrong = format!("{SMALL}\n[variants.a]\n\"quant.wights\" = \"float\"\n");
         let m = parse(&wrong, Path::new("r.toml"), &[]).expect_err("refused").to_string();
         assert!(m.contains("[variants.a] quant.wights") && m.contains("did you mean `weights`?"), "{m}");

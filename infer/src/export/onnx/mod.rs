@@ -24,7 +24,7 @@ use qat_quant::kernels::FloatType;
 
 use super::{Exporter, Options, ReadBack, Source};
 use crate::files::{StagedDir, Storage, write_surroundings};
-use crate::model::{Decoder, Param};
+use crate::model::{Config, Decoder, Param};
 use crate::{Error, Result};
 
 use self::data::DataWriter;
@@ -58,6 +58,17 @@ impl Exporter for Onnx {
         )
     }
 
+    fn knows(&self, config: &Config) -> Result<()> {
+        match config.short_convs {
+            None => Ok(()),
+            Some(_) => Err(Error::Invalid(
+                "onnx: onnxruntime-genai keeps keys and values from token to token, and not what short convolutions remember; mlx, gguf \
+                 and hf have models with them"
+                    .into(),
+            )),
+        }
+    }
+
     fn check(&self, source: &Source, options: &Options) -> Result<()> {
         let head_dim = source.config.head_dim;
         if !head_dim.is_multiple_of(HEAD_STEP) {
@@ -83,7 +94,7 @@ impl Exporter for Onnx {
     }
 
     /// The graph, and where each tensor is put, are made while it is written.
-    fn bytes(&self, _: &[(Param, Storage)], _: &Options) -> Option<u64> {
+    fn bytes(&self, _: &Config, _: &[(Param, Storage)], _: &Options) -> Option<u64> {
         None
     }
 

@@ -1,0 +1,279 @@
+"""Runs the experiment of docs/results.md; scripts/experiment.sh says how it is called.
+
+A job is a call of qat whose result is a file; a result that is there is not made again. Trainings and scorings have a pool each, so that
+packed students are scored on the processor while the next ones are trained on the GPU.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+QAT = os.environ.get("QAT", "target/release/qat")
+DEVICE = os.environ.get("DEVICE", "auto")
+JOBS = int(os.environ.get("JOBS", "3"))
+SCORERS = int(os.environ.get("SCORERS", "4"))
+THREADS = os.environ.get("THREADS", "2")
+SEEDS = [int(seed) for seed in os.environ.get("SEEDS", "1,2,3").split(",")]
+SETS = os.environ.get("SETS", "").split()
+
+RECIPES = Path("configs/experiment")
+WORK = Path("runs/experiment")
+TEACHER = WORK / "teachers/small/hf"
+VOCABULARY = 8192
+CTX = 512
+TEXTS = ["in-domain", "out-of-domain"]
+# Bytes of each that are scored: about 25,000 tokens, 48 windows.
+SCORED = {"in-domain": [("prose_valid/*.txt", 64_000), ("tinystories_valid.txt", 40_000)], "out-of-domain": [("wiki.test.raw", 84_000)]}
+# Unseen text from which nothing is scored: learning rates are chosen on it.
+VALID = [("prose_valid/*.txt", -120_000), ("tinystories_valid.txt", -60_000)]
+
+# What stands in the recipe's place: QAT with KL from the teacher is the recipe as it is.
+METHODS = {
+    "kl": [],
+    "ce": ["loss.forward_kl=0.0", "loss.cross_entropy=1.0"],
+    "large": ["teacher.model=runs/experiment/teachers/large/hf"],
+    "dwq": ["quant.learn=scales", "quant.scales=gptq", "loss.temperature=2.0"],
+}
+CONTROL = ["loss.forward_kl=0.0", "loss.cross_entropy=1.0"]
+ROUNDINGS = ["absmax", "mse", "gptq"]
+FORMATS = {
+    "int4-g32": 4, "int4-affine-g128": 4, "int3-affine-g32": 3, "int3-affine-g128": 3,
+    "int2-affine-g32": 2, "int2-affine-g128": 2, "ternary-g64": 1, "ternary-tensor": 1,
+}  # fmt: skip
+# Learning rates that are tried: of the weights, or of the scales where they alone are trained.
+RATES = {4: [1e-4, 3e-4, 6e-4], 3: [2e-4, 5e-4, 1e-3], 2: [5e-4, 1e-3, 2e-3], 1: [5e-4, 1e-3, 2e-3]}
+SCALE_RATES = [1e-3, 3e-3, 1e-2]
+CONTROL_RATES = [3e-5, 1e-4, 3e-4]
+TUNING_STEPS = 200
+
+
+class Failed(Exception):
+    """A call of qat that did not do what it should."""
+
+
+def main():
+    folder, steps = Path(sys.argv[1]), sys.argv[2:] or ["prepare", "teachers", "tune", "students", "table"]
+    doing = {"prepare": lambda: prepare(folder), "teachers": teachers, "tune": tune, "students": students, "table": table}
+    if unknown := [step for step in steps if step not in doing]:
+        sys.exit(f"error: there is no step {unknown[0]!r}; there are {', '.join(doing)}")
+    for step in steps:
+        began = time.time()
+        try:
+            doing[step]()
+        except Failed as failed:
+            sys.exit(f"error: {failed}")
+        say(f"{step}: {time.time() - began:.0f} s")
+
+
+def say(what):
+    print(f"{time.strftime('%H:%M:%S')} {what}", flush=True)
+
+
+# --- texts and tokenizer
+
+
+def slices(folder, parts):
+    """The beginnings (or, below zero, the ends) of files, so many bytes of all that a pattern names, cut at line ends."""
+    texts = []
+    for pattern, count in parts:
+        files = sorted(folder.glob(pattern))
+        if not files:
+            sys.exit(f"error: {folder / pattern}: there is no such text")
+        for file in files:
+            lines, size = [], abs(count) / len(files)
+            all_lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+            for line in all_lines if count > 0 else reversed(all_lines):
+                if (size := size - len(line.encode())) < 0:
+                    break
+                lines.append(line)
+            texts.append("".join(lines if count > 0 else reversed(lines)))
+    return "\n".join(texts)
+
+
+def prepare(folder):
+    train = WORK / "text/train"
+    tokenizer = WORK / "tokenizer/tokenizer.json"
+    if not train.is_dir():
+        files = [f for p in ["books/*.txt", "prose/*.txt", "tinystories_train.txt"] for f in sorted(folder.glob(p))]
+        if not files:
+            sys.exit(f"error: {folder} holds none of books/*.txt, prose/*.txt, tinystories_train.txt")
+        for name, parts in {**SCORED, "valid": VALID}.items():
+            write(WORK / f"text/{name}.txt", slices(folder, parts))
+        partial = train.with_suffix(".partial")
+        partial.mkdir(parents=True, exist_ok=True)
+        for file in files:
+            shutil.copy(file, partial / file.name)
+        partial.rename(train)
+    if not tokenizer.is_file():
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+        made = Tokenizer(models.BPE())
+        made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        made.decoder = decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(
+            vocab_size=VOCABULARY, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
+        )
+        made.train([str(file) for file in sorted(train.glob("*.txt"))], trainer)
+        write(tokenizer, made.to_str(pretty=True))
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.rename(path)
+
+
+# --- calls of qat
+
+
+def qat(*args, log, threads=None):
+    log.parent.mkdir(parents=True, exist_ok=True)
+    env = {**os.environ, **({"RAYON_NUM_THREADS": threads} if threads else {})}
+    began = time.time()
+    with log.open("a", encoding="utf-8") as file:
+        done = subprocess.run([QAT, *map(str, args)], stdout=file, stderr=subprocess.STDOUT, env=env)
+    if done.returncode:
+        tail = "\n  ".join(log.read_text(encoding="utf-8").strip().splitlines()[-3:])
+        raise Failed(f"qat {' '.join(map(str, args))} ended with {done.returncode}:\n  {tail}")
+    return time.time() - began
+
+
+def train(recipe, variant, sets, out):
+    """A run under out/variant: continued where it was broken off, left alone where its export is there."""
+    run = out / variant
+    if not (run / ("hf" if recipe == "teachers.toml" else "qat") / "config.json").is_file():
+        args = [arg for change in [*sets, *SETS] for arg in ("--set", change)]
+        command = ["train", RECIPES / recipe, "--variant", variant, "--device", DEVICE, "--resume", "--out", out, *args]
+        seconds = qat(*command, log=WORK / "logs" / f"{'-'.join(run.relative_to(WORK).parts)}.log")
+        say(f"{run.relative_to(WORK)}: {seconds:.0f} s, validation {last_validation(run):.4f}")
+    return run
+
+
+def last_validation(run, what="valid_cross_entropy"):
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [line[what] for line in lines if what in line][-1]
+
+
+def score(model, name):
+    for text in TEXTS:
+        out = WORK / f"scores/{name}-{text}.json"
+        if not out.is_file():
+            out.parent.mkdir(parents=True, exist_ok=True)
+            against = ["--against", TEACHER] if model != TEACHER else []
+            data = WORK / f"text/{text}.txt"
+            command = ["eval", model, "--data", data, "--ctx", CTX, "--device", "cpu", "--json", out, *against]
+            qat(*command, log=WORK / f"logs/score-{name}.log", threads=THREADS)
+
+
+def is_scored(name):
+    return all((WORK / f"scores/{name}-{text}.json").is_file() for text in TEXTS)
+
+
+def wait(futures: list[Future]):
+    for future in futures:
+        future.result()
+
+
+# --- steps
+
+
+def teachers():
+    with ThreadPoolExecutor(JOBS) as pool:
+        wait([pool.submit(train, "teachers.toml", size, [], WORK / "teachers") for size in ["large", "small"]])
+
+
+def trials():
+    """What is tuned: name, variant, changes without the rate, the key of the rate, its candidates."""
+    for bits, rates in RATES.items():
+        variant = next(f for f, b in FORMATS.items() if b == bits)
+        for method in ["kl", "ce"]:
+            yield f"{method}-{bits}", variant, METHODS[method], "optim.lr", rates
+        yield f"dwq-{bits}", variant, METHODS["dwq"], "optim.scale_lr", SCALE_RATES
+    yield "float", "float", CONTROL, "optim.lr", CONTROL_RATES
+
+
+def tune():
+    """Learning rates by short runs on unseen text, with a seed that no student has."""
+    chosen = WORK / "rates.json"
+    if chosen.is_file():
+        return
+    with ThreadPoolExecutor(JOBS) as pool:
+        runs = {}
+        for name, variant, changes, key, rates in trials():
+            for rate in rates:
+                sets = [*changes, "seed=1000", f"train.steps={TUNING_STEPS}", f"{key}={rate}"]
+                runs[name, rate] = pool.submit(train, "students.toml", variant, sets, WORK / f"tune/{name}-{rate}")
+        wait(list(runs.values()))
+    losses = {}
+    for (name, rate), run in runs.items():
+        what = "valid_kl" if name.startswith(("kl", "dwq")) else "valid_cross_entropy"
+        losses.setdefault(name, {})[rate] = last_validation(run.result(), what)
+    write(WORK / "tuning.json", json.dumps(losses, indent=2))
+    write(chosen, json.dumps({name: min(tried, key=tried.get) for name, tried in losses.items()}, indent=2))
+    shutil.rmtree(WORK / "tune")
+
+
+def students():
+    rates = json.loads((WORK / "rates.json").read_text())
+    with ThreadPoolExecutor(JOBS) as trainers, ThreadPoolExecutor(SCORERS) as scorers:
+        scoring = [scorers.submit(score, TEACHER, "teacher")]
+        for format in FORMATS:
+            for rounding in ROUNDINGS:
+                scoring.append(scorers.submit(rounded, format, rounding))
+        training = []
+        for seed in SEEDS:
+            training.append(trainers.submit(student, "control", "float", rates["float"], seed, scorers))
+            for format, bits in FORMATS.items():
+                for method in METHODS:
+                    # The teacher's size does not change which rate suits a grid.
+                    rate = rates[f"{'kl' if method == 'large' else method}-{bits}"]
+                    training.append(trainers.submit(student, method, format, rate, seed, scorers))
+        scoring += [training.result() for training in training]
+        wait([future for future in scoring if future])
+
+
+def rounded(format, rounding):
+    name = f"{rounding}-{format}"
+    if is_scored(name):
+        return
+    out = WORK / f"rounded/{name}"
+    text = ["--calibration", *sorted(WORK.glob("text/train/*.txt"))] if rounding == "gptq" else []
+    command = ["export", TEACHER, "--format", "qat", "--weights", format, "--scales", rounding, "--out", out, *text]
+    qat(*command, log=WORK / f"logs/{name}.log", threads=THREADS)
+    score(out, name)
+
+
+def student(method, format, rate, seed, scorers):
+    """Trains one, and hands it on to be scored."""
+    name = f"{method}-{format}-seed{seed}"
+    if is_scored(name):
+        return None
+    out = WORK / f"students/{method}-seed{seed}"
+    key = "optim.scale_lr" if method == "dwq" else "optim.lr"
+    run = train("students.toml", format, [*METHODS.get(method, CONTROL), f"{key}={rate}", f"seed={seed}"], out)
+    curve = WORK / f"curves/{name}.jsonl"
+    curve.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(run / "log.jsonl", curve)
+
+    def judge():
+        score(run / "qat", name)
+        # Checkpoints of a hundred runs fill a disk; the packed model is what was scored.
+        shutil.rmtree(run / "checkpoints", ignore_errors=True)
+        shutil.rmtree(run / "student", ignore_errors=True)
+
+    return scorers.submit(judge)
+
+
+def table():
+    subprocess.run([sys.executable, "scripts/experiment_table.py", str(WORK)], check=True)
+
+
+if __name__ == "__main__":
+    main()
