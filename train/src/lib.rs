@@ -12,6 +12,7 @@ pub mod export;
 pub mod loss;
 pub mod ops;
 mod optim;
+pub mod precision;
 pub mod recipe;
 pub mod schedule;
 pub mod student;

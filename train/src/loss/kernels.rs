@@ -4,11 +4,11 @@
 use candle_core::{Error, Result, Tensor};
 
 use super::{NAME, Rows, Term, cross_entropy, divergence};
-use crate::ops::gpu::{Bind, Grid, Library, SUM, Work, word};
+use crate::ops::gpu::{Bind, Grid, SUM, Typed, Work, word};
 
 /// A loss as a pair of kernels.
 pub(super) struct RowKernels {
-    pub library: Library,
+    pub library: Typed,
     pub forward: &'static str,
     pub backward: &'static str,
     /// The first fields of the kernels' `Shape`; whether to add to the gradient that is there is the last.
@@ -52,10 +52,10 @@ impl RowKernels {
         let (losses, kept, sum) = (work.output(n), work.output((n, self.kept)), work.output(()));
         let binds = [Bind::Input(0), Bind::Input(1), Bind::Output(losses), Bind::Output(kept)];
         let grid = Grid::Rows { rows: n, width: vocab };
-        work.add(self.library, self.forward, grid, binds, &self.shape(false))?;
+        work.add(self.library.of(logits.dtype())?, self.forward, grid, binds, &self.shape(false))?;
         let binds = [Bind::Made(losses), Bind::Output(sum)];
         let grid = Grid::Rows { rows: 1, width: n };
-        work.add(SUM, "sum_all", grid, binds, &[word(n)?, 1, 1f32.to_bits()])?;
+        work.add(SUM.f32, "sum_all", grid, binds, &[word(n)?, 1, 1f32.to_bits()])?;
         let [_, kept, sum] = work.run(NAME, &[logits, other])?;
         Ok((sum, kept))
     }
@@ -78,11 +78,11 @@ impl RowKernels {
                 operands.push(to);
                 Bind::InOut(4)
             }
-            None => Bind::Output(work.output(logits.shape())),
+            None => Bind::Output(work.output_like(logits)),
         };
         let binds = [Bind::Input(0), Bind::Input(1), Bind::Input(2), Bind::Input(3), gradient];
         let grid = Grid::Rows { rows: n, width: vocab };
-        work.add(self.library, self.backward, grid, binds, &self.shape(to.is_some()))?;
+        work.add(self.library.of(logits.dtype())?, self.backward, grid, binds, &self.shape(to.is_some()))?;
         let made = work.run_all(NAME, &operands)?.pop();
         made.or(to).ok_or_else(|| Error::Msg(format!("{NAME}: no gradient was made")).bt())
     }

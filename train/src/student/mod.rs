@@ -22,6 +22,7 @@ use crate::{
     Error, Result,
     exec::{Cache, Matrix},
     ops::{self, FakeQuant, Gradient, Noise},
+    precision::Precision,
     recipe::{Learn, Quantization},
 };
 
@@ -58,12 +59,14 @@ pub struct Moment {
     pub lambda: f32,
     /// Where not all weights are rounded: which of them are.
     pub noise: Option<Draw>,
+    /// What products are computed in: rounded matrices are made in this type at once.
+    pub precision: Precision,
 }
 
 impl Moment {
     /// Rounded as it ships.
     pub fn full() -> Self {
-        Self { lambda: 1.0, noise: None }
+        Self { lambda: 1.0, noise: None, precision: Precision::F32 }
     }
 }
 
@@ -307,8 +310,8 @@ impl Student {
         let noise = moment.noise.map(|draw| {
             Noise::of(draw.seed, draw.step, self.index.get(&name).copied().unwrap_or_default(), draw.share)
         });
-        let spec =
-            FakeQuant { format, gradient, rule: self.quantization.rule(), lambda: moment.lambda, noise };
+        let (rule, dtype) = (self.quantization.rule(), moment.precision.dtype());
+        let spec = FakeQuant { format, gradient, rule, lambda: moment.lambda, noise, dtype };
         let weight = self.var(&name)?.as_tensor();
         if !gradient.learns_scales() {
             return Ok(ops::fake_quant(weight, &spec)?);
@@ -316,7 +319,7 @@ impl Student {
         let scale = self.var(&scale_name(param))?.as_tensor();
         let bias = match (format.has_bias(), even) {
             (false, _) => None,
-            (true, true) => Some((scale * f64::from(-format.middle()))?),
+            (true, true) => Some(ops::multiply(scale, f64::from(-format.middle()))?),
             (true, false) => Some(self.var(&bias_name(param))?.as_tensor().clone()),
         };
         Ok(ops::fake_quant_learned(weight, scale, bias.as_ref(), &spec)?)

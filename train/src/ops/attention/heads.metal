@@ -9,8 +9,8 @@ struct Shape {
   uint d;
 };
 
-kernel void swap_middle(device const float* in [[buffer(0)]],
-                        device float* out [[buffer(1)]],
+kernel void swap_middle(device const Element* in [[buffer(0)]],
+                        device Element* out [[buffer(1)]],
                         constant Shape& shape [[buffer(2)]],
                         uint i [[thread_position_in_grid]]) {
   if (i >= shape.elements) return;

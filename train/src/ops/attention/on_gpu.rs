@@ -10,13 +10,13 @@ use candle_core::{Result, Tensor};
 
 use super::{NAME, scale};
 use crate::ops::{
-    gpu::{Backward, Bind, Grid, Library, Work, attach, library, word},
+    gpu::{Backward, Bind, Grid, Typed, Work, attach, typed, word},
     softmax,
 };
 
-const LIBRARY: Library = library!("heads", "../gpu/common.metal", "heads.metal");
+const LIBRARY: Typed = typed!("heads", "../gpu/common.metal", "heads.metal");
 
-/// Scores that are in memory at a time, unless those of a single key head are more: 128 MiB.
+/// Scores that are in memory at a time, unless those of a single key head are more: 128 MiB in f32.
 const SCORES: usize = 1 << 25;
 
 /// Attention of `q` `[b, t, heads, d]` over `k`, `v` `[b, t, kv_heads, d]`, which fit each other.
@@ -76,10 +76,11 @@ impl Units {
 fn swap_middle(x: &Tensor, (outer, a, b, d): (usize, usize, usize, usize)) -> Result<Tensor> {
     let x = x.detach().contiguous()?;
     let mut work = Work::default();
-    let out = work.output((outer, b, a, d));
+    let out = work.output_in(x.dtype(), (outer, b, a, d));
     let elements = x.elem_count();
     let shape = [word(elements)?, word(a)?, word(b)?, word(d)?];
-    work.add(LIBRARY, "swap_middle", Grid::Each(elements), [Bind::Input(0), Bind::Output(out)], &shape)?;
+    let binds = [Bind::Input(0), Bind::Output(out)];
+    work.add(LIBRARY.of(x.dtype())?, "swap_middle", Grid::Each(elements), binds, &shape)?;
     let [out] = work.run(NAME, &[&x])?;
     Ok(out)
 }
