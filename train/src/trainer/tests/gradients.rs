@@ -109,7 +109,7 @@ fn every_variable_learns_with_every_format_and_every_gradient() {
             let scales = if gradient == Gradient::Lsq { ScaleRule::Mse } else { ScaleRule::Absmax };
             let student = student(&config, &format.to_string(), gradient, scales);
             let (_, gradients) = bench.gradients(&student).expect("a gradient each");
-            let learns = every_variable_learns(student.variables(), &gradients, true);
+            let learns = every_variable_learns(&student, student.variables(), &gradients, true);
             assert!(learns.is_ok(), "{format} {gradient:?}: {learns:?}");
         }
     }
@@ -265,10 +265,13 @@ fn a_variable_whose_gradient_is_zero_throughout_is_refused_by_name() {
     let silenced = student.variables().iter().find(|v| v.name == name).expect("a norm");
     silenced.var.set(&silenced.var.zeros_like().expect("zeros")).expect("same shape");
     let (_, gradients) = Bench::new(&config).gradients(&student).expect("a gradient each");
-    let m = every_variable_learns(student.variables(), &gradients, true).expect_err("refused").to_string();
+    let m = every_variable_learns(&student, student.variables(), &gradients, true)
+        .expect_err("refused")
+        .to_string();
     assert!(m.starts_with(&format!("{name}: receives no gradient")), "{m}");
     let zeros: Vec<Tensor> = gradients.iter().map(|g| g.zeros_like().expect("zeros")).collect();
-    let m = every_variable_learns(student.variables(), &zeros, true).expect_err("refused").to_string();
+    let m =
+        every_variable_learns(&student, student.variables(), &zeros, true).expect_err("refused").to_string();
     assert!(m.contains("student and teacher agree already"), "{m}");
 }
 
