@@ -173,8 +173,9 @@ def main():
     parts, rows = [], {}
     for text in TEXTS:
         shown, rows[text] = table(scores, text)
-        parts.append(f"### {text.capitalize()}\n\n{shown}\n")
-    (OUT / "experiment.md").write_text("\n".join(parts), encoding="utf-8")
+        parts.append(f"## {text.capitalize()}\n\n{shown}\n")
+    head = "# Every method on every grid\n\nMade by scripts/experiment.sh; [results.md](../results.md) says what was done and what the columns are.\n\n"
+    (OUT / "experiment.md").write_text(head + "\n".join(parts), encoding="utf-8")
     pictures(scores, rows, work)
 
 
