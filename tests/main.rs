@@ -3,6 +3,7 @@
 mod accidents;
 mod bench;
 mod exports;
+mod families;
 mod gates;
 mod generate;
 mod gguf;

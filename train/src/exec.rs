@@ -5,7 +5,7 @@
 
 mod recompute;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use qat_infer::{
     cpu::KvType,
     model::{AttentionShape, Exec, Gate, Linear, Rope},
@@ -13,7 +13,7 @@ use qat_infer::{
 
 pub use recompute::forward_in_layers;
 
-use crate::{Error, Result, loss::Features, ops};
+use crate::{Error, Result, loss::Features, ops, precision::Precision};
 
 /// A matrix as the forward pass sees it.
 #[derive(Debug, Clone)]
@@ -73,6 +73,8 @@ pub struct TrainExec<'a> {
     batch: usize,
     ctx: usize,
     rope: &'a RopeTable,
+    /// What activations become behind the embedding; what follows goes by what it is given.
+    dtype: DType,
     tap: Option<Tap>,
     /// As the matrices of the layer at hand say.
     cache: Option<Cache>,
@@ -89,7 +91,12 @@ struct Tap {
 impl<'a> TrainExec<'a> {
     /// An executor for `batch` windows of `ctx` tokens each.
     pub fn new(batch: usize, ctx: usize, rope: &'a RopeTable) -> Self {
-        Self { batch, ctx, rope, tap: None, cache: None }
+        Self { batch, ctx, rope, dtype: DType::F32, tap: None, cache: None }
+    }
+
+    /// The same, computing in `precision`.
+    pub fn with_precision(self, precision: Precision) -> Self {
+        Self { dtype: precision.dtype(), ..self }
     }
 
     /// The same, remembering what the next forward pass leaves behind layer `layer`.
@@ -116,7 +123,7 @@ impl Exec for TrainExec<'_> {
     type Error = Error;
 
     fn embed(&mut self, table: &Matrix, ids: &[u32]) -> Result<Tensor> {
-        Ok(ops::embedding(&table.weight, ids)?)
+        Ok(ops::cast(&ops::embedding(&table.weight, ids)?, self.dtype)?)
     }
 
     fn rms_norm(&mut self, x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
@@ -137,7 +144,7 @@ impl Exec for TrainExec<'_> {
                 (Some(rounded), Some(_)) => rounded,
                 _ => x,
             };
-            let y = ops::linear(input, &linear.weight.weight)?;
+            let y = product(input, &linear.weight)?;
             Ok(match &linear.bias {
                 Some(bias) => ops::add_bias(&y, bias)?,
                 None => y,
@@ -148,7 +155,7 @@ impl Exec for TrainExec<'_> {
     }
 
     fn unembed(&mut self, x: &Tensor, table: &Matrix) -> Result<Tensor> {
-        Ok(ops::linear(x, &table.weight)?)
+        product(x, table)
     }
 
     fn head_norm(&mut self, x: Tensor, weight: &Tensor, heads: usize, eps: f32) -> Result<Tensor> {
@@ -202,6 +209,11 @@ impl Exec for TrainExec<'_> {
             tap.hidden = Some(x.clone());
         }
     }
+}
+
+/// `x` times the transpose of `matrix`, in the type of `x`.
+fn product(x: &Tensor, matrix: &Matrix) -> Result<Tensor> {
+    Ok(ops::linear(x, &ops::cast(&matrix.weight, x.dtype())?)?)
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ pub mod forecast;
 pub mod loss;
 pub mod ops;
 mod optim;
+pub mod precision;
 pub mod recipe;
 pub mod schedule;
 pub mod student;

@@ -1,7 +1,10 @@
 //! Losses behind a large vocabulary never hold tokens × vocabulary. Alone in its process, because it counts all there is.
 
 use candle_core::{DType, Device, Tensor, Var};
-use qat_train::loss::{Answers, Divergence, Head, Reference, Term};
+use qat_train::{
+    loss::{Answers, Divergence, Head, Reference, Term},
+    ops::tape::Tape,
+};
 
 #[global_allocator]
 static HEAP: dhat::Alloc = dhat::Alloc;
@@ -27,15 +30,15 @@ fn losses_and_their_gradients_take_a_few_chunks_of_logits_and_never_all() {
     let terms = [(Term::CrossEntropy, 0.5), (Term::Divergence(Divergence::ForwardKl), 1.0)];
 
     let profiler = dhat::Profiler::builder().testing().build();
-    let losses = head.losses(&terms, &answers).expect("losses");
-    let gradients = losses.total.backward().expect("gradients");
+    let (losses, tape) = Tape::of(|| head.losses(&terms, &answers));
+    let mut gradients = tape.gradients(&[(&losses.expect("losses").total, 1.0)]).expect("gradients");
     let peak = dhat::HeapStats::get().max_bytes;
     let all = TOKENS * VOCAB * DType::F32.size_in_bytes();
     let seen = std::hint::black_box(vec![1u8; peak + 1]);
     assert!(dhat::HeapStats::get().max_bytes > peak, "{} bytes are counted", seen.len());
     drop(profiler);
 
-    assert!(gradients.get(&input).is_some() && gradients.get(&weight).is_some());
+    assert!(gradients.take(&input).is_some() && gradients.take(&weight).is_some());
     // Of a chunk of 32 MiB: the student's logits, the teacher's, the gradient; what the products pack, and matrices of 2 MiB.
     assert_eq!(all, 1024 * MIB);
     assert!(peak > 64 * MIB && peak < 160 * MIB, "{} MiB at most, of which all logits are 1024", peak / MIB);

@@ -14,6 +14,21 @@ typedef unsigned long ulong;
 typedef _Float16 half;
 #endif
 
+// Only what memory is made of: Metal converts it by itself and has arithmetic on it, here each conversion has to be spelled, so that a
+// kernel says where it rounds. Rounds to the nearest, ties to even; a NaN stays one.
+struct bfloat {
+  ushort bits;
+  bfloat() = default;
+  explicit bfloat(float value) {
+    uint wide = __builtin_bit_cast(uint, value);
+    uint rounded = (wide + 0x7fffu + ((wide >> 16) & 1u)) >> 16;
+    // By its bits: fast math takes every number to equal itself.
+    bool is_nan = (wide & 0x7fffffffu) > 0x7f800000u;
+    bits = ushort(is_nan ? (wide >> 16) | 0x40u : rounded);
+  }
+  explicit operator float() const { return __builtin_bit_cast(float, uint(bits) << 16); }
+};
+
 // Every scalar type that has vectors, and those on which arithmetic is done.
 #define METAL_HOST_INTEGERS(X) X(char) X(uchar) X(short) X(ushort) X(int) X(uint) X(long) X(ulong)
 #define METAL_HOST_FLOATS(X) X(half) X(float)

@@ -41,8 +41,8 @@ const EMPTY: [&str; 9] = [
     "metal_limits",
 ];
 
-/// Metal Shading Language 3.0.
-const METAL_VERSION: &str = "-D__METAL_VERSION__=300";
+/// Metal Shading Language 3.1, the first with `bfloat`.
+const METAL_VERSION: &str = "-D__METAL_VERSION__=310";
 
 /// The C++ that Metal is: single precision literals, half that rounds after each operation, `char` with a sign.
 const LANGUAGE: [&str; 15] = [

@@ -27,7 +27,7 @@ inline uint place_of(uint token, device const uint* ids, uint known) {
   return low < known && ids[low] == token ? low : known;
 }
 
-kernel void gather(device const float* logits [[buffer(0)]],
+kernel void gather(device const Element* logits [[buffer(0)]],
                    device const uint* all_ids [[buffer(1)]],
                    device float* logs [[buffer(2)]],
                    device float* kept [[buffer(3)]],
@@ -40,20 +40,23 @@ kernel void gather(device const float* logits [[buffer(0)]],
                    uint simdgroups [[simdgroups_per_threadgroup]]) {
   threadgroup float shared[32];
   Place at = {index, threads, lane, simdgroup, simdgroups};
-  device const float* x = logits + ulong(row) * shape.vocab;
+  device const Element* x = logits + ulong(row) * shape.vocab;
   device const uint* ids = all_ids + ulong(row) * shape.known;
   device float* out = logs + ulong(row) * (shape.known + 1);
   float top = -3.0e38f;
-  for (uint i = index; i < shape.vocab; i += threads) top = x[i] > top ? x[i] : top;
+  for (uint i = index; i < shape.vocab; i += threads) {
+    float value = float(x[i]);
+    top = value > top ? value : top;
+  }
   top = group_max(top, shared, at);
   float rest = 0.0f;
   for (uint i = index; i < shape.vocab; i += threads) {
-    if (place_of(i, ids, shape.known) == shape.known) rest += precise::exp((x[i] - top) * shape.sharpness);
+    if (place_of(i, ids, shape.known) == shape.known) rest += precise::exp((float(x[i]) - top) * shape.sharpness);
   }
   rest = group_sum(rest, shared, at);
   // e^−80, as on the CPU. Comparing so keeps a NaN.
   rest = rest < 1.8048514e-35f ? 1.8048514e-35f : rest;
-  for (uint i = index; i < shape.known; i += threads) out[i] = (x[ids[i]] - top) * shape.sharpness;
+  for (uint i = index; i < shape.known; i += threads) out[i] = (float(x[ids[i]]) - top) * shape.sharpness;
   if (index == 0) {
     out[shape.known] = precise::log(rest);
     kept[2 * row] = top;
@@ -62,11 +65,11 @@ kernel void gather(device const float* logits [[buffer(0)]],
 }
 
 // The gradient by the logits from that by `logs`, in `slopes`.
-kernel void spread(device const float* logits [[buffer(0)]],
+kernel void spread(device const Element* logits [[buffer(0)]],
                    device const uint* all_ids [[buffer(1)]],
                    device const float* kept [[buffer(2)]],
                    device const float* slopes [[buffer(3)]],
-                   device float* gradient [[buffer(4)]],
+                   device Element* gradient [[buffer(4)]],
                    constant Shape& shape [[buffer(5)]],
                    uint row [[threadgroup_position_in_grid]],
                    uint index [[thread_index_in_threadgroup]],
@@ -79,7 +82,7 @@ kernel void spread(device const float* logits [[buffer(0)]],
   for (uint i = index; i < shape.vocab; i += threads) {
     uint place = place_of(i, ids, shape.known);
     float g = place < shape.known ? slope[place] * shape.sharpness
-                                  : share * precise::exp((logits[start + i] - top) * shape.sharpness);
-    gradient[start + i] = shape.add != 0 ? gradient[start + i] + g : g;
+                                  : share * precise::exp((float(logits[start + i]) - top) * shape.sharpness);
+    gradient[start + i] = Element(shape.add != 0 ? float(gradient[start + i]) + g : g);
   }
 }

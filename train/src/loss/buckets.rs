@@ -9,14 +9,14 @@ use candle_core::{Result, Tensor};
 use qat_quant::vectorized;
 use rayon::prelude::*;
 
-use super::{NAME, Rows, Term, evaluate};
+use super::{NAME, Rows, Term, evaluate, kernels::gradient_onto};
 use crate::ops::{
     Floats,
-    gpu::{Bind, Grid, Library, Path, Work, library, path, word},
+    gpu::{Bind, Grid, Path, Typed, Work, path, typed, word},
     lanes, rows_per_chunk,
 };
 
-const LIBRARY: Library = library!("buckets", "../ops/gpu/common.metal", "buckets.metal");
+const LIBRARY: Typed = typed!("buckets", "../ops/gpu/common.metal", "buckets.metal");
 
 /// The rest's share of a softmax is taken to be at least e^−80, so that its logarithm stays finite.
 const LEAST: f32 = 1.804_851_4e-35;
@@ -101,7 +101,8 @@ impl<'a> Buckets<'a> {
                 let (logs, kept) = (work.output((n, k + 1)), work.output((n, 2)));
                 let binds = [Bind::Input(0), Bind::Input(1), Bind::Output(logs), Bind::Output(kept)];
                 let shape = [word(vocab)?, word(k)?, sharpness.to_bits(), 0];
-                work.add(LIBRARY, "gather", Grid::Rows { rows: n, width: vocab }, binds, &shape)?;
+                let library = LIBRARY.of(logits.dtype())?;
+                work.add(library, "gather", Grid::Rows { rows: n, width: vocab }, binds, &shape)?;
                 work.run(NAME, &[logits, ids])?
             }
         };
@@ -113,21 +114,8 @@ impl<'a> Buckets<'a> {
         if path(logits.device()) == Path::Cpu {
             return self.spread_on_cpu(logits, slopes, to);
         }
-        let ((n, vocab), k) = (logits.dims2()?, self.ids.dim(1)?);
-        let mut work = Work::default();
-        let mut operands = vec![logits, self.ids, &self.kept, slopes];
-        let gradient = match &to {
-            Some(to) => {
-                operands.push(to);
-                Bind::InOut(4)
-            }
-            None => Bind::Output(work.output(logits.shape())),
-        };
-        let binds = [Bind::Input(0), Bind::Input(1), Bind::Input(2), Bind::Input(3), gradient];
-        let shape = [word(vocab)?, word(k)?, self.sharpness.to_bits(), u32::from(to.is_some())];
-        work.add(LIBRARY, "spread", Grid::Rows { rows: n, width: vocab }, binds, &shape)?;
-        let made = work.run_all(NAME, &operands)?.pop();
-        made.or(to).ok_or_else(|| candle_core::Error::Msg(format!("{NAME}: no gradient was made")).bt())
+        let shape = [word(logits.dim(1)?)?, word(self.ids.dim(1)?)?, self.sharpness.to_bits()];
+        gradient_onto(to, (LIBRARY, "spread"), [logits, self.ids, &self.kept, slopes], &shape)
     }
 
     fn spread_on_cpu(&self, logits: &Tensor, slopes: &Tensor, to: Option<Tensor>) -> Result<Tensor> {
@@ -321,6 +309,27 @@ mod tests {
             assert_eq!(flat(&sum)?[0].is_finite(), finite);
             assert!(!finite || flat(&gradient.unwrap())?.iter().all(|g| g.is_finite()));
         }
+        Ok(())
+    }
+
+    #[test]
+    fn in_bf16_the_kernels_give_the_sums_of_f32_and_round_the_gradient_once() -> Result<()> {
+        if !host::available() {
+            return Ok(());
+        }
+        let student = uniform(5, 4.0, &[3, 300])?.to_dtype(DType::BF16)?;
+        let ids = Tensor::new(&[[0u32, 3], [2, 4], [1, 299]], &Device::Cpu)?;
+        let top = TopRows { ids, ..top()? };
+        let terms = [(Term::Divergence(Divergence::ForwardKl), 1.0)];
+        let found = |dtype| {
+            let logits = student.to_dtype(dtype)?;
+            host::emulating(Care::EveryMode, || evaluate_top(&logits, &terms, (&[], &top, TAU), true))
+        };
+        let ((sums, narrow), (want, wide)) = (found(DType::BF16)?, found(DType::F32)?);
+        assert_eq!(flat(&sums)?, flat(&want)?);
+        let (narrow, wide) = (narrow.unwrap(), wide.unwrap());
+        assert_eq!(narrow.dtype(), DType::BF16);
+        assert_eq!(flat(&narrow)?, flat(&wide.to_dtype(DType::BF16)?)?);
         Ok(())
     }
 }

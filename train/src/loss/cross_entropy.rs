@@ -3,10 +3,10 @@
 use candle_core::{Result, Tensor};
 
 use super::kernels::RowKernels;
-use crate::ops::gpu::{Library, library, word};
+use crate::ops::gpu::{Typed, typed, word};
 use crate::ops::lanes;
 
-const LIBRARY: Library = library!("cross_entropy", "../ops/gpu/common.metal", "cross_entropy.metal");
+const LIBRARY: Typed = typed!("cross_entropy", "../ops/gpu/common.metal", "cross_entropy.metal");
 
 /// The loss of one row, in nats. Its gradient, softmax(x) less one at the `target`, unless `gradient` is empty.
 #[inline(always)]

@@ -91,8 +91,8 @@ inline float value_of(Pair pair, float beta) {
 }
 
 template <Kind KIND>
-[[kernel]] void divergence(device const float* student [[buffer(0)]],
-                           device const float* teacher [[buffer(1)]],
+[[kernel]] void divergence(device const Element* student [[buffer(0)]],
+                           device const Element* teacher [[buffer(1)]],
                            device float* losses [[buffer(2)]],
                            device float* kept [[buffer(3)]],
                            constant Shape& shape [[buffer(4)]],
@@ -104,13 +104,13 @@ template <Kind KIND>
                            uint simdgroups [[simdgroups_per_threadgroup]]) {
   threadgroup float shared[32];
   Place at = {index, threads, lane, simdgroup, simdgroups};
-  device const float* x = teacher + ulong(row_index) * shape.vocab;
-  device const float* y = student + ulong(row_index) * shape.vocab;
+  device const Element* x = teacher + ulong(row_index) * shape.vocab;
+  device const Element* y = student + ulong(row_index) * shape.vocab;
   Softmax of_p = softmax_begin();
   Softmax of_q = softmax_begin();
   for (uint i = index; i < shape.vocab; i += threads) {
-    of_p = softmax_add(of_p, x[i], shape.sharpness);
-    of_q = softmax_add(of_q, y[i], shape.sharpness);
+    of_p = softmax_add(of_p, float(x[i]), shape.sharpness);
+    of_q = softmax_add(of_q, float(y[i]), shape.sharpness);
   }
   of_p = group_softmax(of_p, shape.sharpness, shared, at);
   of_q = group_softmax(of_q, shape.sharpness, shared, at);
@@ -119,7 +119,7 @@ template <Kind KIND>
   float value = 0.0f;
   float centre = 0.0f;
   for (uint i = index; i < shape.vocab; i += threads) {
-    Pair pair = pair_of(x[i], y[i], row, shape);
+    Pair pair = pair_of(float(x[i]), float(y[i]), row, shape);
     value += value_of<KIND>(pair, shape.beta);
     centre += pair.q * slope_of<KIND>(pair, shape.beta);
   }
@@ -140,11 +140,11 @@ template <Kind KIND>
 
 // upstream · τ · the derivative by the student's softened logits. `upstream` is the gradient of the sum over rows, one number.
 template <Kind KIND>
-[[kernel]] void divergence_backward(device const float* student [[buffer(0)]],
-                                    device const float* teacher [[buffer(1)]],
+[[kernel]] void divergence_backward(device const Element* student [[buffer(0)]],
+                                    device const Element* teacher [[buffer(1)]],
                                     device const float* kept [[buffer(2)]],
                                     device const float* upstream [[buffer(3)]],
-                                    device float* gradient [[buffer(4)]],
+                                    device Element* gradient [[buffer(4)]],
                                     constant Shape& shape [[buffer(5)]],
                                     uint row_index [[threadgroup_position_in_grid]],
                                     uint index [[thread_index_in_threadgroup]],
@@ -154,9 +154,10 @@ template <Kind KIND>
   Row row = {k[0], k[1], k[2], k[3], k[4], k[5]};
   float factor = upstream[0] * shape.temperature;
   for (uint i = index; i < shape.vocab; i += threads) {
-    Pair pair = pair_of(teacher[start + i], student[start + i], row, shape);
+    Pair pair = pair_of(float(teacher[start + i]), float(student[start + i]), row, shape);
     float slope = KIND == FORWARD_KL ? pair.q - pair.p : pair.q * (slope_of<KIND>(pair, shape.beta) - row.centre);
-    gradient[start + i] = shape.add != 0 ? gradient[start + i] + factor * slope : factor * slope;
+    float added = factor * slope;
+    gradient[start + i] = Element(shape.add != 0 ? float(gradient[start + i]) + added : added);
   }
 }
 

@@ -7,10 +7,10 @@
 use candle_core::{Result, Tensor};
 
 use super::{NAME, kernels::RowKernels};
-use crate::ops::gpu::{Library, library, word};
+use crate::ops::gpu::{Typed, typed, word};
 use crate::ops::lanes;
 
-const LIBRARY: Library = library!("divergence", "../ops/gpu/common.metal", "divergence.metal");
+const LIBRARY: Typed = typed!("divergence", "../ops/gpu/common.metal", "divergence.metal");
 
 /// Buffers of `vocab` floats that a row needs besides its gradient.
 pub(super) const SCRATCH: usize = 3;
@@ -199,7 +199,7 @@ fn quotient(ratio: f32) -> f32 {
 mod tests {
     use super::super::{Rows, Term, tests::sum_of};
     use super::*;
-    use crate::ops::check::{assert_matches, flat, uniform};
+    use crate::ops::check::{assert_matches, backward, flat, uniform};
     use crate::ops::gpu::host::{self, Care};
     use candle_core::{DType, Device, Var};
 
@@ -292,8 +292,8 @@ mod tests {
         let teacher = uniform(16, 5.0, &[6, 50])?;
         let student = Var::from_tensor(&(&teacher + 1.0)?)?;
         for kind in KINDS {
-            let loss = divergence(&student, &teacher, 1.0, kind)?;
-            let grads = loss.backward()?;
+            let one = Tensor::new(1f32, &Device::Cpu)?;
+            let (loss, grads) = backward(|| divergence(&student, &teacher, 1.0, kind), &one)?;
             // Per row: 50 terms p·δ with Σp = 1 and δ a few roundings of logits ≤ 10, each 5e-7; six rows.
             assert!(loss.to_scalar::<f32>()?.abs() < 6.0 * 3e-6, "{kind:?}: {loss}");
             let Some(gradient) = grads.get(&student) else { panic!("no gradient") };
@@ -316,10 +316,10 @@ mod tests {
         let teacher = Tensor::new(&[[1000f32, 0.0, -1000.0]], &Device::Cpu)?;
         let student = Var::new(&[[-1000f32, 0.0, 1000.0]], &Device::Cpu)?;
         for (kind, want) in KINDS.into_iter().zip(OPPOSITE) {
-            let loss = divergence(&student, &teacher, 1.0, kind)?;
+            let one = Tensor::new(1f32, &Device::Cpu)?;
+            let (loss, grads) = backward(|| divergence(&student, &teacher, 1.0, kind), &one)?;
             let value = loss.to_scalar::<f32>()?;
             assert!((value - want).abs() <= 1e-6 * want, "{kind:?}: want {want}, found {value}");
-            let grads = loss.backward()?;
             let Some(gradient) = grads.get(&student) else { panic!("no gradient") };
             assert!(flat(gradient)?.iter().all(|g| g.is_finite()), "{kind:?}");
         }

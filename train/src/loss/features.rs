@@ -40,9 +40,11 @@ pub fn hidden(student: &Tensor, teacher: &Tensor, windows: usize) -> Result<Tens
         return relations(student, teacher, windows, 1);
     }
     let square = |x: &Tensor| x.sqr()?.sum(D::Minus1)?.sum_all();
-    let teacher = teacher.detach();
-    let tokens = student.dim(0)? as f64;
-    square(&(student - &teacher)?)? / (square(&teacher)?.affine(1.0, EPSILON)? / tokens)?
+    let (ours, theirs) = (student.detach(), teacher.detach());
+    let size = (square(&theirs)?.affine(1.0, EPSILON)? / ours.dim(0)? as f64)?;
+    let apart = (ours - theirs)?;
+    let gradient = (apart.broadcast_div(&size)? * 2.0)?;
+    attach((square(&apart)? / size)?, &[student], Gradient(gradient))
 }
 
 /// Σ over the tokens of the mean over `heads` and the other tokens' distributions KL(teacher's relations ‖ student's): rows
@@ -62,18 +64,18 @@ fn relations_by(
     windows: usize,
     heads: usize,
 ) -> Result<Tensor> {
-    let (student, teacher) = (parts(student, windows, heads)?, parts(&teacher.detach(), windows, heads)?);
-    let (count, tokens, width) = student.dims3()?;
-    if teacher.dims()[..2] != [count, tokens] {
+    let (ours, length) = parts(&student.detach(), windows, heads)?;
+    let (theirs, _) = parts(&teacher.detach(), windows, heads)?;
+    let (count, tokens, width) = ours.dims3()?;
+    if theirs.dims()[..2] != [count, tokens] {
         candle_core::bail!("relations: want as many tokens of student and teacher");
     }
     let at_once = (elements / (tokens * tokens)).max(1);
-    let inside = student.detach();
     let (mut total, mut gradients) = (None, Vec::new());
     for start in (0..count).step_by(at_once) {
         let len = at_once.min(count - start);
-        let ours = inside.narrow(0, start, len)?;
-        let theirs = products(&teacher.narrow(0, start, len)?)?;
+        let ours = ours.narrow(0, start, len)?;
+        let theirs = products(&theirs.narrow(0, start, len)?)?;
         let against = Rows { text: &[], teacher: Some(&theirs), temperature: 1.0 };
         let terms = [(Term::Divergence(Divergence::ForwardKl), 1.0 / heads as f64)];
         let (sum, slope) = evaluate(&products(&ours)?, &terms, &against, true)?;
@@ -89,11 +91,16 @@ fn relations_by(
         });
     }
     let Some(total) = total else { candle_core::bail!("relations: want at least one window") };
-    attach(total, &[&student], Gradient(Tensor::cat(&gradients, 0)?))
+    // Through the rows' lengths: of y = x/|x|, dx = (dy − y·⟨y, dy⟩)/|x|.
+    let by_part = Tensor::cat(&gradients, 0)?;
+    let along = (&by_part * &ours)?.sum_keepdim(D::Minus1)?;
+    let across = (by_part - ours.broadcast_mul(&along)?)?.broadcast_div(&length)?;
+    let gradient = across.reshape((windows, heads, tokens, width))?.transpose(1, 2)?.contiguous()?;
+    attach(total, &[student], Gradient(gradient.reshape(student.shape())?))
 }
 
-/// Rows `[n, width]` by window and head, each of length 1: `[windows · heads, n / windows, width / heads]`.
-fn parts(x: &Tensor, windows: usize, heads: usize) -> Result<Tensor> {
+/// Rows `[n, width]` by window and head, each of length 1, `[windows · heads, n / windows, width / heads]`; and their lengths before.
+fn parts(x: &Tensor, windows: usize, heads: usize) -> Result<(Tensor, Tensor)> {
     let (n, width) = x.dims2()?;
     if windows == 0 || heads == 0 || n % windows != 0 || width % heads != 0 || n == 0 {
         candle_core::bail!("relations: {n} tokens of {width} in {windows} windows and {heads} heads");
@@ -102,7 +109,7 @@ fn parts(x: &Tensor, windows: usize, heads: usize) -> Result<Tensor> {
     let x = x.reshape((windows, tokens, heads, of_head))?.transpose(1, 2)?.contiguous()?;
     let x = x.reshape((windows * heads, tokens, of_head))?;
     let length = x.sqr()?.sum_keepdim(D::Minus1)?.affine(1.0, EPSILON)?.sqrt()?;
-    x.broadcast_div(&length)
+    Ok((x.broadcast_div(&length)?, length))
 }
 
 /// √d·x·xᵀ, as rows of logits.
@@ -116,7 +123,8 @@ fn products(x: &Tensor) -> Result<Tensor> {
 struct Gradient(Tensor);
 
 impl Backward for Gradient {
-    const NAME: &'static str = "relations";
+    const NAME: &'static str = "features";
+    const READS_INPUTS: bool = false;
 
     fn backward(&self, _: &[&Tensor], _: &Tensor, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
         Ok(vec![Some(self.0.broadcast_mul(grad)?)])
@@ -128,7 +136,7 @@ mod tests {
     use candle_core::{DType, Var};
 
     use super::*;
-    use crate::ops::check::{assert_close, assert_matches, flat, uniform};
+    use crate::ops::check::{assert_close, assert_matches, backward, flat, uniform};
     use crate::ops::gpu::host::{self, Care};
 
     /// The definition, window by window and head by head.
@@ -194,7 +202,8 @@ mod tests {
         // Lengths don't count.
         assert_close("scaled", &relations(&(&teacher * 3.0)?, &teacher, 1, 2)?, &[0.0], 3e-3)?;
         let silent = Var::from_tensor(&Tensor::zeros((4, 6), DType::F32, teacher.device())?)?;
-        let grads = relations(&silent, &teacher, 1, 2)?.backward()?;
+        let one = Tensor::new(1f32, teacher.device())?;
+        let (_, grads) = backward(|| relations(&silent, &teacher, 1, 2), &one)?;
         assert!(flat(grads.get(&silent).unwrap())?.iter().all(|g| g.is_finite()));
         let message = relations(&teacher, &teacher, 3, 2).unwrap_err().to_string();
         assert!(message.contains("4 tokens of 6 in 3 windows and 2 heads"), "{message}");

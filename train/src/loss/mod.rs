@@ -101,11 +101,13 @@ fn check_teacher(logits: &Tensor, against: &Rows) -> Result<()> {
         candle_core::bail!("{NAME}: temperature: want a positive number, found {temperature}");
     }
     match against.teacher {
-        Some(teacher) if teacher.dims() == logits.dims() => Ok(()),
+        Some(teacher) if teacher.dims() == logits.dims() && teacher.dtype() == logits.dtype() => Ok(()),
         Some(teacher) => candle_core::bail!(
-            "{NAME}: want student and teacher [n, vocab], found {:?} and {:?}",
+            "{NAME}: want student and teacher [n, vocab] in one type, found {:?} in {:?} and {:?} in {:?}",
             logits.dims(),
-            teacher.dims()
+            logits.dtype(),
+            teacher.dims(),
+            teacher.dtype()
         ),
         None => candle_core::bail!("{NAME}: a divergence: want a teacher"),
     }
@@ -114,7 +116,10 @@ fn check_teacher(logits: &Tensor, against: &Rows) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::check::{bits, uniform};
+    use crate::ops::{
+        check::{assert_close, bits, flat, uniform},
+        gpu::host::{self, Care},
+    };
     use candle_core::{DType, Device};
 
     /// What [`evaluate`] found for `terms`, as a scalar in the graph of `logits`.
@@ -181,7 +186,7 @@ mod tests {
             (&x, Term::CrossEntropy, alone, "text[1]: want an id below 3, found 3"),
             (&x, Term::CrossEntropy, Rows { text: &[0], ..alone }, "text: want 2 ids, one a row, found 1"),
             (&x, kl, alone, "want a teacher"),
-            (&x, kl, with(&none), "found [2, 3] and [0, 5]"),
+            (&x, kl, with(&none), "found [2, 3] in F32 and [0, 5] in F32"),
             (&x, kl, Rows { temperature: 0.0, ..with(&x) }, "temperature: want a positive number, found 0"),
             (
                 &x,
@@ -196,5 +201,46 @@ mod tests {
         let message = evaluate(&x, &[], &alone, true).unwrap_err().to_string();
         assert!(message.contains("at least one term"), "{message}");
         Ok(())
+    }
+
+    #[test]
+    fn in_bf16_the_kernels_give_the_sums_of_f32_and_round_the_gradient_once_a_term() -> Result<()> {
+        if !host::available() {
+            return Ok(());
+        }
+        let narrow = |t: Tensor| t.to_dtype(DType::BF16);
+        let (student, teacher) = (narrow(uniform(1, 4.0, &[3, 300])?)?, narrow(uniform(2, 4.0, &[3, 300])?)?);
+        let text = [0u32, 7, 299];
+        let kinds = [
+            Divergence::ForwardKl,
+            Divergence::ReverseKl,
+            Divergence::Jsd { beta: 0.3 },
+            Divergence::SkewKl { alpha: 0.1 },
+            Divergence::SkewReverseKl { alpha: 0.1 },
+        ];
+        let terms: Vec<(Term, f64)> = std::iter::once(Term::CrossEntropy)
+            .chain(kinds.into_iter().map(Term::Divergence))
+            .map(|term| (term, 0.75))
+            .collect();
+        let found = |terms: &[(Term, f64)], dtype| {
+            let (student, teacher) = (student.to_dtype(dtype)?, teacher.to_dtype(dtype)?);
+            let against = Rows { text: &text, teacher: Some(&teacher), temperature: 2.0 };
+            let (sums, gradient) =
+                host::emulating(Care::EveryMode, || evaluate(&student, terms, &against, true))?;
+            let gradient = gradient.unwrap();
+            assert_eq!(gradient.dtype(), dtype);
+            Result::Ok((bits(&sums)?, gradient))
+        };
+        for term in terms.chunks(1) {
+            let ((sums, narrow), (want, wide)) = (found(term, DType::BF16)?, found(term, DType::F32)?);
+            assert_eq!(sums, want, "{term:?}");
+            let [narrow, wide] =
+                [&narrow, &wide.to_dtype(DType::BF16)?].map(|g| bits(&g.to_dtype(DType::F32)?));
+            assert!(narrow? == wide?, "{term:?}");
+        }
+        let ((sums, narrow), (want, wide)) = (found(&terms, DType::BF16)?, found(&terms, DType::F32)?);
+        assert_eq!(sums, want);
+        // Six roundings of partial sums, each of at most 2⁻⁹ of its own size, which is about that of the whole.
+        assert_close("gradient", &narrow, &flat(&wide)?, 6.0 * 2f64.powi(-9))
     }
 }

@@ -4,16 +4,16 @@
 
 use candle_core::{CpuStorage, Error, InplaceOp2, Layout, Result, Tensor};
 
-use super::gpu::{Bind, Grid, Library, Path, Work, library, path, word};
+use super::gpu::{Bind, Grid, Path, Typed, Work, path, typed, word};
 use super::{floats, for_each_chunk, lanes};
 
 const NAME: &str = "accumulate";
-const LIBRARY: Library = library!("accumulate", "gpu/common.metal", "accumulate.metal");
+const LIBRARY: Typed = typed!("accumulate", "gpu/common.metal", "accumulate.metal");
 
-/// Adds `x` to `sum`, of the same shape, in place: whoever else holds the storage of `sum` sees it change.
+/// Adds `x` to `sum`, f32 of the same shape, in place: whoever else holds the storage of `sum` sees it change.
 ///
 /// # Errors
-/// Shapes that differ, operands that are not contiguous f32.
+/// Shapes that differ, operands that are not contiguous; an `x` that is not f32, or on a GPU bf16.
 pub(crate) fn accumulate(sum: &Tensor, x: &Tensor) -> Result<()> {
     if sum.dims() != x.dims() {
         candle_core::bail!(
@@ -27,7 +27,8 @@ pub(crate) fn accumulate(sum: &Tensor, x: &Tensor) -> Result<()> {
     }
     let n = sum.elem_count();
     let mut work = Work::default();
-    work.add(LIBRARY, "accumulate", Grid::Each(n), [Bind::InOut(0), Bind::Input(1)], &[word(n)?])?;
+    let binds = [Bind::InOut(0), Bind::Input(1)];
+    work.add(LIBRARY.of(x.dtype())?, "accumulate", Grid::Each(n), binds, &[word(n)?])?;
     work.run_all(NAME, &[sum, x]).map(|_| ())
 }
 
@@ -55,6 +56,8 @@ impl InplaceOp2 for Accumulate {
 
 #[cfg(test)]
 mod tests {
+    use candle_core::DType;
+
     use super::*;
     use crate::ops::check::{bits, uniform};
     use crate::ops::gpu::host::{self, Care};
@@ -74,6 +77,18 @@ mod tests {
         }
         let message = accumulate(&a, &uniform(3, 1.0, &[301, 70])?).unwrap_err().to_string();
         assert!(message.contains("one shape, found [70, 301] and [301, 70]"), "{message}");
+        Ok(())
+    }
+
+    #[test]
+    fn the_kernel_adds_what_is_narrower_than_the_sum_as_it_is() -> Result<()> {
+        if !host::available() {
+            return Ok(());
+        }
+        let (a, x) = (uniform(1, 1.0, &[7, 301])?, uniform(2, 1.0, &[7, 301])?.to_dtype(DType::BF16)?);
+        let want = bits(&(&a + x.to_dtype(DType::F32)?)?)?;
+        host::emulating(Care::EveryMode, || accumulate(&a, &x))?;
+        assert!(bits(&a)? == want);
         Ok(())
     }
 }

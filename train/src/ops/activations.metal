@@ -5,8 +5,8 @@ struct Shape {
   float lambda;
 };
 
-kernel void int8_tokens(device const float* x [[buffer(0)]],
-                        device float* y [[buffer(1)]],
+kernel void int8_tokens(device const Element* x [[buffer(0)]],
+                        device Element* y [[buffer(1)]],
                         constant Shape& shape [[buffer(2)]],
                         uint row [[threadgroup_position_in_grid]],
                         uint index [[thread_index_in_threadgroup]],
@@ -19,18 +19,18 @@ kernel void int8_tokens(device const float* x [[buffer(0)]],
   ulong start = ulong(row) * shape.width;
   float peak = 0.0f;
   for (uint i = index; i < shape.width; i += threads) {
-    float magnitude = fabs(x[start + i]);
+    float magnitude = fabs(float(x[start + i]));
     peak = magnitude > peak ? magnitude : peak;
   }
   float scale = precise::divide(group_max(peak, shared, at), 127.0f);
   for (uint i = index; i < shape.width; i += threads) {
-    float value = x[start + i];
+    float value = float(x[start + i]);
     float rounded = 0.0f;
     if (scale != 0.0f) {
       float code = rint(precise::divide(value, scale));
       code = code < -128.0f ? -128.0f : (code > 127.0f ? 127.0f : code);
       rounded = scale * code;
     }
-    y[start + i] = shape.lambda == 1.0f ? rounded : value + (rounded - value) * shape.lambda;
+    y[start + i] = Element(shape.lambda == 1.0f ? rounded : value + (rounded - value) * shape.lambda);
   }
 }

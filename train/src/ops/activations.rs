@@ -5,11 +5,11 @@
 
 use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor};
 
-use super::gpu::{Backward, Bind, Grid, Library, Path, Work, attach, library, path, word};
+use super::gpu::{Backward, Bind, Grid, Path, Typed, Work, attach, path, typed, word};
 use super::{blend, floats, floats_out, tape};
 
 const NAME: &str = "quantize_activations";
-const LIBRARY: Library = library!("activations", "gpu/common.metal", "activations.metal");
+const LIBRARY: Typed = typed!("activations", "gpu/common.metal", "activations.metal");
 
 /// Rounds each row of `x` `[.., cols]` to 8 bits: x̂ = a·clamp(round_ties_even(x/a), −128, 127) with a = max|x|/127.
 ///
@@ -31,10 +31,10 @@ fn on_gpu(x: &Tensor, lambda: f32) -> Result<Tensor> {
     let x = x.contiguous()?;
     let width = x.dim(D::Minus1)?;
     let mut work = Work::default();
-    let value = work.output(x.shape());
+    let value = work.output_like(&x);
     let grid = Grid::Rows { rows: x.elem_count() / width, width };
     work.add(
-        LIBRARY,
+        LIBRARY.of(x.dtype())?,
         "int8_tokens",
         grid,
         [Bind::Input(0), Bind::Output(value)],
@@ -59,7 +59,7 @@ fn composed(x: &Tensor, lambda: f32) -> Result<Tensor> {
     if lambda != 1.0 {
         value = (&latent + ((value - &latent)? * f64::from(lambda))?)?;
     }
-    attach(value, &[&x.contiguous()?], StraightThrough)
+    Ok(value)
 }
 
 struct Int8Tokens {
@@ -99,7 +99,7 @@ impl Backward for StraightThrough {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::check::{bits, uniform};
+    use crate::ops::check::{assert_rounds_once, backward, bits, uniform};
     use crate::ops::gpu::host;
     use candle_core::{Device, Var};
 
@@ -153,11 +153,26 @@ mod tests {
     fn the_gradient_passes_unchanged_on_both_paths() -> Result<()> {
         let x = Var::from_tensor(&rows()?)?;
         let g = uniform(23, 1.0, x.dims())?;
-        for quantized in [quantize_activations(&x, 1.0)?, quantize_activations(&x, 0.5)?, composed(&x, 1.0)?]
-        {
-            let grads = quantized.mul(&g)?.sum_all()?.backward()?;
-            let Some(dx) = grads.get(&x) else { panic!("no gradient") };
-            assert_eq!(bits(dx)?, bits(&g)?);
+        for lambda in [1.0, 0.5] {
+            let mut ways = vec![backward(|| quantize_activations(&x, lambda), &g)?];
+            if host::available() {
+                ways.push(backward(|| on_gpu(&x, lambda), &g)?);
+            }
+            for (_, grads) in ways {
+                let Some(dx) = grads.get(&x) else { panic!("no gradient") };
+                assert_eq!(bits(dx)?, bits(&g)?);
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn in_bf16_the_kernel_rounds_once() -> Result<()> {
+        if !host::available() {
+            return Ok(());
+        }
+        for lambda in [1.0, 0.3] {
+            assert_rounds_once(|t| quantize_activations(&t[0], lambda), &[rows()?], &[])?;
         }
         Ok(())
     }

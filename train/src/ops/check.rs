@@ -7,6 +7,11 @@ use candle_core::{DType, Device, Result, Tensor, Var};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use super::{
+    gpu::host::{self, Care},
+    tape::{Gradients, Tape},
+};
+
 /// A seeded tensor with elements uniform in (−`range`, `range`).
 pub(crate) fn uniform(seed: u64, range: f32, shape: &[usize]) -> Result<Tensor> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
@@ -29,11 +34,9 @@ pub(crate) fn assert_matches(
     let want = reference(&wide)?;
     let vars: Vec<Var> = inputs.iter().map(Var::from_tensor).collect::<Result<_>>()?;
     let tensors: Vec<Tensor> = vars.iter().map(|v| v.as_tensor().clone()).collect();
-    let found = op(&tensors)?;
+    let weights = uniform(99, 1.0, want.dims())?;
+    let (found, grads) = backward(|| op(&tensors), &weights)?;
     assert_close("value", &found, &flat(&want)?, tolerance)?;
-
-    let weights = uniform(99, 1.0, found.dims())?;
-    let grads = found.mul(&weights)?.sum_all()?.backward()?;
     let weights = weights.to_dtype(DType::F64)?;
     for (i, var) in vars.iter().enumerate() {
         let want = central_difference(&reference, &wide, i, &weights)?;
@@ -41,6 +44,56 @@ pub(crate) fn assert_matches(
         assert_close(&format!("gradient of input {i}"), found, &want, tolerance)?;
     }
     Ok(())
+}
+
+/// Holds `op` in bf16 to itself in f32, in kernels: from the same numbers, which both types hold, what it gives and all gradients are
+/// those of f32, rounded once where they are bf16, to the bit. Those of `inputs` whose place is in `wide` are f32 in both.
+pub(crate) fn assert_rounds_once(
+    op: impl Fn(&[Tensor]) -> Result<Tensor>,
+    inputs: &[Tensor],
+    wide: &[usize],
+) -> Result<()> {
+    let narrow = |(at, t): (usize, &Tensor)| match wide.contains(&at) {
+        true => Ok(t.clone()),
+        false => t.to_dtype(DType::BF16),
+    };
+    let narrow = inputs.iter().enumerate().map(narrow).collect::<Result<Vec<_>>>()?;
+    let all_wide = narrow.iter().map(|t| t.to_dtype(DType::F32)).collect::<Result<Vec<_>>>()?;
+    let [found, want] = [value_and_gradients(&op, &narrow)?, value_and_gradients(&op, &all_wide)?];
+    for (at, (found, want)) in found.iter().zip(&want).enumerate() {
+        assert_eq!(found.is_some(), want.is_some(), "{at}: a gradient in one type alone");
+        let (Some(found), Some(want)) = (found, want) else { continue };
+        // f32 holds both.
+        let [found, want] =
+            [found.to_dtype(DType::F32)?, want.to_dtype(found.dtype())?.to_dtype(DType::F32)?];
+        assert!(bits(&found)? == bits(&want)?, "{at} (0: the value): {found} in bf16, {want} in f32");
+    }
+    Ok(())
+}
+
+/// What `op` makes in kernels of variables like `inputs`, then the gradient of each, of a fixed projection of that.
+pub(crate) fn value_and_gradients(
+    op: impl Fn(&[Tensor]) -> Result<Tensor>,
+    inputs: &[Tensor],
+) -> Result<Vec<Option<Tensor>>> {
+    host::emulating(Care::EveryMode, || {
+        let vars = inputs.iter().map(Var::from_tensor).collect::<Result<Vec<_>>>()?;
+        let tensors: Vec<Tensor> = vars.iter().map(|v| v.as_tensor().clone()).collect();
+        let (value, tape) = Tape::of(|| op(&tensors));
+        let value = value?;
+        // A projection that bf16 holds.
+        let weights = uniform(99, 1.0, value.dims())?.to_dtype(DType::BF16)?.to_dtype(value.dtype())?;
+        let mut gradients = tape.gradients_from(vec![(value.id(), weights)])?;
+        Ok(std::iter::once(Some(value)).chain(vars.iter().map(|var| gradients.take(var))).collect())
+    })
+}
+
+/// What `op` makes, and the gradients of its product with `weights`, of the same shape.
+pub(crate) fn backward(op: impl FnOnce() -> Result<Tensor>, weights: &Tensor) -> Result<(Tensor, Gradients)> {
+    let (value, tape) = Tape::of(op);
+    let value = value?;
+    let gradients = tape.gradients_from(vec![(value.id(), weights.clone())])?;
+    Ok((value, gradients))
 }
 
 /// Compares `found` with `want`, elementwise, relative to the largest magnitude of `want` (at least 1e-3).

@@ -7,7 +7,7 @@ struct Shape {
   uint width;
 };
 
-kernel void embedding_backward(device const float* g [[buffer(0)]],
+kernel void embedding_backward(device const Element* g [[buffer(0)]],
                                device const uint* ends [[buffer(1)]],
                                device const uint* positions [[buffer(2)]],
                                device float* d_table [[buffer(3)]],
@@ -18,6 +18,8 @@ kernel void embedding_backward(device const float* g [[buffer(0)]],
   if (column >= shape.width || id >= shape.rows) return;
   uint first = id == 0 ? 0 : ends[id - 1];
   float total = 0.0f;
-  for (uint i = first; i < ends[id]; i++) total += g[ulong(positions[i]) * shape.width + column];
+  for (uint i = first; i < ends[id]; i++) {
+    total += float(g[ulong(positions[i]) * shape.width + column]);
+  }
   d_table[ulong(id) * shape.width + column] = total;
 }

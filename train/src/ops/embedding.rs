@@ -6,11 +6,11 @@
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::gpu::{Backward, Bind, Grid, Library, Path, Work, attach, library, path, word};
+use super::gpu::{Backward, Bind, Grid, Path, Typed, Work, attach, path, typed, word};
 use super::{Floats, floats, floats_out, lanes, rows_per_chunk, tape};
 
 const NAME: &str = "embedding";
-const LIBRARY: Library = library!("embedding", "gpu/common.metal", "embedding.metal");
+const LIBRARY: Typed = typed!("embedding", "gpu/common.metal", "embedding.metal");
 
 /// The rows of `table` `[vocab, d]` that `ids` name, as `[ids, d]`.
 ///
@@ -27,7 +27,7 @@ pub fn embedding(table: &Tensor, ids: &[u32]) -> Result<Tensor> {
     }
 }
 
-/// candle's lookup with a gradient of our own: candle's adds one position after the other.
+/// candle's lookup with a gradient of our own, f32 for every type: candle's adds one position after the other.
 fn on_gpu(table: &Tensor, ids: &[u32]) -> Result<Tensor> {
     let rows = table.detach().index_select(&Tensor::new(ids, table.device())?, 0)?;
     attach(rows, &[table], GpuEmbedding { occurrences: Occurrences::of(ids, table.dim(0)?) })
@@ -48,7 +48,8 @@ impl Backward for GpuEmbedding {
         let sums = work.output((vocab, d));
         let binds = [Bind::Input(0), Bind::Input(1), Bind::Input(2), Bind::Output(sums)];
         let grid = Grid::Plane { rows: vocab, width: d };
-        work.add(LIBRARY, "embedding_backward", grid, binds, &[word(vocab)?, word(d)?])?;
+        let library = LIBRARY.of(grad.dtype())?;
+        work.add(library, "embedding_backward", grid, binds, &[word(vocab)?, word(d)?])?;
         let [sums] = work.run(NAME, &[grad, &ends, &positions])?;
         Ok(vec![Some(sums)])
     }
@@ -127,8 +128,12 @@ impl Occurrences {
 
 #[cfg(test)]
 mod tests {
+    use candle_core::DType;
+
     use super::*;
-    use crate::ops::check::{assert_matches, bits, uniform};
+    use crate::ops::check::{
+        assert_matches, assert_rounds_once, backward, bits, uniform, value_and_gradients,
+    };
     use crate::ops::gpu::host;
 
     #[test]
@@ -149,11 +154,10 @@ mod tests {
         for d in [1, 5, 300] {
             let table = candle_core::Var::from_tensor(&uniform(11, 1.0, &[38, d])?)?;
             let weights = uniform(12, 1.0, &[200, d])?;
-            let gradient = |rows: Tensor| -> Result<_> {
-                let grads = rows.mul(&weights)?.sum_all()?.backward()?;
-                bits(grads.get(&table).expect("a gradient"))
-            };
-            assert_eq!(gradient(on_gpu(&table, &ids)?)?, gradient(embedding(&table, &ids)?)?, "{d}");
+            let (_, ours) = backward(|| on_gpu(&table, &ids), &weights)?;
+            let (_, cpus) = backward(|| embedding(&table, &ids), &weights)?;
+            let [ours, cpus] = [ours, cpus].map(|grads| bits(grads.get(&table).expect("a gradient")));
+            assert_eq!(ours?, cpus?, "{d}");
         }
         Ok(())
     }
@@ -170,6 +174,20 @@ mod tests {
     fn an_id_outside_the_table_is_refused_by_position() -> Result<()> {
         let message = embedding(&uniform(11, 1.0, &[6, 5])?, &[1, 6]).unwrap_err().to_string();
         assert!(message.contains("ids[1]: want an id below 6, found 6"), "{message}");
+        Ok(())
+    }
+
+    #[test]
+    fn in_bf16_rows_are_the_tables_and_the_kernel_sums_its_gradient_in_f32() -> Result<()> {
+        if !host::available() {
+            return Ok(());
+        }
+        let ids: Vec<u32> = (0..200).map(|i| i * i % 37).collect();
+        let table = uniform(11, 1.0, &[38, 5])?;
+        assert_rounds_once(|t| embedding(&t[0], &ids), std::slice::from_ref(&table), &[])?;
+        let table = table.to_dtype(DType::BF16)?;
+        let gradient = value_and_gradients(|t| embedding(&t[0], &ids), &[table])?.remove(1);
+        assert_eq!(gradient.expect("a gradient").dtype(), DType::F32);
         Ok(())
     }
 }

@@ -8,7 +8,9 @@
 mod noise;
 mod on_gpu;
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Device, Layout, Result, Shape, Tensor};
+use candle_core::{
+    CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Device, Layout, Result, Shape, Tensor,
+};
 use qat_quant::{Format, ScaleRule, Scales, gradient};
 
 use super::gpu::{Path, path};
@@ -51,6 +53,9 @@ pub struct FakeQuant {
     pub lambda: f32,
     /// Which weights are rounded, where not all of them are; the others pass, and so does their gradient.
     pub noise: Option<Noise>,
+    /// Type of the value: f32, or on a GPU bf16, to which what was rounded in f32 is rounded once more. The gradient that comes back may be
+    /// either; those of weights and grids are f32.
+    pub dtype: DType,
 }
 
 /// Fake-quantizes `w` `[rows, cols]` with scales chosen from `w` by `spec.rule`.
@@ -64,7 +69,7 @@ pub fn fake_quant(w: &Tensor, spec: &FakeQuant) -> Result<Tensor> {
     let (rows, cols) = held_by(spec.format, w)?;
     let w = w.contiguous()?;
     match path(w.device()) {
-        Path::Cpu => {}
+        Path::Cpu => on_cpu_in(spec.dtype)?,
         Path::Kernels => return on_gpu::chosen(&w, spec),
     }
     let scales = Scales::choose(spec.format, spec.rule, &Floats::of(NAME, &w)?, rows, cols);
@@ -108,6 +113,7 @@ pub fn fake_quant_learned(
     if path(w.device()) == Path::Kernels {
         return on_gpu::learned(&w, &scale, bias.as_ref(), spec);
     }
+    on_cpu_in(spec.dtype)?;
     match bias {
         None => {
             let scales = Scales::rounded(spec.format, &Floats::of(NAME, &scale)?, &[]);
@@ -118,6 +124,13 @@ pub fn fake_quant_learned(
             tape::apply3(&w, &scale, &bias, Quantizer { spec: *spec, scales })
         }
     }
+}
+
+fn on_cpu_in(dtype: DType) -> Result<()> {
+    if dtype != DType::F32 {
+        candle_core::bail!("{NAME}: want f32 on the CPU, found {dtype:?}");
+    }
+    Ok(())
 }
 
 /// The shape of `w`, if `format` can hold it.

@@ -11,16 +11,19 @@ struct Shape {
 };
 
 // The stored scale of x[0..n].
-inline float scale_of(device const float* x, uint n, uint kind) {
+inline float scale_of(device const Element* x, uint n, uint kind) {
   float peak = 0.0f;
-  for (uint i = 0; i < n; i++) peak = fabs(x[i]) > fabs(peak) ? x[i] : peak;
+  for (uint i = 0; i < n; i++) {
+    float value = float(x[i]);
+    peak = fabs(value) > fabs(peak) ? value : peak;
+  }
   float most = 3.40282347e38f;
   peak = peak > most ? most : (peak < -most ? -most : peak);
   return as_f16(kind == 1 ? precise::divide(fabs(peak), 127.0f) : precise::divide(peak, -8.0f));
 }
 
-kernel void kv_cache(device const float* x [[buffer(0)]],
-                     device float* y [[buffer(1)]],
+kernel void kv_cache(device const Element* x [[buffer(0)]],
+                     device Element* y [[buffer(1)]],
                      constant Shape& shape [[buffer(2)]],
                      uint at [[thread_position_in_grid]]) {
   if (at >= shape.groups) return;
@@ -33,7 +36,7 @@ kernel void kv_cache(device const float* x [[buffer(0)]],
   float least = shape.kind == 1 ? -127.0f : -8.0f;
   float most = shape.kind == 1 ? 127.0f : 7.0f;
   for (uint i = 0; i < n; i++) {
-    float value = x[start + i];
+    float value = float(x[start + i]);
     float rounded;
     if (shape.kind == 0) {
       rounded = as_f16(value);
@@ -42,6 +45,6 @@ kernel void kv_cache(device const float* x [[buffer(0)]],
       float code = rint(value * inverse) + 0.0f;
       rounded = (code < least ? least : (code > most ? most : code)) * scale;
     }
-    y[start + i] = shape.lambda == 1.0f ? rounded : value + (rounded - value) * shape.lambda;
+    y[start + i] = Element(shape.lambda == 1.0f ? rounded : value + (rounded - value) * shape.lambda);
   }
 }

@@ -6,11 +6,11 @@ use candle_core::{D, Result, Tensor};
 use qat_infer::cpu::KvType;
 
 use super::activations::StraightThrough;
-use super::gpu::{Bind, Grid, Library, Path, Work, attach, library, path, word};
+use super::gpu::{Bind, Grid, Path, Typed, Work, attach, path, typed, word};
 use super::{Floats, blend, for_each_chunk};
 
 const NAME: &str = "quantize_kv";
-const LIBRARY: Library = library!("kv", "gpu/common.metal", "kv.metal");
+const LIBRARY: Typed = typed!("kv", "gpu/common.metal", "kv.metal");
 
 /// Elements of a head that share a scale in int4.
 const INT4_GROUP: usize = 32;
@@ -53,9 +53,10 @@ fn on_gpu(x: &Tensor, kv: KvType, lambda: f32) -> Result<Tensor> {
     };
     let groups = x.elem_count() / width * width.div_ceil(group);
     let mut work = Work::default();
-    let value = work.output(x.shape());
+    let value = work.output_like(x);
     let shape = [word(groups)?, word(width)?, word(group)?, kind, lambda.to_bits()];
-    work.add(LIBRARY, "kv_cache", Grid::Each(groups), [Bind::Input(0), Bind::Output(value)], &shape)?;
+    let binds = [Bind::Input(0), Bind::Output(value)];
+    work.add(LIBRARY.of(x.dtype())?, "kv_cache", Grid::Each(groups), binds, &shape)?;
     let [value] = work.run(NAME, &[x])?;
     Ok(value)
 }
@@ -66,7 +67,7 @@ mod tests {
 
     use super::*;
     use crate::ops::{
-        check::{bits, uniform},
+        check::{assert_rounds_once, backward, bits, uniform},
         gpu::host,
     };
 
@@ -103,8 +104,19 @@ mod tests {
         let x = Var::from_tensor(&uniform(8, 2.0, &[3, 32])?)?;
         let g = uniform(9, 1.0, &[3, 32])?;
         for kv in [KvType::Int8, KvType::Int4] {
-            let grads = quantize_kv(&x, kv, 0.5)?.mul(&g)?.sum_all()?.backward()?;
+            let (_, grads) = backward(|| quantize_kv(&x, kv, 0.5), &g)?;
             assert_eq!(grads.get(&x).map(bits).transpose()?, Some(bits(&g)?));
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn in_bf16_the_kernel_rounds_once() -> Result<()> {
+        if !host::available() {
+            return Ok(());
+        }
+        for kv in KvType::ALL {
+            assert_rounds_once(|t| quantize_kv(&t[0], kv, 0.7), &[heads(48)?], &[])?;
         }
         Ok(())
     }

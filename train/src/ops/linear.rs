@@ -101,7 +101,8 @@ fn product<S: BackendStorage>(x: &S, lx: &Layout, w: &S, lw: &Layout) -> Result<
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::check::{assert_matches, uniform};
+    use crate::ops::check::{assert_matches, assert_rounds_once, uniform};
+    use crate::ops::gpu::host;
 
     #[test]
     fn value_and_gradients_agree_with_finite_differences() -> Result<()> {
@@ -123,6 +124,15 @@ mod tests {
     fn a_weight_with_other_columns_is_refused() -> Result<()> {
         let message = linear(&uniform(1, 1.0, &[2, 8])?, &uniform(2, 1.0, &[4, 3])?).unwrap_err().to_string();
         assert!(message.contains("want [out, 8], found [4, 3]"), "{message}");
+        Ok(())
+    }
+
+    #[test]
+    fn in_bf16_sums_of_products_are_rounded_once() -> Result<()> {
+        let inputs = [uniform(9, 1.0, &[2, 5, 19])?, uniform(10, 1.0, &[7, 19])?];
+        if host::available() {
+            assert_rounds_once(|t| linear(&t[0], &t[1]), &inputs, &[])?;
+        }
         Ok(())
     }
 }

@@ -1,8 +1,9 @@
 //! The differentiable operations of the trainer, one file each.
 //!
-//! Every operation takes and gives f32 tensors, contiguous or not. On the CPU it is one fused pass with a
+//! Every operation takes and gives f32 tensors, contiguous or not; on a GPU activations and their gradients may be bf16 instead, while
+//! weights of norms, angles, scales, sums and the gradients of all of these stay f32. On the CPU it is one fused pass with a
 //! hand-written backward, on Metal and CUDA kernels of our own (the `.metal` files, run by `gpu/`). All are held to the same f64
-//! reference. Knows no model, no optimizer and no loop.
+//! reference; in bf16 they give what they give in f32, rounded once. Knows no model, no optimizer and no loop.
 //!
 //! Invariants: results do not depend on the number of threads (work is cut by shape, partial sums are joined in
 //! order), and an operation never silently cuts the graph: where an input gets no gradient, its documentation says so.
@@ -25,6 +26,7 @@ mod linear;
 mod norm;
 mod relu2;
 mod rope;
+mod scale;
 mod short_conv;
 mod softmax;
 mod swiglu;
@@ -32,7 +34,7 @@ pub mod tape;
 mod tile;
 
 pub use activations::quantize_activations;
-pub use arithmetic::{add, add_bias, reshape};
+pub use arithmetic::{add, add_bias, cast, multiply, reshape};
 pub use attention::causal_attention;
 pub use embedding::embedding;
 pub use fake_quant::{FakeQuant, Gradient, Noise, fake_quant, fake_quant_learned};
@@ -47,12 +49,14 @@ pub use swiglu::swiglu;
 
 pub(crate) use accumulate::accumulate;
 pub(crate) use linear::gradients as linear_gradients;
+pub(crate) use scale::scale;
 
 pub(crate) use cpu::{Floats, blend, floats, floats_out, for_each_chunk, in_place, rows_per_chunk};
 
 #[cfg(test)]
 mod tests {
     use super::check::{bits, uniform};
+    use super::tape::Tape;
     use super::*;
     use candle_core::{Result, Tensor, Var};
 
@@ -70,8 +74,9 @@ mod tests {
                 .enumerate()
                 .map(|(i, shape)| Var::from_tensor(&uniform(i as u64, 2.0, shape)?))
                 .collect::<Result<_>>()?;
-            let value = op(&vars)?;
-            let grads = value.mul(&uniform(99, 1.0, value.dims())?)?.sum_all()?.backward()?;
+            let (value, tape) = Tape::of(|| op(&vars));
+            let value = value?;
+            let grads = tape.gradients_from(vec![(value.id(), uniform(99, 1.0, value.dims())?)])?;
             let gradients = vars.iter().filter_map(|v| grads.get(v)).map(bits);
             std::iter::once(bits(&value)).chain(gradients).collect()
         })
@@ -89,6 +94,7 @@ mod tests {
             rule: qat_quant::ScaleRule::Absmax,
             lambda: 0.5,
             noise: None,
+            dtype: candle_core::DType::F32,
         };
         type Op<'a> = Box<dyn Fn(&[Var]) -> Result<Tensor> + Sync + 'a>;
         let heads: [usize; 4] = [2, 300, 2, 32];

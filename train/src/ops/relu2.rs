@@ -4,11 +4,11 @@
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 
-use super::gpu::{Backward, Bind, Grid, Library, Path, Work, attach, library, path, word};
+use super::gpu::{Backward, Bind, Grid, Path, Typed, Work, attach, path, typed, word};
 use super::{Floats, floats, floats_out, for_each_chunk, tape};
 
 const NAME: &str = "relu2";
-const LIBRARY: Library = library!("relu2", "gpu/common.metal", "relu2.metal");
+const LIBRARY: Typed = typed!("relu2", "gpu/common.metal", "relu2.metal");
 
 /// max(`gate`, 0)²·`up`, elementwise over two tensors of one shape.
 ///
@@ -28,9 +28,9 @@ pub fn relu2(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
 fn on_gpu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     let n = gate.elem_count();
     let mut work = Work::default();
-    let y = work.output(gate.shape());
+    let y = work.output_like(gate);
     let binds = [Bind::Input(0), Bind::Input(1), Bind::Output(y)];
-    work.add(LIBRARY, "relu2", Grid::Each(n), binds, &[word(n)?])?;
+    work.add(LIBRARY.of(gate.dtype())?, "relu2", Grid::Each(n), binds, &[word(n)?])?;
     let [y] = work.run(NAME, &[gate, up])?;
     attach(y, &[gate, up], GpuRelu2)
 }
@@ -44,10 +44,10 @@ impl Backward for GpuRelu2 {
         let (gate, up) = (inputs[0], inputs[1]);
         let n = gate.elem_count();
         let mut work = Work::default();
-        let gradients = [work.output(gate.shape()), work.output(gate.shape())];
+        let gradients = [work.output_like(gate), work.output_like(gate)];
         let [d_gate, d_up] = gradients.map(Bind::Output);
         let binds = [Bind::Input(0), Bind::Input(1), Bind::Input(2), d_gate, d_up];
-        work.add(LIBRARY, "relu2_backward", Grid::Each(n), binds, &[word(n)?])?;
+        work.add(LIBRARY.of(gate.dtype())?, "relu2_backward", Grid::Each(n), binds, &[word(n)?])?;
         let [d_gate, d_up] = work.run(NAME, &[gate, up, g])?;
         Ok(vec![Some(d_gate), Some(d_up)])
     }
@@ -122,7 +122,7 @@ impl CustomOp2 for Relu2 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::check::{assert_matches, uniform};
+    use crate::ops::check::{assert_matches, assert_rounds_once, uniform};
     use crate::ops::gpu::host;
 
     /// What the tests hold every implementation to, in operations of candle.
@@ -169,5 +169,14 @@ mod tests {
         let message = relu2(&uniform(1, 1.0, &[2, 8])?, &uniform(2, 1.0, &[4])?).unwrap_err().to_string();
         assert!(message.contains("want the shape of gate [2, 8], found [4]"), "{message}");
         Ok(())
+    }
+
+    #[test]
+    fn in_bf16_the_kernels_round_once() -> Result<()> {
+        if !host::available() {
+            return Ok(());
+        }
+        let inputs = [uniform(7, 6.0, &[3, 137])?, uniform(8, 2.0, &[3, 137])?];
+        assert_rounds_once(|t| relu2(&t[0], &t[1]), &inputs, &[])
     }
 }

@@ -10,10 +10,10 @@ struct Shape {
   float direction;
 };
 
-kernel void rope(device const float* x [[buffer(0)]],
+kernel void rope(device const Element* x [[buffer(0)]],
                  device const float* cosines [[buffer(1)]],
                  device const float* sines [[buffer(2)]],
-                 device float* y [[buffer(3)]],
+                 device Element* y [[buffer(3)]],
                  constant Shape& shape [[buffer(4)]],
                  uint pair [[thread_position_in_grid]]) {
   if (pair >= shape.pairs) return;
@@ -24,8 +24,8 @@ kernel void rope(device const float* x [[buffer(0)]],
   ulong high_at = low_at + shape.half_dim;
   float c = cosines[position * shape.half_dim + j];
   float s = sines[position * shape.half_dim + j] * shape.direction;
-  float low = x[low_at];
-  float high = x[high_at];
-  y[low_at] = low * c - high * s;
-  y[high_at] = high * c + low * s;
+  float low = float(x[low_at]);
+  float high = float(x[high_at]);
+  y[low_at] = Element(low * c - high * s);
+  y[high_at] = Element(high * c + low * s);
 }

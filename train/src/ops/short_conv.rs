@@ -7,11 +7,11 @@ use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use qat_quant::vectorized;
 use rayon::prelude::*;
 
-use super::gpu::{Backward, Bind, Grid, Library, Path, SUM, Work, attach, library, path, word};
+use super::gpu::{Backward, Bind, Grid, Path, SUM, Typed, Work, attach, path, typed, word};
 use super::{Floats, floats, floats_out, lanes, rows_per_chunk, tape};
 
 const NAME: &str = "short_conv";
-const LIBRARY: Library = library!("short_conv", "gpu/common.metal", "short_conv.metal");
+const LIBRARY: Typed = typed!("short_conv", "gpu/common.metal", "short_conv.metal");
 
 /// Convolves `x` `[windows · ctx, 3 · width]`, windows of `ctx` tokens one after the other, with `kernel` `[width, 1, taps]`, whose
 /// last tap is the token's own: `[windows · ctx, width]`.
@@ -59,9 +59,15 @@ impl ShortConv {
     fn on_gpu(self, x: &Tensor, kernel: &Tensor) -> Result<Tensor> {
         let rows = x.dim(0)?;
         let mut work = Work::default();
-        let y = work.output((rows, self.width));
+        let y = work.output_in(x.dtype(), (rows, self.width));
         let binds = [Bind::Input(0), Bind::Input(1), Bind::Output(y)];
-        work.add(LIBRARY, "short_conv", Grid::Each(rows * self.width), binds, &self.shape(rows, 1)?)?;
+        work.add(
+            LIBRARY.of(x.dtype())?,
+            "short_conv",
+            Grid::Each(rows * self.width),
+            binds,
+            &self.shape(rows, 1)?,
+        )?;
         let [y] = work.run(NAME, &[x, kernel])?;
         attach(y, &[x, kernel], self)
     }
@@ -146,15 +152,16 @@ impl Backward for ShortConv {
         let weights = self.width * self.taps;
         let shape = self.shape(rows, rows_each)?;
         let mut work = Work::default();
-        let (dx, partials) = (work.output(x.shape()), work.output((groups, weights)));
+        let (dx, partials) = (work.output_like(x), work.output((groups, weights)));
         let dw = work.output(kernel.shape());
         let binds = [Bind::Input(0), Bind::Input(1), Bind::Input(2), Bind::Output(dx)];
-        work.add(LIBRARY, "short_conv_backward", Grid::Each(rows * self.width), binds, &shape)?;
+        let library = LIBRARY.of(x.dtype())?;
+        work.add(library, "short_conv_backward", Grid::Each(rows * self.width), binds, &shape)?;
         let binds = [Bind::Input(0), Bind::Input(2), Bind::Output(partials)];
-        work.add(LIBRARY, "short_conv_weights", Grid::Each(groups * self.width), binds, &shape)?;
+        work.add(library, "short_conv_weights", Grid::Each(groups * self.width), binds, &shape)?;
         let binds = [Bind::Made(partials), Bind::Output(dw)];
         let sums = [word(groups)?, word(weights)?, 1f32.to_bits()];
-        work.add(SUM, "sum_rows", Grid::Columns(weights), binds, &sums)?;
+        work.add(SUM.f32, "sum_rows", Grid::Columns(weights), binds, &sums)?;
         let [dx, _, dw] = work.run(NAME, &[x, kernel, g])?;
         Ok(vec![Some(dx), Some(dw)])
     }
@@ -234,7 +241,7 @@ impl CustomOp2 for ShortConv {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::check::{assert_matches, uniform};
+    use crate::ops::check::{assert_matches, assert_rounds_once, uniform};
     use crate::ops::gpu::host;
 
     /// What the tests hold every implementation to, in operations of candle: one shifted product a tap.
@@ -290,5 +297,15 @@ mod tests {
             assert!(message.contains("want whole windows and three times the channels"), "{message}");
         }
         Ok(())
+    }
+
+    #[test]
+    fn in_bf16_the_kernels_round_once() -> Result<()> {
+        if !host::available() {
+            return Ok(());
+        }
+        // The weights stay f32.
+        let inputs = [uniform(1, 2.0, &[18, 51])?, uniform(2, 1.0, &[17, 1, 3])?];
+        assert_rounds_once(|t| short_conv(&t[0], &t[1], 9), &inputs, &[1])
     }
 }

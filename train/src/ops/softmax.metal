@@ -10,7 +10,7 @@ struct Shape {
 };
 
 // Scores become weights. A NaN or +∞ among the scores makes the whole row NaN: that is how a diverged run is noticed.
-kernel void causal_softmax(device float* scores [[buffer(0)]],
+kernel void causal_softmax(device Element* scores [[buffer(0)]],
                            constant Shape& shape [[buffer(1)]],
                            uint threadgroup_index [[threadgroup_position_in_grid]],
                            uint lane [[thread_index_in_simdgroup]],
@@ -20,27 +20,25 @@ kernel void causal_softmax(device float* scores [[buffer(0)]],
   // The whole simdgroup leaves, or none of it.
   if (row >= shape.rows) return;
   uint seen = row % shape.length + 1;
-  device float* s = scores + ulong(row) * shape.length;
+  device Element* s = scores + ulong(row) * shape.length;
   // Finite from the start, so that a lane without a column brings in no infinity.
   float top = -3.0e38f;
   for (uint i = lane; i < seen; i += 32) {
-    float x = s[i] * shape.scale;
+    float x = float(s[i]) * shape.scale;
     top = x > top ? x : top;
   }
   top = simd_max(top);
   float total = 0.0f;
-  for (uint i = lane; i < seen; i += 32) {
-    float e = precise::exp(s[i] * shape.scale - top);
-    s[i] = e;
-    total += e;
-  }
+  for (uint i = lane; i < seen; i += 32) total += precise::exp(float(s[i]) * shape.scale - top);
   float share = precise::divide(1.0f, simd_sum(total));
-  for (uint i = lane; i < shape.length; i += 32) s[i] = i < seen ? s[i] * share : 0.0f;
+  // Computed again and not kept meanwhile: what is kept would be rounded to an Element.
+  for (uint i = lane; i < seen; i += 32) s[i] = Element(precise::exp(float(s[i]) * shape.scale - top) * share);
+  for (uint i = seen + lane; i < shape.length; i += 32) s[i] = Element(0.0f);
 }
 
 // Gradients of weights become those of scores: scale·w·(g − ⟨g, w⟩).
-kernel void causal_softmax_backward(device const float* weights [[buffer(0)]],
-                                    device float* g [[buffer(1)]],
+kernel void causal_softmax_backward(device const Element* weights [[buffer(0)]],
+                                    device Element* g [[buffer(1)]],
                                     constant Shape& shape [[buffer(2)]],
                                     uint threadgroup_index [[threadgroup_position_in_grid]],
                                     uint lane [[thread_index_in_simdgroup]],
@@ -51,9 +49,12 @@ kernel void causal_softmax_backward(device const float* weights [[buffer(0)]],
   uint seen = row % shape.length + 1;
   ulong start = ulong(row) * shape.length;
   float products = 0.0f;
-  for (uint i = lane; i < seen; i += 32) products += weights[start + i] * g[start + i];
+  for (uint i = lane; i < seen; i += 32) {
+    products += float(weights[start + i]) * float(g[start + i]);
+  }
   float mean = simd_sum(products);
   for (uint i = lane; i < shape.length; i += 32) {
-    g[start + i] = i < seen ? shape.scale * weights[start + i] * (g[start + i] - mean) : 0.0f;
+    float slope = i < seen ? shape.scale * float(weights[start + i]) * (float(g[start + i]) - mean) : 0.0f;
+    g[start + i] = Element(slope);
   }
 }

@@ -6,26 +6,28 @@ struct Shape {
 
 inline float sigmoid(float x) { return precise::divide(1.0f, 1.0f + precise::exp(-x)); }
 
-kernel void swiglu(device const float* gate [[buffer(0)]],
-                   device const float* up [[buffer(1)]],
-                   device float* y [[buffer(2)]],
+kernel void swiglu(device const Element* gate [[buffer(0)]],
+                   device const Element* up [[buffer(1)]],
+                   device Element* y [[buffer(2)]],
                    constant Shape& shape [[buffer(3)]],
                    uint i [[thread_position_in_grid]]) {
   if (i >= shape.elements) return;
-  y[i] = gate[i] * sigmoid(gate[i]) * up[i];
+  float x = float(gate[i]);
+  y[i] = Element(x * sigmoid(x) * float(up[i]));
 }
 
 // d gate = g·up·σ·(1 + gate·(1 − σ)), d up = g·gate·σ.
-kernel void swiglu_backward(device const float* gate [[buffer(0)]],
-                            device const float* up [[buffer(1)]],
-                            device const float* g [[buffer(2)]],
-                            device float* d_gate [[buffer(3)]],
-                            device float* d_up [[buffer(4)]],
+kernel void swiglu_backward(device const Element* gate [[buffer(0)]],
+                            device const Element* up [[buffer(1)]],
+                            device const Element* g [[buffer(2)]],
+                            device Element* d_gate [[buffer(3)]],
+                            device Element* d_up [[buffer(4)]],
                             constant Shape& shape [[buffer(5)]],
                             uint i [[thread_position_in_grid]]) {
   if (i >= shape.elements) return;
-  float x = gate[i];
+  float x = float(gate[i]);
+  float slope = float(g[i]);
   float s = sigmoid(x);
-  d_gate[i] = g[i] * up[i] * s * (1.0f + x * (1.0f - s));
-  d_up[i] = g[i] * x * s;
+  d_gate[i] = Element(slope * float(up[i]) * s * (1.0f + x * (1.0f - s)));
+  d_up[i] = Element(slope * x * s);
 }

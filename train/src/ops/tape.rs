@@ -2,11 +2,10 @@
 //!
 //! candle's own record keeps every value until the whole backward pass is over, and begins each sum of gradients with zeros, which
 //! it then adds to: four passes over a tensor for each operand of each operation. Here a gradient that comes first is taken
-//! as it is, and a value is let go of when its operation is done. Without a tape that is open on this thread, operations are recorded by
-//! candle (which training by blocks and the tests of operations use); within [`silent`] by nobody.
+//! as it is, and a value is let go of when its operation is done. Without a tape that is open on this thread nothing is recorded.
 //!
-//! Knows no operation. Invariants: a gradient reaches exactly the variables and what was made of them; a tensor that was
-//! recorded is changed by nobody.
+//! Knows no operation. Invariants: a gradient reaches exactly the variables and what operations of this crate made of them (candle's own
+//! leave no trace); a tensor that was recorded is changed by nobody.
 
 use std::{
     cell::RefCell,
@@ -14,19 +13,26 @@ use std::{
     rc::Rc,
 };
 
-use candle_core::{CustomOp1, CustomOp2, CustomOp3, Result, Tensor, TensorId};
-
-use super::gpu::{Backward, on_candle};
-
-/// Who writes down what happens on this thread.
-enum Mode {
-    Candle,
-    Nobody,
-    Tape(Record),
-}
+use candle_core::{CustomOp1, CustomOp2, CustomOp3, DType, Result, Tensor, TensorId};
 
 thread_local! {
-    static MODE: RefCell<Mode> = const { RefCell::new(Mode::Candle) };
+    /// The tape that is open on this thread.
+    static OPEN: RefCell<Option<Record>> = const { RefCell::new(None) };
+}
+
+/// How a gradient comes back through a value.
+pub(crate) trait Backward: 'static {
+    /// The operation, as error messages call it.
+    const NAME: &'static str;
+
+    /// Whether [`Self::backward`] reads the inputs; if not, they are let go of, and it gets none.
+    const READS_INPUTS: bool = true;
+
+    /// Whether it reads the value; if not, that is let go of, and it gets the gradient in its place.
+    const READS_VALUE: bool = false;
+
+    /// The gradients of `inputs`, one for each that has one; `grad`, contiguous, is that of `value`.
+    fn backward(&self, inputs: &[&Tensor], value: &Tensor, grad: &Tensor) -> Result<Vec<Option<Tensor>>>;
 }
 
 /// A tape that is being written.
@@ -75,9 +81,17 @@ impl Gradients {
         self.0.remove(&of.id())
     }
 
+    /// The same, which stays.
+    #[cfg(test)]
+    pub(crate) fn get(&self, of: &Tensor) -> Option<&Tensor> {
+        self.0.get(&of.id())
+    }
+
     fn add(&mut self, to: TensorId, gradient: Tensor) -> Result<()> {
         let sum = match self.0.remove(&to) {
-            Some(sum) => (sum + gradient)?,
+            Some(sum) if sum.dtype() == gradient.dtype() => (sum + gradient)?,
+            // What was made in several ways: the wider type holds both.
+            Some(sum) => (sum.to_dtype(DType::F32)? + gradient.to_dtype(DType::F32)?)?,
             None => gradient,
         };
         self.0.insert(to, sum);
@@ -85,26 +99,25 @@ impl Gradients {
     }
 }
 
-/// Runs `f` with `mode` on this thread, and gives what became of the mode.
-fn within<R>(mode: Mode, f: impl FnOnce() -> R) -> (R, Mode) {
-    /// Puts the mode before back, also after a panic.
-    struct Before(Option<Mode>);
+/// Runs `f` with `record` open on this thread, if there is one, and gives what became of it.
+fn within<R>(record: Option<Record>, f: impl FnOnce() -> R) -> (R, Option<Record>) {
+    /// Puts what was open before back, also after a panic.
+    struct Before(Option<Record>);
     impl Drop for Before {
         fn drop(&mut self) {
-            if let Some(before) = self.0.take() {
-                MODE.replace(before);
-            }
+            OPEN.replace(self.0.take());
         }
     }
-    let mut before = Before(Some(MODE.replace(mode)));
+    let before = Before(OPEN.replace(record));
     let result = f();
-    let then = before.0.take().map_or(Mode::Candle, |before| MODE.replace(before));
+    let then = OPEN.take();
+    drop(before);
     (result, then)
 }
 
 /// Runs `f` without a record of it: no gradient comes back.
 pub fn silent<R>(f: impl FnOnce() -> R) -> R {
-    within(Mode::Nobody, f).0
+    within(None, f).0
 }
 
 /// What happened to variables.
@@ -120,11 +133,8 @@ impl Tape {
     }
 
     fn within<R>(around: Rc<HashSet<TensorId>>, f: impl FnOnce() -> R) -> (R, Self) {
-        let (result, mode) = within(Mode::Tape(Record { around, ..Record::default() }), f);
-        let Record { nodes, made, around } = match mode {
-            Mode::Tape(record) => record,
-            Mode::Candle | Mode::Nobody => Record::default(),
-        };
+        let (result, record) = within(Some(Record { around, ..Record::default() }), f);
+        let Record { nodes, made, around } = record.unwrap_or_default();
         let made = if around.is_empty() { made } else { made.union(&around).copied().collect() };
         (result, Self { nodes, made: Rc::new(made) })
     }
@@ -134,9 +144,20 @@ impl Tape {
     /// # Errors
     /// The device is out of memory.
     pub fn gradients(self, sums: &[(&Tensor, f64)]) -> Result<Gradients> {
+        let begin = |(sum, factor): &(&Tensor, f64)| {
+            Ok((sum.id(), Tensor::full(*factor as f32, sum.shape(), sum.device())?))
+        };
+        self.gradients_from(sums.iter().map(begin).collect::<Result<_>>()?)
+    }
+
+    /// The gradients by all variables, from those of tensors that were made on this tape.
+    ///
+    /// # Errors
+    /// The device is out of memory.
+    pub(crate) fn gradients_from(self, begin: Vec<(TensorId, Tensor)>) -> Result<Gradients> {
         let mut gradients = Gradients::default();
-        for (sum, factor) in sums {
-            gradients.add(sum.id(), Tensor::full(*factor as f32, sum.shape(), sum.device())?)?;
+        for (of, gradient) in begin {
+            gradients.add(of, gradient)?;
         }
         silent(|| self.walk_back(&mut gradients))?;
         Ok(gradients)
@@ -167,15 +188,10 @@ impl Tape {
     }
 }
 
-/// Whether candle is to record.
-fn on_candles_record() -> bool {
-    MODE.with_borrow(|mode| matches!(mode, Mode::Candle))
-}
-
 /// Writes down that `value` was made of `inputs`, if somebody is to know.
 fn write(inputs: &[&Tensor], value: &Tensor, way: impl FnOnce() -> Way) {
-    MODE.with_borrow_mut(|mode| {
-        let Mode::Tape(record) = mode else { return };
+    OPEN.with_borrow_mut(|open| {
+        let Some(record) = open else { return };
         let followed = |input: &&Tensor| record.follows(input).then(|| input.id());
         let inputs: Vec<_> = inputs.iter().map(followed).collect();
         if inputs.iter().any(Option::is_some) {
@@ -185,14 +201,9 @@ fn write(inputs: &[&Tensor], value: &Tensor, way: impl FnOnce() -> Way) {
     });
 }
 
-/// `value`, which was made outside any record and is nobody else's, with `backward` as its gradient by `inputs`.
-///
-/// # Errors
-/// On candle's record: more than three inputs.
+/// `value`, which was made outside any record and is nobody else's, with `backward` as its gradient by `inputs`. Never an error: it is
+/// what an operation ends with.
 pub(crate) fn attach<B: Backward>(value: Tensor, inputs: &[&Tensor], backward: B) -> Result<Tensor> {
-    if on_candles_record() {
-        return on_candle(value, inputs, backward);
-    }
     let value = value.detach();
     write(inputs, &value, || {
         let read: Vec<Tensor> = match B::READS_INPUTS {
@@ -201,7 +212,9 @@ pub(crate) fn attach<B: Backward>(value: Tensor, inputs: &[&Tensor], backward: B
         };
         let made = B::READS_VALUE.then(|| value.clone());
         Way::Operation(Box::new(move |grad| {
-            backward.backward(&read.iter().collect::<Vec<_>>(), made.as_ref().unwrap_or(grad), grad)
+            let found =
+                backward.backward(&read.iter().collect::<Vec<_>>(), made.as_ref().unwrap_or(grad), grad);
+            found.map_err(|e| e.context(format!("the gradient of {}", B::NAME)))
         }))
     });
     Ok(value)
@@ -209,9 +222,6 @@ pub(crate) fn attach<B: Backward>(value: Tensor, inputs: &[&Tensor], backward: B
 
 /// `op` of `a`.
 pub(crate) fn apply1<C: CustomOp1 + Send + Sync + 'static>(a: &Tensor, op: C) -> Result<Tensor> {
-    if on_candles_record() {
-        return a.apply_op1(op);
-    }
     let outside = a.detach();
     let value = outside.apply_op1_no_bwd(&op)?;
     write(&[a], &value, || {
@@ -223,9 +233,6 @@ pub(crate) fn apply1<C: CustomOp1 + Send + Sync + 'static>(a: &Tensor, op: C) ->
 
 /// `op` of `a` and `b`.
 pub(crate) fn apply2<C: CustomOp2 + Send + Sync + 'static>(a: &Tensor, b: &Tensor, op: C) -> Result<Tensor> {
-    if on_candles_record() {
-        return a.apply_op2(b, op);
-    }
     let outside = [a.detach(), b.detach()];
     let value = outside[0].apply_op2_no_bwd(&outside[1], &op)?;
     write(&[a, b], &value, || {
@@ -245,9 +252,6 @@ pub(crate) fn apply3<C: CustomOp3 + Send + Sync + 'static>(
     c: &Tensor,
     op: C,
 ) -> Result<Tensor> {
-    if on_candles_record() {
-        return a.apply_op3(b, c, op);
-    }
     let outside = [a.detach(), b.detach(), c.detach()];
     let value = outside[0].apply_op3_no_bwd(&outside[1], &outside[2], &op)?;
     write(&[a, b, c], &value, || {
@@ -262,28 +266,7 @@ pub(crate) fn apply3<C: CustomOp3 + Send + Sync + 'static>(
 
 /// `f` of `x`, of which nothing is kept but `x`: the backward pass runs `f` once more.
 pub(crate) fn again(x: &Tensor, f: impl Fn(&Tensor) -> Result<Tensor> + 'static) -> Result<Tensor> {
-    if on_candles_record() {
-        return f(x);
-    }
     let value = silent(|| f(x))?;
     write(&[x], &value, || Way::Again(x.clone(), Box::new(f)));
-    Ok(value)
-}
-
-/// `f` of `x`, composed of candle's own operations, with the gradient that those have.
-pub(crate) fn composed(x: &Tensor, f: impl FnOnce(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
-    if on_candles_record() {
-        return f(x);
-    }
-    let inner = candle_core::Var::from_tensor(&x.detach())?;
-    let (made, _) = within(Mode::Candle, || f(inner.as_tensor()));
-    let made = made?;
-    let value = made.detach();
-    write(&[x], &value, || {
-        Way::Operation(Box::new(move |grad| {
-            let found = within(Mode::Candle, || made.broadcast_mul(grad)?.sum_all()?.backward()).0;
-            Ok(vec![found?.remove(&inner)])
-        }))
-    });
     Ok(value)
 }

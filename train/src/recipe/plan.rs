@@ -14,7 +14,7 @@ use super::{
     raw,
     teaching::{self, CachePlan, LossPlan, OnPolicyPlan, TeacherPlan},
 };
-use crate::{Error, Result};
+use crate::{Error, Result, precision::Precision};
 
 /// Where the student's weights come from.
 #[derive(Debug, Clone)]
@@ -163,6 +163,8 @@ pub struct Plan {
     pub warmup: Warmup,
     /// Layers are trained one after the other, if they are.
     pub blocks: Option<BlocksPlan>,
+    /// What a training step computes in.
+    pub precision: Precision,
     /// Loss terms.
     pub loss: LossPlan,
     /// Optimizer.
@@ -199,6 +201,7 @@ impl Plan {
             warmup: Warmup::new(&r.quant, &optim, r.train.steps)?,
             blocks: blocks(r, &quantization)?,
             quantization,
+            precision: r.train.precision.parse()?,
             optim,
             export: r.export.as_ref().map(export).transpose()?,
             eval: r.eval.as_ref().map(|e| eval(e, r)).transpose()?,

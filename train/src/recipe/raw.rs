@@ -340,6 +340,10 @@ pub struct Train {
     /// multiply several times as fast.
     #[serde(default)]
     pub tf32: bool,
+    /// What activations and their gradients are held and multiplied in: `f32`, or on a GPU `bf16`. Weights, optimizer, scales, sums, and
+    /// whatever is validated or shipped are f32 with both.
+    #[serde(default = "f32")]
+    pub precision: String,
     /// Stop when the loss has been this many nats above its start for ten steps in a row.
     #[serde(default = "divergence")]
     pub divergence: f64,
@@ -410,6 +414,9 @@ fn mse() -> String {
 }
 fn start() -> String {
     "start".into()
+}
+fn f32() -> String {
+    "f32".into()
 }
 fn linear() -> String {
     "linear".into()

@@ -22,6 +22,7 @@ use crate::{
     Error, Result,
     exec::{Cache, Matrix},
     ops::{self, FakeQuant, Gradient, Noise},
+    precision::Precision,
     recipe::{Learn, Quantization},
 };
 
@@ -58,12 +59,14 @@ pub struct Moment {
     pub lambda: f32,
     /// Where not all weights are rounded: which of them are.
     pub noise: Option<Draw>,
+    /// What products are computed in: rounded matrices are made in this type at once.
+    pub precision: Precision,
 }
 
 impl Moment {
     /// Rounded as it ships.
     pub fn full() -> Self {
-        Self { lambda: 1.0, noise: None }
+        Self { lambda: 1.0, noise: None, precision: Precision::F32 }
     }
 }
 
@@ -307,8 +310,8 @@ impl Student {
         let noise = moment.noise.map(|draw| {
             Noise::of(draw.seed, draw.step, self.index.get(&name).copied().unwrap_or_default(), draw.share)
         });
-        let spec =
-            FakeQuant { format, gradient, rule: self.quantization.rule(), lambda: moment.lambda, noise };
+        let (rule, dtype) = (self.quantization.rule(), moment.precision.dtype());
+        let spec = FakeQuant { format, gradient, rule, lambda: moment.lambda, noise, dtype };
         let weight = self.var(&name)?.as_tensor();
         if !gradient.learns_scales() {
             return Ok(ops::fake_quant(weight, &spec)?);
@@ -316,10 +319,30 @@ impl Student {
         let scale = self.var(&scale_name(param))?.as_tensor();
         let bias = match (format.has_bias(), even) {
             (false, _) => None,
-            (true, true) => Some((scale * f64::from(-format.middle()))?),
+            (true, true) => Some(ops::multiply(scale, f64::from(-format.middle()))?),
             (true, false) => Some(self.var(&bias_name(param))?.as_tensor().clone()),
         };
         Ok(ops::fake_quant_learned(weight, scale, bias.as_ref(), &spec)?)
+    }
+
+    /// Whether the matrix whose scales or biases `variable` holds lies on its grid, so that rounding changes none of its weights:
+    /// that of a model which was rounded before.
+    ///
+    /// # Errors
+    /// The device is out of memory.
+    pub fn begins_on_grid(&self, variable: &Variable) -> Result<bool> {
+        if self.quantization.learn != Learn::All {
+            return Ok(false);
+        }
+        let names = |param: &Param| [scale_name(param), bias_name(param)].contains(&variable.name);
+        let Some(param) = params(&self.config).into_iter().find(names) else { return Ok(false) };
+        let Some(format) = self.format(&param) else { return Ok(false) };
+        let values = host(self.var(&param.name)?)?;
+        let (rows, cols, mut rounded) = (param.shape[0], param.shape[1], vec![0.0; values.len()]);
+        qat_quant::fake_quant(format, &values, rows, cols, &self.grid(&param, format)?, &mut rounded);
+        // Scale times code rounds once.
+        let same = |(a, b): (&f32, &f32)| (a - b).abs() <= f32::EPSILON * a.abs();
+        Ok(values.iter().zip(&rounded).all(same))
     }
 
     /// The learned grid of `param`'s matrix as it would be stored now.

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use qat_infer::model::{Layer, Rope};
 
 use super::objective::Sums;
@@ -14,7 +14,9 @@ use crate::{
     Error, Result,
     data::Batch,
     exec::{Matrix, RopeTable, TrainExec},
-    ops::{accumulate, embedding},
+    loss,
+    ops::{accumulate, cast, embedding, tape::Tape},
+    precision::Precision,
     student::{Floats, Moment, Student, Variable},
 };
 
@@ -25,6 +27,8 @@ pub(super) struct Block<'a> {
     pub rope: &'a RopeTable,
     /// Which layer.
     pub index: usize,
+    /// What the student computes in; what should be there is made in f32.
+    pub precision: Precision,
 }
 
 impl Block<'_> {
@@ -41,14 +45,16 @@ impl Block<'_> {
         gradients: &mut Vec<Tensor>,
     ) -> Result<Sums> {
         let (input, target) = self.streams(batch)?;
-        let layer = self.student.layer(self.index, moment)?;
-        let found = self.pass(&layer, self.index, batch, input)?;
-        let size = (target.sqr()?.sum_all()? / batch.inputs.len() as f64)?;
-        let distance = ((found - target)?.sqr()?.sum_all()? / size)?;
-        let mut store = (&distance / step_tokens as f64)?.backward()?;
+        let (distance, tape) = Tape::of(|| -> Result<Tensor> {
+            let layer = self.student.layer(self.index, moment)?;
+            let found = cast(&self.pass(&layer, self.index, batch, input)?, DType::F32)?;
+            Ok(loss::hidden(&found, &target, batch.rows)?)
+        });
+        let distance = distance?;
+        let mut store = tape.gradients(&[(&distance, 1.0 / step_tokens as f64)])?;
         for (at, variable) in of_layer(self.student.variables(), self.index).enumerate() {
-            let gradient = store.remove(variable.var.as_tensor()).ok_or_else(|| silent(variable))?;
-            let gradient = gradient.detach().contiguous()?;
+            let gradient = store.take(variable.var.as_tensor()).ok_or_else(|| silent(variable))?;
+            let gradient = gradient.contiguous()?;
             match gradients.get(at) {
                 Some(sum) => accumulate(sum, &gradient)?,
                 None => gradients.push(gradient),
@@ -61,13 +67,14 @@ impl Block<'_> {
     /// What comes into the layer behind the rounded ones, and what the float model has behind it.
     fn streams(&self, batch: &Batch) -> Result<(Tensor, Tensor)> {
         let device = self.rope.device();
-        let rounded = Some(Moment::full());
-        let mut ours = embedding(&self.student.embedding(rounded)?.weight, &batch.inputs)?.detach();
+        let rounded = Some(Moment { precision: self.precision, ..Moment::full() });
+        let ours = embedding(&self.student.embedding(rounded)?.weight, &batch.inputs)?;
+        let mut ours = cast(&ours, self.precision.dtype())?;
         let mut theirs = embedding(&self.start.embedding(device)?.weight, &batch.inputs)?;
         for index in 0..=self.index {
             theirs = self.pass(&self.start.layer(index, device)?, index, batch, theirs)?;
             if index < self.index {
-                ours = self.pass(&self.student.layer(index, rounded)?, index, batch, ours)?.detach();
+                ours = self.pass(&self.student.layer(index, rounded)?, index, batch, ours)?;
             }
         }
         Ok((ours, theirs))

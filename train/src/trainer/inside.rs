@@ -3,17 +3,14 @@
 //! Knows no step. Invariant: all of it is decided before the first step, from the weights that a run starts with, so that a resumed run
 //! has the same.
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use qat_infer::model::Config;
 
 use super::teacher::Teacher;
 use crate::{
     Error, Result,
     loss::{self, Features},
-    ops::{
-        self,
-        tape::{Gradients, composed},
-    },
+    ops::{self, tape::Gradients},
     recipe::FeaturePlan,
     student::{Kind, Student},
 };
@@ -69,23 +66,23 @@ impl Inside {
         })
     }
 
-    /// The terms of a batch of `windows`.
+    /// The terms of a batch of `windows`, in f32 whatever the features are.
     ///
     /// # Errors
     /// The device is out of memory.
     pub fn terms(&self, student: &Features, teacher: &Features, windows: usize) -> Result<Vec<Found>> {
         let mut found = Vec::new();
         if self.hidden > 0.0 {
-            let distance =
-                composed(&student.hidden, |student| loss::hidden(student, &teacher.hidden, windows))?;
-            found.push(("hidden", self.hidden, distance));
+            let [ours, theirs] = [wide(&student.hidden)?, wide(&teacher.hidden)?];
+            found.push(("hidden", self.hidden, loss::hidden(&ours, &theirs, windows)?));
         }
         if self.relations > 0.0 {
             let [of_queries, others] = self.heads;
             let mut sum: Option<Tensor> = None;
             let pairs = student.attention.iter().zip(&teacher.attention);
             for ((ours, theirs), heads) in pairs.zip([of_queries, others, others]) {
-                let one = composed(ours, |ours| loss::relations(ours, theirs, windows, heads)? / 3.0)?;
+                let [ours, theirs] = [wide(ours)?, wide(theirs)?];
+                let one = ops::multiply(&loss::relations(&ours, &theirs, windows, heads)?, 1.0 / 3.0)?;
                 sum = Some(match sum {
                     Some(sum) => ops::add(&sum, &one)?,
                     None => one,
@@ -122,6 +119,10 @@ impl Inside {
         }
         Ok(format!("{} (gradients in proportion at the start)", said.join(", ")))
     }
+}
+
+fn wide(x: &Tensor) -> Result<Tensor> {
+    Ok(ops::cast(x, DType::F32)?)
 }
 
 /// The layers that attend, which have queries, keys and values.

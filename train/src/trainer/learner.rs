@@ -98,7 +98,8 @@ impl Learner {
             return Ok(None);
         }
         let length_of = |index| {
-            let parts = self.objective(plan).parts(&self.student, batch, Some(Moment::full()))?;
+            let moment = Moment { precision: plan.precision, ..Moment::full() };
+            let parts = self.objective(plan).parts(&self.student, batch, Some(moment))?;
             length(parts.gradients_of(index)?, &self.student)
         };
         let terms = self.inside.as_ref().map_or(0, |inside| inside.weights().len());
@@ -116,6 +117,7 @@ impl Learner {
             ctx: plan.recipe.data.ctx,
             inside: self.inside.as_ref(),
             recompute: plan.recipe.train.checkpoint_layers,
+            precision: plan.precision,
         }
     }
 
@@ -148,7 +150,8 @@ impl Learner {
         for batch in batches {
             sums.add(&match (self.part.target, &self.start) {
                 (Target::Layer(index), Some(start)) => {
-                    let block = Block { student: &self.student, start, rope: &self.rope, index };
+                    let (student, rope, precision) = (&self.student, &self.rope, plan.precision);
+                    let block = Block { student, start, rope, index, precision };
                     block.accumulate(&batch, moment, tokens, &mut gradients)?
                 }
                 _ => {
@@ -187,7 +190,7 @@ fn moment(plan: &Plan, step: usize) -> Option<Moment> {
     let share = plan.recipe.quant.noise;
     let draw = Draw { seed: plan.recipe.seed, step, share };
     let lambda = schedule::rounding(&plan.warmup, step)?;
-    Some(Moment { lambda, noise: (share < 1.0).then_some(draw) })
+    Some(Moment { lambda, noise: (share < 1.0).then_some(draw), precision: plan.precision })
 }
 
 /// Tokens of an optimizer step.

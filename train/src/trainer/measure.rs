@@ -71,6 +71,7 @@ fn median(times: impl Iterator<Item = Duration>) -> Duration {
 /// # Errors
 /// A model that can't be read or doesn't fit the formats; a device out of memory.
 pub fn measure(plan: &Plan, device: &Device, warm_up: usize, steps: usize) -> Result<Measured> {
+    plan.precision.check(device)?;
     let beginning = Beginning::open(&plan.origin, plan.recipe.seed)?;
     let teacher = teacher_floats(plan, &beginning)?;
     let settings = &plan.recipe;

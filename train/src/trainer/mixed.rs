@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     allocate::{Offer, allocate},
-    teacher::forward,
+    teacher::{Pass, forward},
 };
 use crate::{
     Error, Result,
@@ -189,13 +189,13 @@ fn measure(
     let mut sums: Vec<Vec<f64>> = candidates.iter().map(|formats| vec![0.0; formats.len()]).collect();
     for windows in text.windows.chunks(text.batch) {
         let ids = windows.concat();
-        let (wanted, _) = forward(&decoder, &rope, (&ids, ctx), None, false)?;
+        let (wanted, _) = forward(&decoder, &rope, (&ids, ctx), Pass::default())?;
         let answers = Answers { text: &[], teacher: Reference::Head(&wanted), temperature: 1.0 };
         for ((param, formats), sums) in free.iter().zip(candidates).zip(&mut sums) {
             for (&format, sum) in formats.iter().zip(sums) {
                 let mut one = decoder.clone();
                 put(&mut one, param, rounded(floats, quantization, param, format, device)?)?;
-                let (found, _) = forward(&one, &rope, (&ids, ctx), None, false)?;
+                let (found, _) = forward(&one, &rope, (&ids, ctx), Pass::default())?;
                 let nats = found.scores(&kl, &answers)?.to_vec1::<f32>()?;
                 *sum += f64::from(nats[0]);
             }

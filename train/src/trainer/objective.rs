@@ -8,7 +8,7 @@ use candle_core::Tensor;
 
 use super::{
     inside::{Found, Inside},
-    teacher::{Predictions, Teacher, forward},
+    teacher::{Pass, Predictions, Teacher, forward},
 };
 use crate::{
     Error, Result,
@@ -20,6 +20,7 @@ use crate::{
         tape::{Gradients, Tape, silent},
     },
     optim::of_grid,
+    precision::Precision,
     recipe::LossPlan,
     student::{Moment, Student, Variable},
 };
@@ -70,6 +71,8 @@ pub struct Objective<'a> {
     pub inside: Option<&'a Inside>,
     /// Whether the backward pass computes the insides of layers again.
     pub recompute: bool,
+    /// What training computes in; validation computes in f32.
+    pub precision: Precision,
 }
 
 /// The terms of a batch, and the way back to the student's variables.
@@ -145,9 +148,10 @@ impl Objective<'_> {
         // The teacher first: nothing of the student's is in memory meanwhile.
         let teacher = silent(|| self.predictions(student, batch))?;
         let tap = self.inside.map(|inside| inside.layer);
+        let pass = Pass { precision: self.precision, tap, again: self.recompute };
         let (made, tape) = Tape::of(|| -> Result<_> {
             let decoder = student.decoder_at(moment)?;
-            let (head, features) = forward(&decoder, self.rope, text, tap, self.recompute)?;
+            let (head, features) = forward(&decoder, self.rope, text, pass)?;
             let losses = head.losses(&self.terms(), &self.answers(batch, &teacher))?;
             let inside = match (self.inside, features, teacher.features()) {
                 (Some(inside), Some(ours), Some(theirs)) => inside.terms(&ours, theirs, batch.rows)?,
@@ -170,7 +174,9 @@ impl Objective<'_> {
         if self.plan.divergences.is_empty() && self.inside.is_none() {
             return Ok(Predictions::None);
         }
-        self.teacher.predictions(student, self.rope, batch, self.inside.map(|inside| inside.of_teacher))
+        let tap = self.inside.map(|inside| inside.of_teacher);
+        let pass = Pass { precision: self.precision, tap, again: false };
+        self.teacher.predictions(student, self.rope, batch, pass)
     }
 
     fn answers<'b>(&self, batch: &'b Batch, teacher: &'b Predictions) -> Answers<'b> {
@@ -195,7 +201,7 @@ impl Objective<'_> {
         for (index, batch) in batches.enumerate() {
             let theirs = silent(|| self.teacher.valid_predictions(student, self.rope, (index, batch)))?;
             let text = (&*batch.inputs, self.ctx);
-            let (ours, _) = silent(|| forward(&decoder, self.rope, text, None, false))?;
+            let (ours, _) = silent(|| forward(&decoder, self.rope, text, Pass::default()))?;
             let answers = Answers { temperature: 1.0, ..self.answers(batch, &theirs) };
             let sums = ours.scores(terms, &answers)?.to_vec1::<f32>()?;
             scores.iter_mut().zip(sums).for_each(|(score, sum)| *score += f64::from(sum));
@@ -225,16 +231,25 @@ fn no_gradient(variable: &Variable) -> Error {
 }
 
 /// Refuses a first step in which a variable's gradient is zero throughout: something on its way cuts or rounds it off. Unless the
-/// student is `rounded`, grids have none.
+/// student is `rounded`, grids have none; nor have those whose matrix begins on them, until it has moved.
 ///
 /// # Errors
 /// The first such variable, by name; or that nothing at all has a gradient.
-pub fn every_variable_learns(variables: &[Variable], gradients: &[Tensor], rounded: bool) -> Result<()> {
+pub fn every_variable_learns(
+    student: &Student,
+    variables: &[Variable],
+    gradients: &[Tensor],
+    rounded: bool,
+) -> Result<()> {
     let mut silent = Vec::new();
     let mut awaited = 0;
     for (variable, gradient) in variables.iter().zip(gradients).filter(|(v, _)| rounded || !of_grid(v.kind)) {
+        let is_zero = gradient.abs()?.sum_all()?.to_scalar::<f32>()? == 0.0;
+        if is_zero && of_grid(variable.kind) && student.begins_on_grid(variable)? {
+            continue;
+        }
         awaited += 1;
-        if gradient.abs()?.sum_all()?.to_scalar::<f32>()? == 0.0 {
+        if is_zero {
             silent.push(variable);
         }
     }

@@ -70,6 +70,7 @@ pub(super) struct Prepared {
 impl Prepared {
     pub fn new(job: &Job, report: &mut dyn FnMut(Event), stop: &AtomicBool) -> Result<Self> {
         let plan = job.plan;
+        plan.precision.check(&job.device)?;
         let lock = RunLock::take(job.out)?;
         let checkpoints = Checkpoints::of(job.out);
         let found = find_checkpoint(job, &checkpoints, report)?;

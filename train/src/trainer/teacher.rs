@@ -15,6 +15,7 @@ use crate::{
     exec::{Matrix, RopeTable, TrainExec, forward_in_layers},
     loss::{Features, Head, Reference, TopRows},
     ops,
+    precision::Precision,
     recipe::{CachePlan, Plan, TeacherPlan},
     student::{Floats, Student},
     teacher_cache::{self, Cache, Identity, records_of, rows_of},
@@ -128,8 +129,9 @@ impl Teacher {
         };
         let (decoder, layout) = (floats.decoder(&job.device)?, identity.layout());
         let rope = RopeTable::new(&decoder.rope, ctx, &job.device)?;
-        let ask =
-            |layout, ids: &[u32]| records_of(layout, &forward(&decoder, &rope, (ids, ctx), None, false)?.0);
+        let ask = |layout, ids: &[u32]| {
+            records_of(layout, &forward(&decoder, &rope, (ids, ctx), Pass::default())?.0)
+        };
         let (wanted, report) = (batches.windows_per_epoch(), RefCell::new(report));
         let mut make = |windows: std::ops::Range<u64>| {
             let mut records = Vec::new();
@@ -153,7 +155,7 @@ impl Teacher {
         Ok(Self::Cached { cache, valid: valid.collect::<Result<_>>()? })
     }
 
-    /// What it says of a training batch, outside any graph, with what is behind its layer `tap`.
+    /// What it says of a training batch, outside any graph, with what is behind the layer that `pass` listens to.
     ///
     /// # Errors
     /// The device is out of memory.
@@ -162,13 +164,13 @@ impl Teacher {
         student: &Student,
         student_rope: &RopeTable,
         batch: &Batch,
-        tap: Option<usize>,
+        pass: Pass,
     ) -> Result<Predictions> {
         let text = (&*batch.inputs, batch.context);
         let found = match self {
             Self::None => return Ok(Predictions::None),
-            Self::Latent => forward(&student.decoder(None)?, student_rope, text, tap, false)?,
-            Self::Frozen { decoder, rope } => forward(decoder, rope, text, tap, false)?,
+            Self::Latent => forward(&student.decoder(None)?, student_rope, text, pass)?,
+            Self::Frozen { decoder, rope } => forward(decoder, rope, text, pass)?,
             Self::Cached { cache, .. } => {
                 return cache.rows(&batch.windows, student_rope.device()).map(Predictions::Top);
             }
@@ -200,13 +202,24 @@ impl Teacher {
             Self::Cached { valid, .. } => {
                 Ok(valid.get(index).cloned().map_or(Predictions::None, Predictions::Top))
             }
-            _ => self.predictions(student, student_rope, batch, None),
+            _ => self.predictions(student, student_rope, batch, Pass::default()),
         }
     }
 }
 
-/// What the logits of windows of `ctx` tokens, one after the other in `ids`, are a product of; and what is behind layer `tap`.
-/// `again`: a backward pass is to make the insides of layers once more.
+/// How a forward pass is carried out.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Pass {
+    /// What it computes in.
+    pub precision: Precision,
+    /// The layer that is listened to.
+    pub tap: Option<usize>,
+    /// Whether a backward pass is to make the insides of layers once more.
+    pub again: bool,
+}
+
+/// What the logits of windows of `ctx` tokens, one after the other in `ids`, are a product of; and what is behind the layer that
+/// `pass` listens to.
 ///
 /// # Errors
 /// The device is out of memory.
@@ -214,14 +227,13 @@ pub fn forward(
     decoder: &Decoder<Matrix, Tensor>,
     rope: &RopeTable,
     (ids, ctx): (&[u32], usize),
-    tap: Option<usize>,
-    again: bool,
+    pass: Pass,
 ) -> Result<(Head, Option<Features>)> {
-    let mut exec = TrainExec::new(ids.len() / ctx, ctx, rope);
-    if let Some(layer) = tap {
+    let mut exec = TrainExec::new(ids.len() / ctx, ctx, rope).with_precision(pass.precision);
+    if let Some(layer) = pass.tap {
         exec = exec.with_tap(layer);
     }
-    let hidden = match again {
+    let hidden = match pass.again {
         true => forward_in_layers(decoder, &mut exec, ids)?,
         false => decoder.forward(&mut exec, ids)?,
     };

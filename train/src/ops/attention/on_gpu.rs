@@ -10,13 +10,13 @@ use candle_core::{Result, Tensor};
 
 use super::{NAME, scale};
 use crate::ops::{
-    gpu::{Backward, Bind, Grid, Library, Work, attach, library, word},
+    gpu::{Backward, Bind, Grid, Typed, Work, attach, typed, word},
     softmax,
 };
 
-const LIBRARY: Library = library!("heads", "../gpu/common.metal", "heads.metal");
+const LIBRARY: Typed = typed!("heads", "../gpu/common.metal", "heads.metal");
 
-/// Scores that are in memory at a time, unless those of a single key head are more: 128 MiB.
+/// Scores that are in memory at a time, unless those of a single key head are more: 128 MiB in f32.
 const SCORES: usize = 1 << 25;
 
 /// Attention of `q` `[b, t, heads, d]` over `k`, `v` `[b, t, kv_heads, d]`, which fit each other.
@@ -73,13 +73,18 @@ impl Units {
 }
 
 /// `x` of `[outer, a, b, d]` as `[outer, b, a, d]`.
-fn swap_middle(x: &Tensor, (outer, a, b, d): (usize, usize, usize, usize)) -> Result<Tensor> {
+pub(super) fn swap_middle(x: &Tensor, (outer, a, b, d): (usize, usize, usize, usize)) -> Result<Tensor> {
     let x = x.detach().contiguous()?;
     let mut work = Work::default();
-    let out = work.output((outer, b, a, d));
+    let out = work.output_in(x.dtype(), (outer, b, a, d));
     let elements = x.elem_count();
     let shape = [word(elements)?, word(a)?, word(b)?, word(d)?];
-    work.add(LIBRARY, "swap_middle", Grid::Each(elements), [Bind::Input(0), Bind::Output(out)], &shape)?;
+    let binds = [Bind::Input(0), Bind::Output(out)];
+    let (kernel, threads) = match d % 4 == 0 && x.layout().start_offset() % 4 == 0 {
+        true => ("swap_middle_by_four", elements / 4),
+        false => ("swap_middle", elements),
+    };
+    work.add(LIBRARY.of(x.dtype())?, kernel, Grid::Each(threads), binds, &shape)?;
     let [out] = work.run(NAME, &[&x])?;
     Ok(out)
 }

@@ -1,7 +1,8 @@
 // Fake quantization of weights on the grid that is stored, to the bit what qat_quant::fake_quant gives, and its gradients.
 //
 // A grid is scale·q + bias with q in lo..hi. A group of `group` consecutive weights has one scale and, where BIAS, one bias;
-// both have been rounded to their storage type (see scales.metal). With one scale for the tensor, `group` is its whole length.
+// both have been rounded to their storage type (see scales.metal). With one scale for the tensor, `group` is its whole length. Weights are
+// rounded in f32; the result, and the gradient that comes back, are in the type of the products that they are for.
 
 struct Shape {
   uint weights;
@@ -63,17 +64,17 @@ template <bool BIAS>
 [[kernel]] void quantize(device const float* w [[buffer(0)]],
                          device const float* scales [[buffer(1)]],
                          device const float* biases [[buffer(2)]],
-                         device float* out [[buffer(3)]],
+                         device Element* out [[buffer(3)]],
                          constant Shape& shape [[buffer(4)]],
                          uint i [[thread_position_in_grid]]) {
   if (i >= shape.weights) return;
   Grid grid = grid_of<BIAS>(scales, biases, i / shape.group);
   if (!rounds(i, shape)) {
-    out[i] = w[i];
+    out[i] = Element(w[i]);
     return;
   }
   float value = grid.scale * code_of(position_of(grid, w[i]), shape) + grid.bias;
-  out[i] = shape.lambda == 1.0f ? value : w[i] + (value - w[i]) * shape.lambda;
+  out[i] = Element(shape.lambda == 1.0f ? value : w[i] + (value - w[i]) * shape.lambda);
 }
 
 // The weights that codes stand for.
@@ -81,12 +82,12 @@ template <bool BIAS>
 [[kernel]] void values(device const float* codes [[buffer(0)]],
                        device const float* scales [[buffer(1)]],
                        device const float* biases [[buffer(2)]],
-                       device float* out [[buffer(3)]],
+                       device Element* out [[buffer(3)]],
                        constant Shape& shape [[buffer(4)]],
                        uint i [[thread_position_in_grid]]) {
   if (i >= shape.weights) return;
   Grid grid = grid_of<BIAS>(scales, biases, i / shape.group);
-  out[i] = grid.scale * codes[i] + grid.bias;
+  out[i] = Element(grid.scale * codes[i] + grid.bias);
 }
 
 inline float passed(float u, float g, constant Shape& shape) {
@@ -97,13 +98,14 @@ template <bool BIAS>
 [[kernel]] void clipped(device const float* w [[buffer(0)]],
                         device const float* scales [[buffer(1)]],
                         device const float* biases [[buffer(2)]],
-                        device const float* g [[buffer(3)]],
+                        device const Element* g [[buffer(3)]],
                         device float* dw [[buffer(4)]],
                         constant Shape& shape [[buffer(5)]],
                         uint i [[thread_position_in_grid]]) {
   if (i >= shape.weights) return;
   Grid grid = grid_of<BIAS>(scales, biases, i / shape.group);
-  dw[i] = rounds(i, shape) ? passed(position_of(grid, w[i]), g[i], shape) : g[i];
+  float slope = float(g[i]);
+  dw[i] = rounds(i, shape) ? passed(position_of(grid, w[i]), slope, shape) : slope;
 }
 
 // dw, and per span the sums of what its weights add to the gradients of scale and bias, times γ.
@@ -114,7 +116,7 @@ template <bool BIAS, bool CODES>
 [[kernel]] void learned(device const float* w [[buffer(0)]],
                         device const float* scales [[buffer(1)]],
                         device const float* biases [[buffer(2)]],
-                        device const float* g [[buffer(3)]],
+                        device const Element* g [[buffer(3)]],
                         device float* dw [[buffer(4)]],
                         device float* ds [[buffer(5)]],
                         device float* db [[buffer(6)]],
@@ -133,21 +135,22 @@ template <bool BIAS, bool CODES>
   float scale_sum = 0.0f;
   float bias_sum = 0.0f;
   for (uint i = first + lane; i < end; i += 32) {
+    float slope = float(g[i]);
     if (CODES) {
-      scale_sum += g[i] * w[i];
-      if (BIAS) bias_sum += g[i];
+      scale_sum += slope * w[i];
+      if (BIAS) bias_sum += slope;
       continue;
     }
     if (!rounds(i, shape)) {
-      dw[i] = g[i];
+      dw[i] = slope;
       continue;
     }
     float u = position_of(grid, w[i]);
     float q = code_of(u, shape);
     bool inside = u >= shape.lo && u <= shape.hi;
-    dw[i] = passed(u, g[i], shape);
-    scale_sum += g[i] * (inside ? q - u : q);
-    if (BIAS) bias_sum += inside ? 0.0f : g[i];
+    dw[i] = passed(u, slope, shape);
+    scale_sum += slope * (inside ? q - u : q);
+    if (BIAS) bias_sum += inside ? 0.0f : slope;
   }
   scale_sum = simd_sum(scale_sum);
   if (lane == 0) ds[span] = scale_sum * shape.gamma;

@@ -8,9 +8,9 @@ use candle_core::{Device, Result, Tensor};
 use qat_quant::{Format, ScaleRule, ScaleType, Scales};
 
 use super::{FakeQuant, Gradient, NAME, lsq_factor};
-use crate::ops::gpu::{Backward, Bind, Grid, Library, SUM, Work, attach, library, word};
+use crate::ops::gpu::{Backward, Bind, Grid, Library, SUM, Typed, Work, attach, library, typed, word};
 
-const QUANTIZE: Library = library!("fake_quant", "../gpu/common.metal", "fake_quant.metal");
+const QUANTIZE: Typed = typed!("fake_quant", "../gpu/common.metal", "fake_quant.metal");
 const SCALES: Library = library!("scales", "../gpu/common.metal", "scales.metal");
 
 /// Weights of a threadgroup of `tensor_partials`: CHUNK in scales.metal.
@@ -120,9 +120,10 @@ impl Stored {
             (false, false) => "quantize",
         };
         let mut work = Work::default();
-        let value = work.output(w.shape());
+        let value = work.output_in(spec.dtype, w.shape());
         let binds = [weights, scale, bias, Bind::Output(value)];
-        work.add(QUANTIZE, kernel, Grid::Each(w.elem_count()), binds, &quantize_shape(&w, spec)?)?;
+        let library = QUANTIZE.of(spec.dtype)?;
+        work.add(library, kernel, Grid::Each(w.elem_count()), binds, &quantize_shape(&w, spec)?)?;
         let [value] = work.run(NAME, &operands)?;
         Ok(value)
     }
@@ -164,7 +165,7 @@ impl Backward for GpuQuantizer {
 
     fn backward(&self, inputs: &[&Tensor], _: &Tensor, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
         match self.spec.gradient {
-            Gradient::Ste => Ok(vec![Some(grad.clone())]),
+            Gradient::Ste => Ok(vec![Some(grad.to_dtype(inputs[0].dtype())?)]),
             Gradient::ClippedSte => Ok(vec![Some(self.clipped(inputs[0], grad)?)]),
             Gradient::Lsq | Gradient::Codes => self.learned(inputs[0], grad),
         }
@@ -173,18 +174,20 @@ impl Backward for GpuQuantizer {
 
 impl GpuQuantizer {
     fn clipped(&self, w: &Tensor, grad: &Tensor) -> Result<Tensor> {
+        let library = QUANTIZE.of(grad.dtype())?;
         let (operands, [weights, scale, bias], grad) = self.stored.operands(w, Some(grad));
         let kernel = if self.stored.bias.is_some() { "clipped_bias" } else { "clipped" };
         let mut work = Work::default();
         let dw = work.output(w.shape());
         let binds = [weights, scale, bias, grad, Bind::Output(dw)];
-        work.add(QUANTIZE, kernel, Grid::Each(w.elem_count()), binds, &quantize_shape(w, &self.spec)?)?;
+        work.add(library, kernel, Grid::Each(w.elem_count()), binds, &quantize_shape(w, &self.spec)?)?;
         let [dw] = work.run(NAME, &operands)?;
         Ok(dw)
     }
 
     /// dw if weights are trained, ds·γ and, for formats with biases, db·γ.
     fn learned(&self, w: &Tensor, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        let library = QUANTIZE.of(grad.dtype())?;
         let (operands, [weights, scale, bias], grad) = self.stored.operands(w, Some(grad));
         let spans = w.elem_count().div_ceil(self.spec.format.group_len().unwrap_or(SPAN));
         let frozen = self.spec.gradient == Gradient::Codes;
@@ -201,13 +204,13 @@ impl GpuQuantizer {
         let db = if with_bias { Bind::Output(work.output(spans)) } else { Bind::Nothing };
         let binds = [weights, scale, bias, grad, dw, Bind::Output(ds), db];
         let shape = quantize_shape(w, &self.spec)?;
-        work.add(QUANTIZE, kernel, Grid::Simdgroups(spans), binds, &shape)?;
+        work.add(library, kernel, Grid::Simdgroups(spans), binds, &shape)?;
         let of_tensor = self.spec.format.group_len().is_none();
         if of_tensor {
             // One scale for the tensor: what its spans add is added up.
             let shape = [word(spans)?, 1, 1f32.to_bits()];
             let binds = [Bind::Made(ds), Bind::Output(work.output(1))];
-            work.add(SUM, "sum_all", Grid::Rows { rows: 1, width: spans }, binds, &shape)?;
+            work.add(SUM.f32, "sum_all", Grid::Rows { rows: 1, width: spans }, binds, &shape)?;
         }
         let mut made = work.run_all(NAME, &operands)?;
         if of_tensor {

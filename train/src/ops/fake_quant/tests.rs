@@ -1,15 +1,15 @@
 //! Fake quantization against the codec, to the bit, and against the definition of each gradient.
 
 use super::*;
-use crate::ops::check::{assert_close, bits, flat, uniform};
-use candle_core::Var;
+use crate::ops::check::{assert_close, backward, bits, flat, uniform};
+use candle_core::{DType, Var};
 
 const ROWS: usize = 3;
 const COLS: usize = 256;
 const RULES: [ScaleRule; 2] = [ScaleRule::Absmax, ScaleRule::Mse];
 
 fn spec(format: Format, gradient: Gradient, lambda: f32) -> FakeQuant {
-    FakeQuant { format, gradient, rule: ScaleRule::Absmax, lambda, noise: None }
+    FakeQuant { format, gradient, rule: ScaleRule::Absmax, lambda, noise: None, dtype: DType::F32 }
 }
 
 /// A matrix, and scales and biases for it that leave some weights outside the grid and are not yet rounded.
@@ -77,8 +77,7 @@ fn straight_through_returns_the_gradient_to_the_bit_at_any_lambda() -> Result<()
     let g = uniform(21, 1.0, &[ROWS, COLS])?;
     for format in Format::all() {
         for lambda in [0.25, 1.0] {
-            let grads =
-                fake_quant(&w, &spec(format, Gradient::Ste, lambda))?.mul(&g)?.sum_all()?.backward()?;
+            let (_, grads) = backward(|| fake_quant(&w, &spec(format, Gradient::Ste, lambda)), &g)?;
             let Some(dw) = grads.get(&w) else { panic!("no gradient") };
             assert_eq!(bits(dw)?, bits(&g)?, "{format}");
         }
@@ -107,8 +106,7 @@ fn clipping_blocks_exactly_the_gradients_of_weights_outside_the_grid() -> Result
                 if inside { g.to_bits() } else { 0f32.to_bits() }
             })
             .collect();
-        let grads =
-            fake_quant(&w, &spec(format, Gradient::ClippedSte, 1.0))?.mul(&g)?.sum_all()?.backward()?;
+        let (_, grads) = backward(|| fake_quant(&w, &spec(format, Gradient::ClippedSte, 1.0)), &g)?;
         let Some(dw) = grads.get(&w) else { panic!("no gradient") };
         assert_eq!(bits(dw)?, want, "{format}");
         if format.is_ternary() {
@@ -125,13 +123,8 @@ fn learned_gradients_are_those_of_the_definition_in_every_format() -> Result<()>
         let (w, scale, bias) = learned(format)?;
         let (w, scale) = (Var::from_tensor(&w)?, Var::from_tensor(&scale)?);
         let bias = bias.map(|b| Var::from_tensor(&b)).transpose()?;
-        let quantized = fake_quant_learned(
-            &w,
-            &scale,
-            bias.as_ref().map(|b| b.as_tensor()),
-            &spec(format, Gradient::Lsq, 1.0),
-        )?;
-        let grads = quantized.mul(&g)?.sum_all()?.backward()?;
+        let (of_bias, lsq) = (bias.as_ref().map(|b| b.as_tensor()), spec(format, Gradient::Lsq, 1.0));
+        let (_, grads) = backward(|| fake_quant_learned(&w, &scale, of_bias, &lsq), &g)?;
         let want = defined_gradients(format, &w, &scale, bias.as_ref(), &g)?;
         // Sums of up to 768 terms in lanes: 50 sequential roundings of 6e-8 bound 3e-6, of (w−b)/s another 1e-6.
         for (what, var, want) in
@@ -203,9 +196,9 @@ fn frozen_codes_stand_for_what_was_rounded_and_teach_the_scales_alone() -> Resul
         let bias_tensor = bias.as_ref().map(|b| b.as_tensor());
         let lsq = fake_quant_learned(&w, &scale, bias_tensor, &spec(format, Gradient::Lsq, 1.0))?;
         // λ has no part in it.
-        let found = fake_quant_learned(&codes, &scale, bias_tensor, &spec(format, Gradient::Codes, 0.5))?;
+        let frozen = spec(format, Gradient::Codes, 0.5);
+        let (found, grads) = backward(|| fake_quant_learned(&codes, &scale, bias_tensor, &frozen), &g)?;
         assert_eq!(bits(&found)?, bits(&lsq)?, "{format}");
-        let grads = found.mul(&g)?.sum_all()?.backward()?;
         assert!(grads.get(&codes).is_none(), "{format}: codes receive a gradient");
         let group = format.group_len().unwrap_or(ROWS * COLS);
         let gamma = (group as f64 * f64::from(format.levels().1)).powf(-0.5);
@@ -239,23 +232,22 @@ fn with_noise_each_weight_is_rounded_or_not_there_at_all_for_the_quantizer() -> 
             (0..(ROWS * COLS) as u32).map(|i| f32::from(u8::from(noise.rounds(i)))).collect();
         assert!(drawn.contains(&0.0) && drawn.contains(&1.0));
         let mask = Tensor::from_vec(drawn, (ROWS, COLS), &Device::Cpu)?.to_dtype(candle_core::DType::U8)?;
-        let masked = |w: &Tensor| -> Result<Tensor> {
-            mask.where_cond(&fake_quant_learned(w, &scale, bias_tensor, &full)?, w)
-        };
-        let (found, want) = (fake_quant_learned(&w, &scale, bias_tensor, &part)?, masked(&w)?);
-        assert_eq!(bits(&found)?, bits(&want)?, "{format}");
-        let (found, want) = (found.mul(&g)?.sum_all()?.backward()?, want.mul(&g)?.sum_all()?.backward()?);
+        let quantized =
+            |spec: &FakeQuant, g: &Tensor| backward(|| fake_quant_learned(&w, &scale, bias_tensor, spec), g);
+        let seen = mask.where_cond(&g, &g.zeros_like()?)?;
+        let ((found, grads), (all, want)) = (quantized(&part, &g)?, quantized(&full, &seen)?);
+        assert_eq!(bits(&found)?, bits(&mask.where_cond(&all, &w)?)?, "{format}");
         for (what, var) in [("dw", Some(&w)), ("ds", Some(&scale)), ("db", bias.as_ref())] {
             let Some(var) = var else { continue };
-            let (Some(found), Some(want)) = (found.get(var), want.get(var)) else {
+            let (Some(found), Some(want)) = (grads.get(var), want.get(var)) else {
                 panic!("{format}: no {what}")
             };
-            assert_eq!(bits(found)?, bits(want)?, "{format} {what}");
+            let want = if what == "dw" { mask.where_cond(want, &g)? } else { want.clone() };
+            assert_eq!(bits(found)?, bits(&want)?, "{format} {what}");
         }
         let clipped = FakeQuant { gradient: Gradient::ClippedSte, ..part };
-        let (passed, all) = (fake_quant(&w, &clipped)?, FakeQuant { noise: None, ..clipped });
-        let (found, all) =
-            (passed.mul(&g)?.sum_all()?.backward()?, fake_quant(&w, &all)?.mul(&g)?.sum_all()?.backward()?);
+        let (_, found) = backward(|| fake_quant(&w, &clipped), &g)?;
+        let (_, all) = backward(|| fake_quant(&w, &FakeQuant { noise: None, ..clipped }), &g)?;
         let (Some(found), Some(all)) = (found.get(&w), all.get(&w)) else { panic!("{format}: no dw") };
         assert_eq!(bits(found)?, bits(&mask.where_cond(all, &g)?)?, "{format}: clipped");
     }

@@ -10,7 +10,8 @@ use std::{
 };
 
 use candle_core::{
-    CudaDevice, CudaStorage, Device, Error, Result, Shape, Storage, Tensor,
+    CudaDevice, CudaStorage, DType, Device, Error, Result, Shape, Storage, Tensor,
+    backend::BackendStorage as _,
     cuda_backend::{
         CudaStorageSlice, WrapErr,
         cudarc::{
@@ -25,6 +26,7 @@ use candle_core::{
     },
     op::BackpropOp,
 };
+use half::bf16;
 
 use super::{Bind, Task, Work, translate};
 
@@ -72,12 +74,8 @@ fn pool_attribute(device: &CudaDevice, attribute: Attribute, set: Option<u64>) -
 
 /// Runs the tasks of `work` in their order.
 pub(super) fn run(device: &CudaDevice, work: &Work, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
-    let mut outputs: Vec<CudaSlice<f32>> = Vec::new();
-    for shape in &work.outputs {
-        #[expect(unsafe_code, reason = "memory that holds leftovers")]
-        // SAFETY: any bits are an f32, and nothing but the kernels reads it before they have written it.
-        outputs.push(unsafe { device.alloc(shape.elem_count().max(1)) }?);
-    }
+    let outputs = work.outputs.iter().map(|(shape, dtype)| Made::room(device, *dtype, shape.elem_count()));
+    let outputs = outputs.collect::<Result<Vec<_>>>()?;
     {
         let held: Vec<_> = inputs.iter().map(|input| input.storage_and_layout()).collect();
         let stream = device.cuda_stream();
@@ -89,13 +87,18 @@ pub(super) fn run(device: &CudaDevice, work: &Work, inputs: &[&Tensor]) -> Resul
             let (start, sync) = match &storage.slice {
                 CudaStorageSlice::F32(slice) => slice.device_ptr(&stream),
                 CudaStorageSlice::U32(slice) => slice.device_ptr(&stream),
-                other => candle_core::bail!("want an operand in f32 or u32, found {:?}", other),
+                CudaStorageSlice::BF16(slice) => slice.device_ptr(&stream),
+                _ => candle_core::bail!("want an operand in f32, bf16 or u32, found {:?}", storage.dtype()),
             };
-            addresses.operands.push(start + (4 * layout.start_offset()) as u64);
+            let offset = storage.dtype().size_in_bytes() * layout.start_offset();
+            addresses.operands.push(start + offset as u64);
             addresses._held.push(sync);
         }
         for output in &outputs {
-            let (start, sync) = output.device_ptr(&stream);
+            let (start, sync) = match output {
+                Made::F32(slice) => slice.device_ptr(&stream),
+                Made::BF16(slice) => slice.device_ptr(&stream),
+            };
             addresses.results.push(start);
             addresses._held.push(sync);
         }
@@ -103,11 +106,35 @@ pub(super) fn run(device: &CudaDevice, work: &Work, inputs: &[&Tensor]) -> Resul
             launch(device, task, &addresses)?;
         }
     }
-    let tensor = |(slice, shape): (CudaSlice<f32>, &Shape)| {
-        let storage = Storage::Cuda(CudaStorage::wrap_cuda_slice(slice, device.clone()));
-        Tensor::from_storage(storage, shape.clone(), BackpropOp::none(), false)
+    let tensor = |(made, (shape, _)): (Made, &(Shape, DType))| {
+        let storage = match made {
+            Made::F32(slice) => CudaStorage::wrap_cuda_slice(slice, device.clone()),
+            Made::BF16(slice) => CudaStorage::wrap_cuda_slice(slice, device.clone()),
+        };
+        Tensor::from_storage(Storage::Cuda(storage), shape.clone(), BackpropOp::none(), false)
     };
     Ok(outputs.into_iter().zip(&work.outputs).map(tensor).collect())
+}
+
+/// Memory of a result.
+enum Made {
+    F32(CudaSlice<f32>),
+    BF16(CudaSlice<bf16>),
+}
+
+impl Made {
+    fn room(device: &CudaDevice, dtype: DType, elements: usize) -> Result<Self> {
+        let elements = elements.max(1);
+        #[expect(unsafe_code, reason = "memory that holds leftovers")]
+        // SAFETY: any bits are an f32 or a bf16, and nothing but the kernels reads them before they have written them.
+        unsafe {
+            match dtype {
+                DType::F32 => device.alloc(elements).map(Self::F32),
+                DType::BF16 => device.alloc(elements).map(Self::BF16),
+                other => candle_core::bail!("want a result in f32 or bf16, found {other:?}"),
+            }
+        }
+    }
 }
 
 /// Where operands and results begin on the device.

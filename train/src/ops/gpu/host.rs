@@ -11,7 +11,8 @@ use std::{
     sync::Mutex,
 };
 
-use candle_core::{CpuStorage, Error, InplaceOp1, Layout, Result, Tensor};
+use candle_core::{CpuStorage, DType, Error, InplaceOp1, Layout, Result, Shape, Tensor};
+use half::bf16;
 use qat_metal_host::{Arg, Build, Launch, Library, Mode, Report};
 
 use super::{Bind, Task, Work, translate};
@@ -20,10 +21,19 @@ pub(crate) use qat_metal_host::available;
 
 /// Libraries whose results are promised to the bit. They are compiled without fast math on the chip, too; with it they are
 /// other programs, which may take the next code.
-const EXACT: [&str; 3] = ["train_fake_quant", "train_scales", "train_activations"];
+const EXACT: [&str; 5] = [
+    "train_fake_quant",
+    "train_fake_quant_bf16",
+    "train_scales",
+    "train_activations",
+    "train_activations_bf16",
+];
 
-/// How far results of sums in another order may be off, relative to the largest of the result: 300 roundings of 6e-8.
-const TOLERANCE: f32 = 2e-5;
+/// How far results of sums in another order may be off, relative to the largest of the result: 300 roundings of 6e-8. In bf16 the last
+/// one may go to the neighbour.
+fn tolerance(dtype: DType) -> f32 {
+    if dtype == DType::BF16 { 2e-5 + 2f32.powi(-8) } else { 2e-5 }
+}
 
 thread_local! {
     /// Whether operations on the CPU take the path of Metal, and if so how.
@@ -60,30 +70,35 @@ pub(crate) fn emulating<R>(care: Care, f: impl FnOnce() -> R) -> R {
 /// As the encoder's.
 pub(super) fn run(work: &Work, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
     let mut operands = inputs.iter().map(|input| bytes(input)).collect::<Result<Vec<_>>>()?;
+    let of_operands: Vec<DType> = inputs.iter().map(|input| input.dtype()).collect();
+    let of_results: Vec<DType> = work.outputs.iter().map(|(_, dtype)| *dtype).collect();
     // Leftovers of others.
-    let mut results: Vec<Vec<u8>> = work.outputs.iter().map(|s| vec![0xff; 4 * s.elem_count()]).collect();
+    let room = |(shape, dtype): &(Shape, DType)| vec![0xff; dtype.size_in_bytes() * shape.elem_count()];
+    let mut results: Vec<Vec<u8>> = work.outputs.iter().map(room).collect();
     for task in &work.tasks {
+        assert_reads_its_types(task, &of_operands, &of_results);
         let (read, unwritten) = (operands.clone(), results.clone());
         run_in(Mode::VALUE, task, &mut operands, &mut results);
         for mode in Mode::ALL {
             let skipped = EMULATING.get() == Some(Care::Values)
                 || mode == Mode::VALUE
-                || mode.build == Build::FastMath && !allows_fast_math(task, &read);
+                || mode.build == Build::FastMath && !allows_fast_math(task, &read, &of_operands);
             if !skipped {
                 let (mut operands_then, mut results_then) = (read.clone(), unwritten.clone());
                 run_in(mode, task, &mut operands_then, &mut results_then);
-                assert_same(task, mode, &operands, &operands_then);
-                assert_same(task, mode, &results, &results_then);
+                assert_same(task, mode, &of_operands, &operands, &operands_then);
+                assert_same(task, mode, &of_results, &results, &results_then);
             }
         }
     }
     for (i, input) in inputs.iter().enumerate() {
         if work.tasks.iter().any(|task| task.binds.contains(&Bind::InOut(i))) {
-            input.inplace_op1(&Overwritten(floats(&operands[i])))?;
+            input.inplace_op1(&Overwritten(storage(&operands[i], input.dtype())))?;
         }
     }
-    let tensor = |(bytes, shape): (Vec<u8>, &candle_core::Shape)| {
-        Tensor::from_vec(floats(&bytes), shape.clone(), inputs[0].device())
+    let tensor = |(bytes, (shape, dtype)): (Vec<u8>, &(Shape, DType))| match dtype {
+        DType::BF16 => Tensor::from_vec(halves(&bytes), shape.clone(), inputs[0].device()),
+        _ => Tensor::from_vec(floats(&bytes), shape.clone(), inputs[0].device()),
     };
     results.into_iter().zip(&work.outputs).map(tensor).collect()
 }
@@ -163,6 +178,20 @@ fn assert_is_cuda(library: &super::Library) {
     assert!(output.status.success(), "{} as CUDA: {said}", library.name);
 }
 
+/// What `main`, written behind the prelude that every translated source has, prints on this machine.
+pub(super) fn run_as_cuda(main: &str) -> String {
+    let folder = tempfile::tempdir().expect("a folder");
+    let program = folder.path().join("program");
+    let prelude = translate::translate("").expect("the prelude");
+    let source = format!("#include <cstdio>\n{CUDA}{prelude}{main}");
+    std::fs::write(folder.path().join("program.cpp"), source).expect("written");
+    let mut compiler = Command::new("clang++-19");
+    compiler.args(["-std=c++17", "-O1", "-w", "-o"]).arg(&program).arg(folder.path().join("program.cpp"));
+    assert!(compiler.status().expect("the compiler that the emulator uses").success());
+    let output = Command::new(program).output().expect("a program that runs");
+    String::from_utf8(output.stdout).expect("text")
+}
+
 /// A buffer comes uninitialised from a pool: what a kernel leaves out is another tensor's leftover.
 fn assert_written(task: &Task, report: &Report) {
     for (place, traffic) in report.buffers.iter().enumerate() {
@@ -170,28 +199,50 @@ fn assert_written(task: &Task, report: &Report) {
     }
 }
 
-fn allows_fast_math(task: &Task, operands: &[Vec<u8>]) -> bool {
+/// What a buffer holds is what the kernel takes it for, or numbers as wide: a GPU would not notice.
+fn assert_reads_its_types(task: &Task, operands: &[DType], results: &[DType]) {
+    let element = if task.library.name.ends_with("_bf16") { DType::BF16 } else { DType::F32 };
+    let declared = translate::buffers(task.library.source, task.kernel).expect("a kernel of the library");
+    for (place, bind) in task.binds.iter().enumerate() {
+        let found = match *bind {
+            Bind::Nothing => continue,
+            Bind::Input(i) | Bind::InOut(i) => operands[i],
+            Bind::Output(o) | Bind::Made(o) => results[o],
+        };
+        let want = match declared[place].trim_start_matches("device ").trim_start_matches("const ") {
+            "Element*" | "Four*" => element,
+            "float*" => DType::F32,
+            "uint*" => DType::U32,
+            other => panic!("{}: a buffer of {other}", task.kernel),
+        };
+        let fits = found == want || found.size_in_bytes() == want.size_in_bytes();
+        assert!(fits, "{} of {}: {found:?} at {place}, want {want:?}", task.kernel, task.library.name);
+    }
+}
+
+fn allows_fast_math(task: &Task, operands: &[Vec<u8>], dtypes: &[DType]) -> bool {
     let read = task.binds.iter().filter_map(|bind| match *bind {
-        Bind::Input(i) | Bind::InOut(i) => Some(&operands[i]),
+        Bind::Input(i) | Bind::InOut(i) => Some(numbers(&operands[i], dtypes[i])),
         _ => None,
     });
-    let finite = |bytes: &Vec<u8>| floats(bytes).iter().all(|v| v.is_finite());
+    let finite = |numbers: Vec<f32>| numbers.iter().all(|v| v.is_finite());
     !EXACT.contains(&task.library.name) && read.into_iter().all(finite)
 }
 
-fn assert_same(task: &Task, mode: Mode, want: &[Vec<u8>], found: &[Vec<u8>]) {
+fn assert_same(task: &Task, mode: Mode, dtypes: &[DType], want: &[Vec<u8>], found: &[Vec<u8>]) {
     let nearly = mode.build == Build::FastMath || mode.shuffled;
     for (index, (want, found)) in want.iter().zip(found).enumerate() {
         if !nearly {
             assert!(want == found, "{}: buffer {index} is another in {mode:?}", task.kernel);
             continue;
         }
-        let (want, found) = (floats(want), floats(found));
+        let tolerance = tolerance(dtypes[index]);
+        let (want, found) = (numbers(want, dtypes[index]), numbers(found, dtypes[index]));
         let largest = want.iter().filter(|v| v.is_finite()).fold(0f32, |m, v| m.max(v.abs()));
         for (at, (want, found)) in want.iter().zip(&found).enumerate() {
             let same = want.to_bits() == found.to_bits() || want.is_nan() && found.is_nan();
             assert!(
-                same || (want - found).abs() <= TOLERANCE * largest,
+                same || (want - found).abs() <= tolerance * largest,
                 "{}: buffer {index}[{at}]: {found} in {mode:?}, else {want}; largest {largest}",
                 task.kernel
             );
@@ -203,7 +254,8 @@ fn assert_same(task: &Task, mode: Mode, want: &[Vec<u8>], found: &[Vec<u8>]) {
 fn bytes(tensor: &Tensor) -> Result<Vec<u8>> {
     let flat = tensor.flatten_all()?;
     Ok(match tensor.dtype() {
-        candle_core::DType::U32 => flat.to_vec1::<u32>()?.into_iter().flat_map(u32::to_le_bytes).collect(),
+        DType::U32 => flat.to_vec1::<u32>()?.into_iter().flat_map(u32::to_le_bytes).collect(),
+        DType::BF16 => flat.to_vec1::<bf16>()?.into_iter().flat_map(bf16::to_le_bytes).collect(),
         _ => flat.to_vec1::<f32>()?.into_iter().flat_map(f32::to_le_bytes).collect(),
     })
 }
@@ -212,8 +264,24 @@ fn floats(bytes: &[u8]) -> Vec<f32> {
     bytes.as_chunks::<4>().0.iter().map(|word| f32::from_le_bytes(*word)).collect()
 }
 
+fn halves(bytes: &[u8]) -> Vec<bf16> {
+    bytes.as_chunks::<2>().0.iter().map(|word| bf16::from_le_bytes(*word)).collect()
+}
+
+/// What a buffer holds, to be compared; u32 as the floats with their bits.
+fn numbers(bytes: &[u8], dtype: DType) -> Vec<f32> {
+    match dtype {
+        DType::BF16 => halves(bytes).into_iter().map(bf16::to_f32).collect(),
+        _ => floats(bytes),
+    }
+}
+
+fn storage(bytes: &[u8], dtype: DType) -> CpuStorage {
+    if dtype == DType::BF16 { CpuStorage::BF16(halves(bytes)) } else { CpuStorage::F32(floats(bytes)) }
+}
+
 /// New values for a tensor, in place.
-struct Overwritten(Vec<f32>);
+struct Overwritten(CpuStorage);
 
 impl InplaceOp1 for Overwritten {
     fn name(&self) -> &'static str {
@@ -221,10 +289,15 @@ impl InplaceOp1 for Overwritten {
     }
 
     fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
-        let (CpuStorage::F32(values), Some((start, end))) = (storage, layout.contiguous_offsets()) else {
-            return Err(Error::RequiresContiguous { op: "overwritten" }.bt());
-        };
-        values[start..end].copy_from_slice(&self.0);
+        match (storage, &self.0, layout.contiguous_offsets()) {
+            (CpuStorage::F32(old), CpuStorage::F32(new), Some((start, end))) => {
+                old[start..end].copy_from_slice(new);
+            }
+            (CpuStorage::BF16(old), CpuStorage::BF16(new), Some((start, end))) => {
+                old[start..end].copy_from_slice(new);
+            }
+            _ => return Err(Error::RequiresContiguous { op: "overwritten" }.bt()),
+        }
         Ok(())
     }
 }

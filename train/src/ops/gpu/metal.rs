@@ -9,7 +9,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use candle_core::{DType, Error, MetalDevice, MetalStorage, Result, Storage, Tensor, op::BackpropOp};
+use candle_core::{DType, Error, MetalDevice, MetalStorage, Result, Shape, Storage, Tensor, op::BackpropOp};
 use candle_metal_kernels::metal::{Buffer, ComputeCommandEncoder, ComputePipeline, Library};
 use objc2::{available, rc::Retained};
 use objc2_metal::{MTLCompileOptions, MTLMathFloatingPointFunctions, MTLMathMode, MTLSize};
@@ -19,8 +19,8 @@ use super::{Bind, Task, Work};
 /// Runs the tasks of `work` in their order, in one encoder.
 pub(super) fn run(device: &MetalDevice, work: &Work, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
     let inputs = inputs.iter().map(|input| Operand::of(input)).collect::<Result<Vec<_>>>()?;
-    let outputs = work.outputs.iter().map(|shape| {
-        device.new_buffer_builder().with_size_for(shape.elem_count().max(1), DType::F32).build()
+    let outputs = work.outputs.iter().map(|(shape, dtype)| {
+        device.new_buffer_builder().with_size_for(shape.elem_count().max(1), *dtype).build()
     });
     let outputs = outputs.collect::<Result<Vec<Arc<Buffer>>>>()?;
     let pipelines = work.tasks.iter().map(|task| pipeline(device, task)).collect::<Result<Vec<_>>>()?;
@@ -30,8 +30,8 @@ pub(super) fn run(device: &MetalDevice, work: &Work, inputs: &[&Tensor]) -> Resu
             encode(guard.as_ref(), task, pipeline, &inputs, &outputs);
         }
     }
-    let tensor = |(buffer, shape): (Arc<Buffer>, &candle_core::Shape)| {
-        let storage = MetalStorage::new(buffer, device.clone(), shape.elem_count(), DType::F32);
+    let tensor = |(buffer, (shape, dtype)): (Arc<Buffer>, &(Shape, DType))| {
+        let storage = MetalStorage::new(buffer, device.clone(), shape.elem_count(), *dtype);
         Tensor::from_storage(Storage::Metal(storage), shape.clone(), BackpropOp::none(), false)
     };
     Ok(outputs.into_iter().zip(&work.outputs).map(tensor).collect())

@@ -5,7 +5,6 @@
 //! is made (`translate.rs`). Tensors are f32 or u32 and contiguous. Invariant: a source needs no file beside it; the
 //! string that is compiled for the chip is the one that tests run.
 
-mod attach;
 #[cfg(feature = "cuda")]
 pub(crate) mod cuda;
 #[cfg(test)]
@@ -18,8 +17,7 @@ mod translate;
 use candle_core::{DType, Device, Error, Result, Shape, Tensor};
 pub(crate) use qat_quant::kernels::metal::Library;
 
-pub(crate) use super::tape::attach;
-pub(crate) use attach::{Backward, attach as on_candle};
+pub(crate) use super::tape::{Backward, attach};
 
 /// The library of the `.metal` file at `path`, relative to the file that says so; `common` is the way to `ops/gpu/common.metal`.
 macro_rules! library {
@@ -32,8 +30,46 @@ macro_rules! library {
 }
 pub(crate) use library;
 
+/// The same source once for each type that its `Element` can be.
+macro_rules! typed {
+    ($name:literal, $common:literal, $path:literal) => {
+        $crate::ops::gpu::Typed {
+            f32: $crate::ops::gpu::Library {
+                name: concat!("train_", $name),
+                source: concat!(include_str!($common), "\ntypedef float Element;\n", include_str!($path)),
+            },
+            bf16: $crate::ops::gpu::Library {
+                name: concat!("train_", $name, "_bf16"),
+                source: concat!(include_str!($common), "\ntypedef bfloat Element;\n", include_str!($path)),
+            },
+        }
+    };
+}
+pub(crate) use typed;
+
 /// Sums of partial results.
-pub(crate) const SUM: Library = library!("sum", "common.metal", "sum.metal");
+pub(crate) const SUM: Typed = typed!("sum", "common.metal", "sum.metal");
+
+/// A library whose kernels read and write activations of one type, chosen when they are compiled.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Typed {
+    pub f32: Library,
+    pub bf16: Library,
+}
+
+impl Typed {
+    /// The library whose `Element` is a `dtype`.
+    ///
+    /// # Errors
+    /// Neither f32 nor bf16.
+    pub fn of(self, dtype: DType) -> Result<Library> {
+        match dtype {
+            DType::F32 => Ok(self.f32),
+            DType::BF16 => Ok(self.bf16),
+            other => Err(Error::UnsupportedDTypeForOp(other, self.f32.name).bt()),
+        }
+    }
+}
 
 /// Threads of a threadgroup: within what every pipeline allows on every GPU.
 const THREADS: usize = 256;
@@ -134,15 +170,25 @@ pub(crate) struct Task {
 /// Kernels that run one after the other, and the tensors that they make.
 #[derive(Debug, Default)]
 pub(crate) struct Work {
-    outputs: Vec<Shape>,
+    outputs: Vec<(Shape, DType)>,
     tasks: Vec<Task>,
 }
 
 impl Work {
-    /// Room for a result of `shape`, for [`Bind::Output`]. Every result is f32 or of other numbers as wide.
+    /// Room for a result of `shape` in f32, or other numbers as wide, for [`Bind::Output`].
     pub fn output(&mut self, shape: impl Into<Shape>) -> usize {
-        self.outputs.push(shape.into());
+        self.output_in(DType::F32, shape)
+    }
+
+    /// Room for a result of `shape` that is f32 or bf16.
+    pub fn output_in(&mut self, dtype: DType, shape: impl Into<Shape>) -> usize {
+        self.outputs.push((shape.into(), dtype));
         self.outputs.len() - 1
+    }
+
+    /// Room for a result like `x`.
+    pub fn output_like(&mut self, x: &Tensor) -> usize {
+        self.output_in(x.dtype(), x.shape())
     }
 
     /// Adds a task; `shape` are the fields of the kernel's `Shape`.
@@ -176,7 +222,7 @@ impl Work {
     /// Carries the work out on the device of `inputs` and returns all results, as many as there are.
     ///
     /// # Errors
-    /// An operand that is not f32 or u32 or not contiguous, a device out of memory, a kernel that doesn't compile.
+    /// An operand that is not f32, bf16 or u32 or not contiguous, a device out of memory, a kernel that doesn't compile.
     pub fn run<const OUT: usize>(self, name: &'static str, inputs: &[&Tensor]) -> Result<[Tensor; OUT]> {
         <[Tensor; OUT]>::try_from(self.run_all(name, inputs)?)
             .map_err(|made| Error::Msg(format!("{name}: want {OUT} results, found {}", made.len())).bt())
@@ -188,7 +234,7 @@ impl Work {
     /// As [`Self::run`].
     pub fn run_all(self, name: &'static str, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
         for input in inputs {
-            if !matches!(input.dtype(), DType::F32 | DType::U32) {
+            if !matches!(input.dtype(), DType::F32 | DType::BF16 | DType::U32) {
                 return Err(Error::UnsupportedDTypeForOp(input.dtype(), name).bt());
             }
             if !input.is_contiguous() {

@@ -32,6 +32,19 @@ inline To as_type(From value) {
   return bits.to;
 }
 
+// NVRTC has the header with CUDA's own type only where a toolkit is installed. This one has the same bits, and rounds as it does: to the
+// nearest, ties to even; a NaN stays one.
+struct bfloat {
+  ushort bits;
+  bfloat() = default;
+  explicit bfloat(float value) {
+    uint wide = as_type<uint>(value);
+    uint rounded = (wide + 0x7fffu + ((wide >> 16) & 1u)) >> 16;
+    bits = ushort(value == value ? rounded : (wide >> 16) | 0x40u);
+  }
+  explicit operator float() const { return as_type<float>(uint(bits) << 16); }
+};
+
 inline uint clz(ulong value) { return uint(__clzll((long long)value)); }
 
 enum class mem_flags { mem_threadgroup, mem_device };

@@ -8,7 +8,7 @@ struct Shape {
 
 // out[column] = factor · Σ of in[row][column] over the rows. One threadgroup for 32 columns: a simdgroup adds up every n-th row of
 // them, then the simdgroups' sums are joined in their order.
-kernel void sum_rows(device const float* in [[buffer(0)]],
+kernel void sum_rows(device const Element* in [[buffer(0)]],
                      device float* out [[buffer(1)]],
                      constant Shape& shape [[buffer(2)]],
                      uint block [[threadgroup_position_in_grid]],
@@ -23,7 +23,7 @@ kernel void sum_rows(device const float* in [[buffer(0)]],
     for (uint row = simdgroup; row < shape.rows; row += 4 * simdgroups) {
       for (uint i = 0; i < 4; i++) {
         uint at = row + i * simdgroups;
-        if (at < shape.rows) sums[i] += in[ulong(at) * shape.columns + column];
+        if (at < shape.rows) sums[i] += float(in[ulong(at) * shape.columns + column]);
       }
     }
   }

@@ -56,6 +56,36 @@ pub(super) fn translate(source: &str) -> Result<String> {
     Ok(format!("{PRELUDE}\n{body}\n{entries}"))
 }
 
+/// How the kernel that the host asks for as `host_name` declares its buffers, in their order, its `Shape` last.
+///
+/// # Errors
+/// As [`translate`]; a library without that kernel.
+#[cfg(test)]
+pub(super) fn buffers(source: &str, host_name: &str) -> Result<Vec<String>> {
+    let (mut kernels, mut name, mut rest) = (Vec::new(), host_name, source);
+    while let Some((_, found, after)) = next_mark(rest) {
+        rest = match found {
+            Mark::Kernel => {
+                let (kernel, after) = Kernel::parse(after)?;
+                kernels.push(kernel);
+                after
+            }
+            Mark::Instance => {
+                let (found, function, after) = parse_instance(after)?;
+                if found == host_name {
+                    name = function.split('<').next().unwrap_or(function);
+                }
+                after
+            }
+        };
+    }
+    let Some(kernel) = kernels.iter().find(|kernel| kernel.name == name) else {
+        bail!("kernel {host_name:?}: is not in its library");
+    };
+    let buffers = kernel.parameters.iter().filter(|p| p.attribute.starts_with("buffer("));
+    Ok(buffers.map(|p| p.kind.to_owned()).collect())
+}
+
 enum Mark {
     /// Behind it stands the name of a kernel.
     Kernel,
@@ -245,5 +275,27 @@ template [[host_name("without")]] [[kernel]] decltype(chosen<false>)
             message.contains("kernel \"with\": is an instance of \"missing\", which is no kernel"),
             "{message}"
         );
+    }
+
+    #[test]
+    fn the_bfloat_of_the_translation_has_the_bits_of_ours() {
+        if !super::super::host::available() {
+            return;
+        }
+        // Every exponent, both signs, ties and their neighbours, infinities, and NaN whose payload lies low or would carry.
+        let low =
+            [0u32, 1, 0x7fff, 0x8000, 0x8001, 0xffff, 0x1_7fff, 0x1_8000, 0x7f_7fff, 0x7f_8000, 0x7f_ffff];
+        let values: Vec<u32> = (0..512u32).flat_map(|top| low.map(|low| top << 23 | low)).collect();
+        let list: Vec<String> = values.iter().map(|v| format!("{v}u")).collect();
+        let found = super::super::host::run_as_cuda(&format!(
+            "int main() {{ uint values[] = {{{}}}; for (uint v : values) {{ bfloat b(as_type<float>(v)); \
+             printf(\"%u %u\\n\", uint(b.bits), as_type<uint>(float(b))); }} }}",
+            list.join(",")
+        ));
+        for (v, line) in values.iter().zip(found.lines()) {
+            let want = half::bf16::from_f32(f32::from_bits(*v));
+            assert_eq!(line, format!("{} {}", want.to_bits(), want.to_f32().to_bits()), "{v:x}");
+        }
+        assert_eq!(found.lines().count(), values.len());
     }
 }

@@ -44,7 +44,8 @@ fn a_layer_is_compared_with_the_float_one_behind_rounded_layers() {
     let rounded = student.decoder(Some(1.0)).expect("a decoder");
     let float = floats.decoder(&Device::Cpu).expect("a decoder");
     for index in 0..3 {
-        let block = Block { student: &student, start: &floats, rope: &rope, index };
+        let block =
+            Block { student: &student, start: &floats, rope: &rope, index, precision: Default::default() };
         let mut gradients = Vec::new();
         let sums = block.accumulate(&batch, Some(Moment::full()), 1, &mut gradients).expect("gradients");
         let [ours, theirs] = [&rounded, &float].map(|decoder| behind(decoder, &rope, index, &batch.inputs));

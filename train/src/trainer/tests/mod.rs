@@ -7,6 +7,7 @@ mod gradients;
 mod on_policy;
 mod phases;
 mod pieces;
+mod precision;
 mod rounding;
 mod trouble;
 

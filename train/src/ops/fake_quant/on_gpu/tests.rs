@@ -1,18 +1,18 @@
 //! The kernels against `qat_quant`, on the emulator: scales and values to the bit, gradients too but for the order of sums.
 
-use candle_core::{Device, Result, Tensor, Var};
+use candle_core::{DType, Device, Result, Tensor, Var};
 use qat_quant::{Affine, Format, ScaleRule, ScaleType, Scales};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::*;
-use crate::ops::check::{assert_close, bits, flat, uniform};
+use crate::ops::check::{assert_close, backward, bits, flat, uniform, value_and_gradients};
 use crate::ops::{Noise, fake_quant, fake_quant_learned, gpu::host};
 
 const COLS: usize = 256;
 
 fn spec(format: Format, gradient: Gradient, lambda: f32) -> FakeQuant {
-    FakeQuant { format, gradient, rule: ScaleRule::Absmax, lambda, noise: None }
+    FakeQuant { format, gradient, rule: ScaleRule::Absmax, lambda, noise: None, dtype: DType::F32 }
 }
 
 /// A matrix whose rows are: random, of magnitudes from 1e-9 to 1e9, one value throughout, zeros, all negative, with two
@@ -149,12 +149,11 @@ fn the_kernels_pass_and_block_gradients_as_the_codec_does_in_every_format() -> R
         let noise = Some(Noise::of(1, 2, 3, 0.5));
         let kinds = [(Gradient::Ste, None), (Gradient::ClippedSte, None), (Gradient::ClippedSte, noise)];
         for (rule, noise) in kinds {
-            let gradient = |value: Tensor| -> Result<Vec<u32>> {
-                let grads = value.mul(&g)?.sum_all()?.backward()?;
-                bits(grads.get(&w).expect("a gradient"))
-            };
             let spec = FakeQuant { noise, ..spec(format, rule, 1.0) };
-            assert_eq!(gradient(chosen(&w, &spec)?)?, gradient(fake_quant(&w, &spec)?)?, "{format} {rule:?}");
+            let (_, ours) = backward(|| chosen(&w, &spec), &g)?;
+            let (_, codecs) = backward(|| fake_quant(&w, &spec), &g)?;
+            let [ours, codecs] = [ours, codecs].map(|grads| bits(grads.get(&w).expect("a gradient")));
+            assert_eq!(ours?, codecs?, "{format} {rule:?}");
         }
     }
     Ok(())
@@ -189,10 +188,9 @@ fn check_learned(w: &Tensor, formats: &[Format]) -> Result<()> {
         };
         let (scale, bias) = (learned_from(start.scale)?.expect("scales"), learned_from(start.bias)?);
         let bias = bias.as_ref().map(|b| b.as_tensor());
-        let ours = learned(&w, &scale, bias, &spec)?;
-        let codecs = fake_quant_learned(&w, &scale, bias, &spec)?;
-        assert_eq!(bits(&ours)?, bits(&codecs)?, "{format}");
-        let (ours, codecs) = (ours.mul(&g)?.sum_all()?.backward()?, codecs.mul(&g)?.sum_all()?.backward()?);
+        let (value, ours) = backward(|| learned(&w, &scale, bias, &spec), &g)?;
+        let (want, codecs) = backward(|| fake_quant_learned(&w, &scale, bias, &spec), &g)?;
+        assert_eq!(bits(&value)?, bits(&want)?, "{format}");
         let both = |t: &Tensor| (ours.get(t).expect("ours"), codecs.get(t).expect("the codec's"));
         if gradient == Gradient::Codes {
             // Any numbers will do: what is multiplied and summed needn't be whole.
@@ -227,6 +225,51 @@ fn the_kernels_show_a_weight_that_is_no_number() -> Result<()> {
         let value = chosen(&w, &spec(format, Gradient::Ste, 1.0))?;
         let sums = value.sum(1)?.to_vec1::<f32>()?;
         assert!(sums.iter().all(|v| v.is_nan()), "{format}: {sums:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn in_bf16_the_kernels_round_the_codecs_value_once_and_gradients_of_weights_and_grids_not_at_all()
+-> Result<()> {
+    if !host::available() {
+        return Ok(());
+    }
+    let w = Tensor::cat(&[&weights()?.narrow(0, 0, 1)?, &uniform(22, 3.0, &[1, COLS])?], 0)?;
+    let values = w.flatten_all()?.to_vec1::<f32>()?;
+    let noise = Some(Noise::of(1, 2, 3, 0.5));
+    let kinds = [
+        (Gradient::Ste, None),
+        (Gradient::ClippedSte, noise),
+        (Gradient::Lsq, None),
+        (Gradient::Lsq, noise),
+        (Gradient::Codes, None),
+    ];
+    for (format, (gradient, noise)) in Format::all().into_iter().flat_map(|f| kinds.map(|kind| (f, kind))) {
+        let in_type = |dtype| FakeQuant { noise, dtype, ..spec(format, gradient, 0.7) };
+        let mut inputs = vec![w.clone()];
+        if gradient.learns_scales() {
+            let start = Scales::choose(format, ScaleRule::Absmax, &values, w.dim(0)?, COLS);
+            let vectors = [start.scale, start.bias].into_iter().filter(|v| !v.is_empty());
+            inputs.extend(vectors.map(|v| Tensor::new(v, &Device::Cpu)).collect::<Result<Vec<_>>>()?);
+        }
+        let found = |dtype| {
+            let op = |t: &[Tensor]| match gradient.learns_scales() {
+                true => fake_quant_learned(&t[0], &t[1], t.get(2), &in_type(dtype)),
+                false => fake_quant(&t[0], &in_type(dtype)),
+            };
+            value_and_gradients(op, &inputs)
+        };
+        let [narrow, wide] = [found(DType::BF16)?, found(DType::F32)?];
+        for (at, (narrow, wide)) in narrow.iter().zip(&wide).enumerate() {
+            let (Some(narrow), Some(wide)) = (narrow, wide) else {
+                assert!(narrow.is_none() && wide.is_none(), "{format} {gradient:?} {at}");
+                continue;
+            };
+            assert_eq!(narrow.dtype(), if at == 0 { DType::BF16 } else { DType::F32 });
+            let wide = wide.to_dtype(narrow.dtype())?.to_dtype(DType::F32)?;
+            assert!(bits(&narrow.to_dtype(DType::F32)?)? == bits(&wide)?, "{format} {gradient:?} {at}");
+        }
     }
     Ok(())
 }
