@@ -129,10 +129,10 @@ fn of_model(args: &cli::Plan) -> anyhow::Result<Found> {
         bail!("{flag}: is for recipes (files called ….toml), and {} is none", args.target.display());
     }
     let (outline, activations) = outline(args)?;
-    // Graphs of ONNX are known when they are written; the others refuse here what they can't hold.
+    // Graphs of ONNX are known when they are written; the others refuse here the families and grids that they lack.
+    let wide = export::Options { dtype: Some(FloatType::F32), ..Default::default() };
     let known = |target: &Target| {
-        *target == Target::Onnx
-            || target.bytes(&outline.config, &outline.tensors, &export::Options::default()).is_some()
+        *target == Target::Onnx || target.bytes(&outline.config, &outline.tensors, &wide).is_some()
     };
     let fits = |target: &Target| known(target) && target.check(outline.tensors.iter().cloned()).is_ok();
     let targets: Vec<Target> = Target::ALL.into_iter().filter(fits).collect();

@@ -172,7 +172,8 @@ fn files_are_as_long_as_planned_to_the_byte() {
                 continue;
             }
             let Some(wanted) = file["bytes"].as_f64() else {
-                assert_eq!(target, "onnx");
+                // Values decide the type of float embeddings in GGUF.
+                assert!(target == "onnx" || embeddings == "float", "{line}");
                 continue;
             };
             let folder = shop.path(&out);

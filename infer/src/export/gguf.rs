@@ -74,8 +74,8 @@ impl Exporter for LlamaCpp {
         architecture(config).ok()?;
         let announced = |(param, storage): &(Param, Storage)| {
             let name = gguf_name(&param.name)?;
-            // Matrices that were trained as floats are no numbers of two bytes.
-            let kind = kind_of(param, *storage, options).ok()?.unwrap_or(Kind::F32);
+            // Of floats whose type is free, values decide.
+            let kind = kind_of(param, *storage, options).ok()??;
             Some(Announced { name, shape: shape(param), kind })
         };
         file_bytes(&tensors.iter().map(announced).collect::<Option<Vec<_>>>()?)

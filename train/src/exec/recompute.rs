@@ -9,7 +9,10 @@ use candle_core::Tensor;
 use qat_infer::model::{Decoder, Exec as _};
 
 use super::{Matrix, TrainExec};
-use crate::{Result, ops::tape};
+use crate::{
+    Result,
+    ops::{gpu::settle, tape},
+};
 
 /// As [`Decoder::forward`], without a record of the insides of layers; but for a layer that `exec` listens to.
 ///
@@ -26,6 +29,7 @@ pub fn forward_in_layers(
     for index in 0..decoder.layers.len() {
         let heard = exec.tap.as_ref().is_some_and(|tap| tap.layer == index);
         x = if heard { decoder.layer(exec, index, x)? } else { layer(&shared, exec, index, &x)? };
+        settle(x.device())?;
     }
     exec.rms_norm(&x, &decoder.norm, decoder.config.rms_norm_eps)
 }

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::ops::gpu::Path;
 
-/// Bytes of an f32, in which everything is computed.
+/// Bytes of an f32.
 pub(super) const FLOAT: u64 = 4;
 /// Rows of partial gradients of a norm's weight on a GPU.
 const NORM_PARTIALS: u64 = 1024;
@@ -25,6 +25,7 @@ const SCORES: u64 = 1 << 25;
 pub(super) struct Value {
     pub id: Id,
     pub block: Block,
+    pub elements: u64,
 }
 
 /// A matrix as the forward pass sees it.
@@ -47,6 +48,8 @@ pub(super) struct SizeExec<'a> {
     pub path: Path,
     pub windows: u64,
     pub ctx: u64,
+    /// Bytes of an element of what lies between operations, and of a matrix that is multiplied by.
+    pub element: u64,
     /// Whether the matrices of the layer at hand round keys and values.
     pub cached: bool,
 }
@@ -68,17 +71,28 @@ impl SizeExec<'_> {
         self.path == Path::Cpu
     }
 
-    /// A new tensor of so many floats.
-    pub fn make(&self, part: Part, floats: u64) -> Value {
-        Value { id: self.tape.id(), block: self.heap.take(place(self.path), part, floats * FLOAT) }
+    /// A new tensor of so many elements.
+    pub fn make(&self, part: Part, elements: u64) -> Value {
+        let block = self.heap.take(place(self.path), part, elements * self.element);
+        Value { id: self.tape.id(), block, elements }
     }
 
-    fn activation(&self, floats: u64) -> Value {
-        self.make(Part::Activations, floats)
+    fn activation(&self, elements: u64) -> Value {
+        self.make(Part::Activations, elements)
+    }
+
+    /// A matrix in the type that is computed in, where it has another one.
+    pub fn operand(&self, matrix: &Value) -> Value {
+        if matrix.block.bytes() == matrix.elements * self.element {
+            return matrix.clone();
+        }
+        let copy = self.make(Part::Rounded, matrix.elements);
+        self.write(&copy, &[(matrix, Gradient::of_variable(matrix.elements))], [], 0);
+        copy
     }
 
     /// Writes down that `value` was made of `inputs`, each with the gradient that comes back to it; until then `kept` is held, and
-    /// meanwhile so many floats of `scratch`.
+    /// meanwhile so many elements of `scratch`.
     pub fn write(
         &self,
         value: &Value,
@@ -88,15 +102,11 @@ impl SizeExec<'_> {
     ) {
         let inputs = inputs.iter().map(|(input, gradient)| (input.id, *gradient)).collect();
         let kept = kept.into_iter().collect();
-        self.tape.write(Node { value: value.id, inputs, kept, scratch, again: None });
+        self.tape.write(Node { value: value.id, inputs, kept, scratch: scratch * self.element, again: None });
     }
 
-    fn floats(value: &Value) -> u64 {
-        value.block.bytes() / FLOAT
-    }
-
-    fn like(value: &Value) -> Gradient {
-        Gradient::New(Part::Activations, Self::floats(value))
+    fn like(&self, value: &Value) -> Gradient {
+        Gradient::New(Part::Activations, value.elements * self.element)
     }
 
     /// An elementwise operation whose backward pass reads its inputs and, since the CPU's record keeps it, holds its value.
@@ -115,24 +125,25 @@ impl SizeExec<'_> {
     }
 
     fn norm(&self, x: &Value, weight: &Value) -> Value {
-        let (y, width) = (self.activation(Self::floats(x)), Self::floats(weight));
-        let partials = if self.on_cpu() { 0 } else { (Self::floats(x) / width).min(NORM_PARTIALS) * width };
-        let inputs = [(x, Self::like(x)), (weight, Gradient::New(Part::Gradients, width))];
+        let (y, width) = (self.activation(x.elements), weight.elements);
+        let partials = if self.on_cpu() { 0 } else { (x.elements / width).min(NORM_PARTIALS) * width };
+        let inputs = [(x, self.like(x)), (weight, Gradient::of_variable(width))];
         self.write(&y, &inputs, self.kept_values([x, weight], &y, true), partials);
         y
     }
 
     /// `x · Wᵀ`, by itself.
     pub fn product(&self, x: &Value, matrix: &Matrix, part: Part) -> Value {
-        let y = self.make(part, Self::floats(x) / matrix.cols * matrix.rows);
-        let weights = Gradient::New(Part::Gradients, matrix.rows * matrix.cols);
-        let kept = [x.block.clone(), matrix.value.block.clone()];
-        self.write(&y, &[(x, Self::like(x)), (&matrix.value, weights)], kept, 0);
+        let operand = self.operand(&matrix.value);
+        let y = self.make(part, x.elements / matrix.cols * matrix.rows);
+        let weights = Gradient::New(Part::Gradients, operand.block.bytes());
+        let kept = [x.block.clone(), operand.block.clone()];
+        self.write(&y, &[(x, self.like(x)), (&operand, weights)], kept, 0);
         y
     }
 
     fn rounded(&self, x: &Value) -> Value {
-        let y = self.activation(Self::floats(x));
+        let y = self.activation(x.elements);
         self.write(&y, &[(x, Gradient::Same)], self.kept_values([x], &y, false), 0);
         y
     }
@@ -142,18 +153,18 @@ impl SizeExec<'_> {
         if !self.cached {
             return x;
         }
-        let y = self.activation(Self::floats(&x));
+        let y = self.activation(x.elements);
         self.write(&y, &[(&x, Gradient::Same)], [], 0);
         y
     }
 
     fn attention_on_cpu(&self, [q, k, v]: [&Value; 3]) -> Value {
         // Made head by head, then put in the order of tokens: held twice.
-        let by_head = self.activation(Self::floats(q));
-        let y = self.activation(Self::floats(q));
+        let by_head = self.activation(q.elements);
+        let y = self.activation(q.elements);
         drop(by_head);
-        let inputs = [q, k, v].map(|x| (x, Self::like(x)));
-        self.write(&y, &inputs, self.kept_values([q, k, v], &y, true), Self::floats(q));
+        let inputs = [q, k, v].map(|x| (x, self.like(x)));
+        self.write(&y, &inputs, self.kept_values([q, k, v], &y, true), q.elements);
         y
     }
 
@@ -161,15 +172,15 @@ impl SizeExec<'_> {
         let units = self.windows * shape.kv_heads as u64;
         let of_unit = (shape.heads / shape.kv_heads) as u64 * self.ctx * self.ctx;
         let scores = (SCORES / of_unit).clamp(1, units) * of_unit;
-        let by_head = qkv.map(|x| self.activation(Self::floats(x)));
+        let by_head = qkv.map(|x| self.activation(x.elements));
         let chunk = self.activation(scores);
-        let mixed = self.activation(Self::floats(qkv[0]));
+        let mixed = self.activation(qkv[0].elements);
         drop(chunk);
-        let y = self.activation(Self::floats(qkv[0]));
+        let y = self.activation(qkv[0].elements);
         drop(mixed);
         // Weights and their gradient; the gradients of all three, and that of the value, by head.
-        let scratch = 2 * scores + qkv.iter().map(|x| Self::floats(x)).sum::<u64>() + Self::floats(qkv[0]);
-        let inputs = qkv.map(|x| (x, Self::like(x)));
+        let scratch = 2 * scores + qkv.iter().map(|x| x.elements).sum::<u64>() + qkv[0].elements;
+        let inputs = qkv.map(|x| (x, self.like(x)));
         self.write(&y, &inputs, by_head.map(|x| x.block), scratch);
         y
     }
@@ -183,7 +194,7 @@ impl Exec for SizeExec<'_> {
 
     fn embed(&mut self, table: &Matrix, _: &[u32]) -> Result<Value, Infallible> {
         let y = self.activation(self.tokens() * table.cols);
-        let gradient = Gradient::New(Part::Gradients, table.rows * table.cols);
+        let gradient = Gradient::of_variable(table.rows * table.cols);
         self.write(&y, &[(&table.value, gradient)], self.kept_values([&table.value], &y, true), 0);
         Ok(y)
     }
@@ -203,8 +214,8 @@ impl Exec for SizeExec<'_> {
             let input = rounded.as_ref().filter(|_| linear.weight.int8_inputs).unwrap_or(x);
             let y = self.product(input, &linear.weight, Part::Activations);
             let Some(bias) = &linear.bias else { return y };
-            let biased = self.activation(Self::floats(&y));
-            let of_bias = Gradient::New(Part::Gradients, Self::floats(bias));
+            let biased = self.activation(y.elements);
+            let of_bias = Gradient::of_variable(bias.elements);
             self.write(&biased, &[(&y, Gradient::Same), (bias, of_bias)], [], 0);
             biased
         }))
@@ -219,8 +230,8 @@ impl Exec for SizeExec<'_> {
     }
 
     fn rope(&mut self, x: Value, _: usize, _: &Rope) -> Result<Value, Infallible> {
-        let y = self.activation(Self::floats(&x));
-        self.write(&y, &[(&x, Self::like(&x))], self.kept_values([&x], &y, false), 0);
+        let y = self.activation(x.elements);
+        self.write(&y, &[(&x, self.like(&x))], self.kept_values([&x], &y, false), 0);
         Ok(y)
     }
 
@@ -240,22 +251,22 @@ impl Exec for SizeExec<'_> {
     }
 
     fn short_conv(&mut self, _: usize, x: Value, kernel: &Value) -> Result<Value, Infallible> {
-        let y = self.activation(Self::floats(&x) / 3);
-        let of_kernel = Gradient::New(Part::Gradients, Self::floats(kernel));
-        let inputs = [(&x, Self::like(&x)), (kernel, of_kernel)];
+        let y = self.activation(x.elements / 3);
+        let of_kernel = Gradient::of_variable(kernel.elements);
+        let inputs = [(&x, self.like(&x)), (kernel, of_kernel)];
         self.write(&y, &inputs, self.kept_values([&x, kernel], &y, true), 0);
         Ok(y)
     }
 
     fn gate(&mut self, _: Gate, gate: Value, up: Value) -> Result<Value, Infallible> {
-        let y = self.activation(Self::floats(&gate));
-        let inputs = [(&gate, Self::like(&gate)), (&up, Self::like(&up))];
+        let y = self.activation(gate.elements);
+        let inputs = [(&gate, self.like(&gate)), (&up, self.like(&up))];
         self.write(&y, &inputs, self.kept_values([&gate, &up], &y, true), 0);
         Ok(y)
     }
 
     fn add(&mut self, a: Value, b: Value) -> Result<Value, Infallible> {
-        let y = self.activation(Self::floats(&a));
+        let y = self.activation(a.elements);
         self.write(&y, &[(&a, Gradient::Same), (&b, Gradient::Same)], [], 0);
         Ok(y)
     }

@@ -27,6 +27,7 @@ use self::{
 };
 use crate::{
     ops::gpu::Path,
+    precision::Precision,
     recipe::{Plan, TeacherPlan},
     teacher_cache::Layout,
 };
@@ -108,7 +109,7 @@ impl Forecast {
             checkpoint: student.kept().sum(),
             cache: cache(plan, shapes.student.vocab_size, step_tokens),
             step_flop: step_flop(plan, shapes) * step_tokens as f64,
-            notes: notes(plan),
+            notes: notes(plan, device),
         }
     }
 }
@@ -145,8 +146,11 @@ fn head_flop(config: &Config) -> f64 {
     2.0 * (config.vocab_size * config.hidden_size) as f64
 }
 
-fn notes(plan: &Plan) -> Vec<&'static str> {
+fn notes(plan: &Plan, device: Device) -> Vec<&'static str> {
     let mut notes = Vec::new();
+    if plan.precision == Precision::Bf16 && device == Device::Cpu {
+        notes.push("train.precision = \"bf16\" is for GPUs, and refused on the CPU: counted in f32");
+    }
     if plan.loss.features.is_some() {
         notes.push("loss.hidden and loss.relations: what they hold of one layer is not counted");
     }

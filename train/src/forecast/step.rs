@@ -74,6 +74,10 @@ impl Stepper<'_> {
             path: self.path,
             windows: self.plan.recipe.train.batch as u64,
             ctx: self.plan.recipe.data.ctx as u64,
+            element: match self.path {
+                Path::Cpu => FLOAT,
+                Path::Kernels => self.plan.precision.dtype().size_in_bytes() as u64,
+            },
             cached: false,
         }
     }
@@ -132,7 +136,8 @@ impl Stepper<'_> {
             let (value, part) = self.tape.of(|| {
                 let mut exec = self.exec();
                 decoder.as_ref().map_or(id, |decoder| {
-                    let Ok(value) = decoder.layer(&mut exec, layer, Value { id, block });
+                    let elements = block.bytes() / exec.element;
+                    let Ok(value) = decoder.layer(&mut exec, layer, Value { id, block, elements });
                     value.id
                 })
             });
@@ -154,6 +159,7 @@ impl Stepper<'_> {
                 y
             });
             let again = Some(layer);
+            self.heap.wait();
             let inputs = vec![(x.id, Gradient::Same)];
             self.tape.write(Node { value: y.id, inputs, kept: vec![x.block], scratch: 0, again });
             x = y;
@@ -193,6 +199,7 @@ impl Stepper<'_> {
         let (n, vocab, hidden) = (self.tokens(), matrix.rows, matrix.cols);
         let (elements, least) = if exec.on_cpu() { (1 << 23, 128) } else { (1 << 26, 1024) };
         let rows = n.div_ceil(n.div_ceil((elements / vocab).max(least)));
+        let operand = exec.operand(&matrix.value);
         let (mut of_input, mut of_matrix) = (Vec::new(), None);
         for start in (0..n).step_by(rows as usize) {
             let rows = rows.min(n - start);
@@ -206,7 +213,10 @@ impl Stepper<'_> {
             if learn {
                 of_input.push(exec.make(Part::Activations, rows * hidden));
                 let found = exec.make(Part::Gradients, vocab * hidden);
-                of_matrix.get_or_insert(found);
+                // Summed in f32, whatever the product gives.
+                let sum = || self.heap.take(place(self.path), Part::Gradients, vocab * hidden * FLOAT);
+                let exact = exec.element == FLOAT;
+                of_matrix.get_or_insert_with(|| if exact { found.block.clone() } else { sum() });
             }
             drop((logits, gradient, spread));
         }
@@ -217,10 +227,10 @@ impl Stepper<'_> {
                 _ => exec.make(Part::Activations, n * hidden),
             };
             let inputs = [
-                (input, Gradient::New(Part::Activations, n * hidden)),
-                (&matrix.value, Gradient::New(Part::Gradients, vocab * hidden)),
+                (input, Gradient::New(Part::Activations, input.block.bytes())),
+                (&operand, Gradient::of_variable(vocab * hidden)),
             ];
-            exec.write(&total, &inputs, [of_input.block, of_matrix.block], 0);
+            exec.write(&total, &inputs, [of_input.block, of_matrix], 0);
         }
         total
     }
@@ -228,7 +238,8 @@ impl Stepper<'_> {
     /// A batch of held-out windows.
     pub fn validate(&self) {
         self.tape.silent(|| {
-            let mut exec = self.exec();
+            // Whatever is trained in, what ships is scored in f32.
+            let mut exec = SizeExec { element: FLOAT, ..self.exec() };
             let decoder = self.student.decoder(&exec, true);
             let said = if self.teacher.is_somebody() { self.asked() } else { Said::nothing() };
             let Ok(hidden) = decoder.forward(&mut exec, &[]);

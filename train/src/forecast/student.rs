@@ -55,7 +55,7 @@ impl SizedStudent {
             let tensor = heap.take(place(path), Part::Weights, floats * FLOAT);
             let block = heap.take(place(path), Part::Weights, floats * FLOAT);
             drop(tensor);
-            Value { id: tape.id(), block }
+            Value { id: tape.id(), block, elements: floats }
         };
         let quantization = plan.quantization.clone();
         let learns = quantization.gradient.learns_scales();
@@ -137,15 +137,15 @@ impl SizedStudent {
         let stored = groups * if format.has_bias() { 2 } else { 1 };
         let scales = exec.heap.take(place(exec.path), Part::Rounded, stored * FLOAT);
         let value = exec.make(Part::Rounded, floats);
-        let new = |floats| Gradient::New(Part::Gradients, floats);
         let of_weight = match self.quantization.gradient {
             ops::Gradient::Ste => Gradient::Same,
             ops::Gradient::Codes => Gradient::None,
-            ops::Gradient::ClippedSte | ops::Gradient::Lsq => new(floats),
+            ops::Gradient::ClippedSte | ops::Gradient::Lsq => Gradient::of_variable(floats),
         };
         let grid = [&latent.scale, &latent.bias].into_iter().flatten();
-        let inputs: Vec<(&Value, Gradient)> =
-            std::iter::once((&latent.value, of_weight)).chain(grid.map(|v| (v, new(groups)))).collect();
+        let inputs: Vec<(&Value, Gradient)> = std::iter::once((&latent.value, of_weight))
+            .chain(grid.map(|v| (v, Gradient::of_variable(groups))))
+            .collect();
         let held = exec.on_cpu().then(|| value.block.clone());
         let scratch = if self.noise { floats } else { 0 };
         exec.write(&value, &inputs, [scales].into_iter().chain(held), scratch);
@@ -208,6 +208,6 @@ impl Weights for Frozen<'_> {
 
     fn vector(&mut self, param: &Param) -> Result<Value, Infallible> {
         let block = self.heap.take(self.place, Part::Teacher, elements(param) * FLOAT);
-        Ok(Value { id: self.tape.id(), block })
+        Ok(Value { id: self.tape.id(), block, elements: elements(param) })
     }
 }

@@ -19,8 +19,15 @@ pub(super) enum Gradient {
     None,
     /// The very gradient of the value.
     Same,
-    /// A new tensor of so many floats.
+    /// A new tensor of so many bytes.
     New(Part, u64),
+}
+
+impl Gradient {
+    /// That of a variable, or of what is as exact as one, with so many elements.
+    pub fn of_variable(elements: u64) -> Self {
+        Self::New(Part::Gradients, elements * super::exec::FLOAT)
+    }
 }
 
 /// An operation that was done.
@@ -30,7 +37,7 @@ pub(super) struct Node {
     pub inputs: Vec<(Id, Gradient)>,
     /// Held until the gradient has come back through it.
     pub kept: Vec<Block>,
-    /// Floats that the backward pass takes and gives back.
+    /// Bytes that the backward pass takes and gives back.
     pub scratch: u64,
     /// The layer that is made once more, from the tensor that is kept, instead.
     pub again: Option<usize>,
@@ -82,22 +89,22 @@ pub(super) fn walk_back(
     (heap, place): (&Heap, Place),
     again: &dyn Fn(usize, Id, Block) -> (Id, Vec<Node>),
 ) {
-    const FLOAT: u64 = super::exec::FLOAT;
     for Node { value, inputs, kept, scratch, again: layer } in nodes.into_iter().rev() {
         let Some(gradient) = gradients.remove(&value) else { continue };
         if let (Some(layer), [(input, _)], [x]) = (layer, &inputs[..], &kept[..]) {
             let (value, part) = again(layer, *input, x.clone());
             gradients.insert(value, gradient);
             walk_back(part, gradients, (heap, place), again);
+            heap.wait();
             continue;
         }
-        let scratch = (scratch > 0).then(|| heap.take(place, Part::Activations, scratch * FLOAT));
+        let scratch = (scratch > 0).then(|| heap.take(place, Part::Activations, scratch));
         let found: Vec<(Id, Block)> = inputs
             .into_iter()
             .filter_map(|(input, back)| match back {
                 Gradient::None => None,
                 Gradient::Same => Some((input, gradient.clone())),
-                Gradient::New(part, floats) => Some((input, heap.take(place, part, floats * FLOAT))),
+                Gradient::New(part, bytes) => Some((input, heap.take(place, part, bytes))),
             })
             .collect();
         drop((scratch, kept, gradient));

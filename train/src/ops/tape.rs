@@ -15,6 +15,8 @@ use std::{
 
 use candle_core::{CustomOp1, CustomOp2, CustomOp3, DType, Result, Tensor, TensorId};
 
+use super::gpu::settle;
+
 thread_local! {
     /// The tape that is open on this thread.
     static OPEN: RefCell<Option<Record>> = const { RefCell::new(None) };
@@ -181,6 +183,7 @@ impl Tape {
                     let (again, part) = Self::within(self.made.clone(), || f(&input));
                     gradients.add(again?.id(), gradient)?;
                     part.walk_back(gradients)?;
+                    settle(input.device())?;
                 }
             }
         }

@@ -86,6 +86,15 @@ pub(crate) enum Path {
     Kernels,
 }
 
+/// Between layers that are made again: Metal is waited for, because candle gives the buffers that were let go of back only then. Until
+/// then whoever wants a small one takes a large one that is free, and keeps it.
+///
+/// # Errors
+/// The device failed.
+pub(crate) fn settle(device: &Device) -> Result<()> {
+    if device.is_metal() { device.synchronize() } else { Ok(()) }
+}
+
 /// The implementation for tensors on `device`.
 pub(crate) fn path(device: &Device) -> Path {
     match device {
