@@ -13,6 +13,7 @@ mod logits;
 mod model;
 mod models;
 mod outputs;
+mod plan;
 mod recipes;
 mod runs;
 mod targets;

@@ -9,7 +9,7 @@ use candle_core::{Result, Tensor};
 use qat_quant::vectorized;
 use rayon::prelude::*;
 
-use super::{NAME, Rows, Term, evaluate};
+use super::{NAME, Rows, Term, evaluate, kernels::gradient_onto};
 use crate::ops::{
     Floats,
     gpu::{Bind, Grid, Path, Typed, Work, path, typed, word},
@@ -114,22 +114,8 @@ impl<'a> Buckets<'a> {
         if path(logits.device()) == Path::Cpu {
             return self.spread_on_cpu(logits, slopes, to);
         }
-        let ((n, vocab), k) = (logits.dims2()?, self.ids.dim(1)?);
-        let mut work = Work::default();
-        let mut operands = vec![logits, self.ids, &self.kept, slopes];
-        let gradient = match &to {
-            Some(to) => {
-                operands.push(to);
-                Bind::InOut(4)
-            }
-            None => Bind::Output(work.output_like(logits)),
-        };
-        let binds = [Bind::Input(0), Bind::Input(1), Bind::Input(2), Bind::Input(3), gradient];
-        let shape = [word(vocab)?, word(k)?, self.sharpness.to_bits(), u32::from(to.is_some())];
-        let library = LIBRARY.of(logits.dtype())?;
-        work.add(library, "spread", Grid::Rows { rows: n, width: vocab }, binds, &shape)?;
-        let made = work.run_all(NAME, &operands)?.pop();
-        made.or(to).ok_or_else(|| candle_core::Error::Msg(format!("{NAME}: no gradient was made")).bt())
+        let shape = [word(logits.dim(1)?)?, word(self.ids.dim(1)?)?, self.sharpness.to_bits()];
+        gradient_onto(to, (LIBRARY, "spread"), [logits, self.ids, &self.kept, slopes], &shape)
     }
 
     fn spread_on_cpu(&self, logits: &Tensor, slopes: &Tensor, to: Option<Tensor>) -> Result<Tensor> {

@@ -52,7 +52,13 @@ impl RowKernels {
         let (losses, kept, sum) = (work.output(n), work.output((n, self.kept)), work.output(()));
         let binds = [Bind::Input(0), Bind::Input(1), Bind::Output(losses), Bind::Output(kept)];
         let grid = Grid::Rows { rows: n, width: vocab };
-        work.add(self.library.of(logits.dtype())?, self.forward, grid, binds, &self.shape(false))?;
+        work.add(
+            self.library.of(logits.dtype())?,
+            self.forward,
+            grid,
+            binds,
+            &with_last(&self.shape, false),
+        )?;
         let binds = [Bind::Made(losses), Bind::Output(sum)];
         let grid = Grid::Rows { rows: 1, width: n };
         work.add(SUM.f32, "sum_all", grid, binds, &[word(n)?, 1, 1f32.to_bits()])?;
@@ -69,25 +75,35 @@ impl RowKernels {
         factor: f64,
         to: Option<Tensor>,
     ) -> Result<Tensor> {
-        let (n, vocab) = logits.dims2()?;
-        let mut work = Work::default();
         let upstream = Tensor::new(factor as f32, logits.device())?;
-        let mut operands = vec![logits, other, kept, &upstream];
-        let gradient = match &to {
-            Some(to) => {
-                operands.push(to);
-                Bind::InOut(4)
-            }
-            None => Bind::Output(work.output_like(logits)),
-        };
-        let binds = [Bind::Input(0), Bind::Input(1), Bind::Input(2), Bind::Input(3), gradient];
-        let grid = Grid::Rows { rows: n, width: vocab };
-        work.add(self.library.of(logits.dtype())?, self.backward, grid, binds, &self.shape(to.is_some()))?;
-        let made = work.run_all(NAME, &operands)?.pop();
-        made.or(to).ok_or_else(|| Error::Msg(format!("{NAME}: no gradient was made")).bt())
+        let operands = [logits, other, kept, &upstream];
+        gradient_onto(to, (self.library, self.backward), operands, &self.shape)
     }
+}
 
-    fn shape(&self, add: bool) -> Vec<u32> {
-        self.shape.iter().copied().chain([u32::from(add)]).collect()
-    }
+/// What `kernel` makes of rows of logits and three more operands: the gradient of the logits, or that added to what is in `to`. Its
+/// `Shape` has the fields `shape`, and last whether it adds.
+pub(super) fn gradient_onto(
+    to: Option<Tensor>,
+    (library, kernel): (Typed, &'static str),
+    operands: [&Tensor; 4],
+    shape: &[u32],
+) -> Result<Tensor> {
+    let logits = operands[0];
+    let (rows, width) = logits.dims2()?;
+    let mut work = Work::default();
+    let gradient = match to {
+        Some(_) => Bind::InOut(4),
+        None => Bind::Output(work.output_like(logits)),
+    };
+    let binds = [Bind::Input(0), Bind::Input(1), Bind::Input(2), Bind::Input(3), gradient];
+    let shape = with_last(shape, to.is_some());
+    work.add(library.of(logits.dtype())?, kernel, Grid::Rows { rows, width }, binds, &shape)?;
+    let operands: Vec<&Tensor> = operands.into_iter().chain(&to).collect();
+    let made = work.run_all(NAME, &operands)?.pop();
+    made.or(to).ok_or_else(|| Error::Msg(format!("{NAME}: no gradient was made")).bt())
+}
+
+fn with_last(shape: &[u32], add: bool) -> Vec<u32> {
+    shape.iter().copied().chain([u32::from(add)]).collect()
 }

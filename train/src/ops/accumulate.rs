@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_narrower_than_the_sum_is_added_as_it_is() -> Result<()> {
+    fn the_kernel_adds_what_is_narrower_than_the_sum_as_it_is() -> Result<()> {
         if !host::available() {
             return Ok(());
         }

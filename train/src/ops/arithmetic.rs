@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn in_bf16_sums_are_rounded_once_and_the_gradient_of_a_bias_is_summed_in_f32() -> Result<()> {
+    fn in_bf16_sums_are_rounded_once_and_a_kernel_sums_the_gradient_of_a_bias_in_f32() -> Result<()> {
         if !host::available() {
             return Ok(());
         }

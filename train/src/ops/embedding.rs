@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn in_bf16_rows_are_the_tables_and_its_gradient_is_summed_in_f32() -> Result<()> {
+    fn in_bf16_rows_are_the_tables_and_the_kernel_sums_its_gradient_in_f32() -> Result<()> {
         if !host::available() {
             return Ok(());
         }

@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn in_bf16_the_value_is_rounded_once_and_its_gradient_is_that_of_what_was_rounded() -> Result<()> {
+    fn in_bf16_the_kernels_round_the_value_once_and_its_gradient_is_that_of_what_was_rounded() -> Result<()> {
         if !host::available() {
             return Ok(());
         }

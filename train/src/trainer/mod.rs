@@ -18,6 +18,7 @@ pub mod mixed;
 mod objective;
 mod on_policy;
 mod prepare;
+mod probe;
 mod teacher;
 #[cfg(test)]
 mod tests;
@@ -35,6 +36,7 @@ pub use event::{Event, Log, StepLog, ValidLog};
 pub use flips::FlipLog;
 pub use measure::{Measured, StepTime, measure};
 pub use prepare::{Start, student_dir};
+pub use probe::probe;
 
 use self::{
     course::Part,

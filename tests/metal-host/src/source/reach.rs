@@ -85,7 +85,9 @@ fn name<'a>(tokens: &[Token<'a>], item: &'a Item) -> Option<&'a str> {
             let start = if item[0].is("template") { super::after_bracket(item, 1).ok()? } else { 0 };
             let is_definition = item.iter().rev().nth(1).is_some_and(|t| t.is("}"));
             let defines = is_definition && (item[start].is("struct") || item[start].is("class"));
-            let name = item.get(start + 1).filter(|t| defines && t.kind == Kind::Word)?;
+            let aligned = item.get(start + 1).is_some_and(|t| t.is("alignas"));
+            let at = if aligned { super::after_bracket(item, start + 2).ok()? } else { start + 1 };
+            let name = item.get(at).filter(|t| defines && t.kind == Kind::Word)?;
             Some(name.text)
         }
         _ => None,

@@ -50,12 +50,12 @@ fn a_kernel_needs_the_constants_that_it_mentions() {
 
 #[test]
 fn what_a_kernel_does_not_use_is_left_out() {
-    let text = "struct A { static int f() { return g(); } };\ninline int g() { return 1; }\ninline int h() {\n#pragma unroll\n for (;;) {} return 2; }\n\
+    let text = "struct alignas(8) A { static int f() { return g(); } };\ninline int g() { return 1; }\ninline int h() {\n#pragma unroll\n for (;;) {} return 2; }\n\
                 struct B { int x; };\ntemplate <typename T> kernel void k(device int* y [[buffer(0)]]) { *y = T::f(); }\n\
                 template [[host_name(\"k\")]] kernel void k<A>(device int* y);";
     let source = Source::new(text).expect("understood");
     let text = source.kernel("k").expect("written").expect("there").text;
-    assert!(text.contains("struct A") && text.contains("int g()"), "{text}");
+    assert!(text.contains("struct alignas(8) A") && text.contains("int g()"), "{text}");
     assert!(!text.contains("struct B") && !text.contains("#pragma") && !text.contains("int h()"), "{text}");
 }
 

@@ -73,14 +73,18 @@ impl Units {
 }
 
 /// `x` of `[outer, a, b, d]` as `[outer, b, a, d]`.
-fn swap_middle(x: &Tensor, (outer, a, b, d): (usize, usize, usize, usize)) -> Result<Tensor> {
+pub(super) fn swap_middle(x: &Tensor, (outer, a, b, d): (usize, usize, usize, usize)) -> Result<Tensor> {
     let x = x.detach().contiguous()?;
     let mut work = Work::default();
     let out = work.output_in(x.dtype(), (outer, b, a, d));
     let elements = x.elem_count();
     let shape = [word(elements)?, word(a)?, word(b)?, word(d)?];
     let binds = [Bind::Input(0), Bind::Output(out)];
-    work.add(LIBRARY.of(x.dtype())?, "swap_middle", Grid::Each(elements), binds, &shape)?;
+    let (kernel, threads) = match d % 4 == 0 && x.layout().start_offset() % 4 == 0 {
+        true => ("swap_middle_by_four", elements / 4),
+        false => ("swap_middle", elements),
+    };
+    work.add(LIBRARY.of(x.dtype())?, kernel, Grid::Each(threads), binds, &shape)?;
     let [out] = work.run(NAME, &[&x])?;
     Ok(out)
 }

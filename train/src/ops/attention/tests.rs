@@ -1,5 +1,7 @@
 //! Attention against its composition in f64, by finite differences where those are affordable.
 
+use candle_core::DType;
+
 use super::*;
 use crate::ops::check::{assert_close, assert_matches, backward, bits, flat, uniform, value_and_gradients};
 use crate::ops::gpu::host;
@@ -40,7 +42,7 @@ fn several_blocks_of_queries_agree_with_the_composition_in_f64() -> Result<()> {
     let inputs = inputs(2, 77, 4, 2, 24)?;
     let weights = uniform(34, 1.0, &[2, 77, 96])?;
     let run = |wide: bool| -> Result<Vec<Vec<f64>>> {
-        let dtype = if wide { candle_core::DType::F64 } else { candle_core::DType::F32 };
+        let dtype = if wide { DType::F64 } else { DType::F32 };
         let vars: Vec<_> = inputs
             .iter()
             .map(|x| candle_core::Var::from_tensor(&x.to_dtype(dtype)?))
@@ -92,20 +94,33 @@ fn in_bf16_attention_is_that_of_f32_but_for_the_roundings_of_what_lies_in_memory
     if !host::available() {
         return Ok(());
     }
-    let narrow = |x: Tensor| x.to_dtype(candle_core::DType::BF16);
+    let narrow = |x: Tensor| x.to_dtype(DType::BF16);
     let [q, k, v] = inputs(2, 18, 4, 2, 8)?;
     let narrow = [narrow((q / 2.0)?)?, narrow((k / 2.0)?)?, narrow(v)?];
-    let wide = narrow.each_ref().map(|x| x.to_dtype(candle_core::DType::F32));
+    let wide = narrow.each_ref().map(|x| x.to_dtype(DType::F32));
     let wide = wide.into_iter().collect::<Result<Vec<_>>>()?;
     let run = |x: &[Tensor]| value_and_gradients(|x| causal_attention(&x[0], &x[1], &x[2]), x);
     for (at, (found, want)) in run(&narrow)?.into_iter().zip(run(&wide)?).enumerate() {
         let (found, want) = (found.expect("in bf16"), want.expect("in f32"));
-        assert_eq!(found.dtype(), candle_core::DType::BF16);
+        assert_eq!(found.dtype(), DType::BF16);
         // A product of 8 terms below 1, and its gradient, of terms below 2, are rounded by 2⁻⁹ of themselves: 0.016 and 0.03. A weight is off
         // by the difference of two scores, scaled by 8^-½, and its own rounding, at most 0.013; so is the output, relative to the largest
         // value. A score's gradient is off by that in its weight, by 0.03 of at most 16 twice, and rounded: 0.02. Sums don't add to it.
         let bound = if at == 0 { 0.013 } else { 0.04 };
         assert_close(&format!("{at} (0: the value)"), &found, &flat(&want)?, bound)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn the_kernels_bring_heads_into_another_order_whatever_their_width() -> Result<()> {
+    if !host::available() {
+        return Ok(());
+    }
+    for (d, dtype) in [(8, DType::F32), (8, DType::BF16), (6, DType::F32), (6, DType::BF16)] {
+        let x = uniform(1, 1.0, &[2, 5, 3, d])?.to_dtype(dtype)?;
+        let found = on_gpu::swap_middle(&x, (2, 5, 3, d))?.to_dtype(DType::F32)?;
+        assert_eq!(bits(&found)?, bits(&x.transpose(1, 2)?.contiguous()?.to_dtype(DType::F32)?)?, "{d}");
     }
     Ok(())
 }

@@ -210,7 +210,7 @@ fn assert_reads_its_types(task: &Task, operands: &[DType], results: &[DType]) {
             Bind::Output(o) | Bind::Made(o) => results[o],
         };
         let want = match declared[place].trim_start_matches("device ").trim_start_matches("const ") {
-            "Element*" => element,
+            "Element*" | "Four*" => element,
             "float*" => DType::F32,
             "uint*" => DType::U32,
             other => panic!("{}: a buffer of {other}", task.kernel),
