@@ -9,7 +9,7 @@ use anyhow::{Context as _, anyhow, bail};
 use half::f16;
 use qat_infer::{
     files::{Activations, CONFIG_FILE, HfWriter, Manifest, PackedWriter},
-    model::{Config, Family, Param, Role, RopeScaling, params},
+    model::{Config, Family, Gate, Param, Role, RopeScaling, params},
 };
 use qat_quant::{Format, Packed, ScaleRule, Scales, kernels::FloatType, pack};
 use qat_train::student::{random_values, read_config};
@@ -91,6 +91,9 @@ impl Shape {
             o_bias: false,
             mlp_bias: false,
             qk_norm: false,
+            gate: Gate::Silu,
+            sub_norms: false,
+            short_convs: None,
             bos_token_id: None,
             eos_token_ids: Vec::new(),
         }
@@ -109,7 +112,7 @@ pub fn run(args: &cli::Init) -> anyhow::Result<Ending> {
         None => Some(Format::Int8G32),
     };
     let format = |param: &Param| match param.role {
-        Role::Norm | Role::Bias => None,
+        Role::Norm | Role::Bias | Role::Conv => None,
         Role::Projection => layers,
         Role::Embedding | Role::Head => embeddings.filter(|_| layers.is_some()),
     };
@@ -158,7 +161,9 @@ fn write_packed(
         match (packed, param.role) {
             (Some(packed), Role::Projection) => writer.packed(name, packed.as_ref(), inputs)?,
             (Some(packed), _) => writer.packed(name, packed.as_ref(), Activations::Float)?,
-            (None, Role::Norm | Role::Bias) => writer.float(name, FloatType::F32, shape, &floats)?,
+            (None, Role::Norm | Role::Bias | Role::Conv) => {
+                writer.float(name, FloatType::F32, shape, &floats)?
+            }
             (None, _) => writer.float(name, FloatType::F16, shape, &floats)?,
         }
         Ok(())

@@ -1,4 +1,5 @@
-//! A model that is read for its values, whatever holds them: a Hugging Face directory of floats, or anybody's GGUF file.
+//! A model that is read for its values, whatever holds them: a Hugging Face directory of floats or of BitNet layers, or anybody's GGUF
+//! file.
 //!
 //! Runs nothing. Invariant: the tensors that are handed out have the shapes that the config asks for and finite values.
 
@@ -7,9 +8,11 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 use tokenizers::Tokenizer;
 
-use crate::files::{Base, HfDir, TOKENIZER_FILE, companions, load_tokenizer};
+use crate::files::{
+    Activations, Base, BitNetDir, BitNetMatrix, HfDir, TOKENIZER_FILE, companions, load_tokenizer,
+};
 use crate::gguf::{self, GgufModel};
-use crate::model::{Config, Param, names};
+use crate::model::{Config, Param, Role, names};
 use crate::{Error, Result};
 
 /// A model to be read as floats.
@@ -25,6 +28,7 @@ pub struct FloatModel {
 #[derive(Debug)]
 enum Tensors {
     Directory(HfDir),
+    BitNet(BitNetDir),
     Gguf(GgufModel),
 }
 
@@ -43,6 +47,12 @@ impl FloatModel {
     pub fn open(path: &Path) -> Result<Self> {
         if let Some(file) = gguf::at(path) {
             return Self::open_gguf(&file);
+        }
+        if BitNetDir::is_at(path) {
+            let directory = BitNetDir::open(path)?;
+            let config = Config::from_json(&directory.config, &directory.config_path())?;
+            let surroundings = Surroundings::There(path.to_owned());
+            return Ok(Self { config, tensors: Tensors::BitNet(directory), surroundings });
         }
         let directory = HfDir::open(path)?;
         let config = Config::from_json(&directory.config, &directory.config_path())?;
@@ -79,17 +89,63 @@ impl FloatModel {
     /// The metadata of a GGUF file have something else under the keys of these.
     pub fn base(&self) -> Result<Base> {
         match &self.tensors {
-            Tensors::Directory(directory) => Ok(Base::of(directory)),
+            Tensors::Directory(HfDir { path, .. }) | Tensors::BitNet(BitNetDir { path, .. }) => {
+                Ok(Base::of(path))
+            }
             Tensors::Gguf(model) => model.base(),
         }
     }
 
-    /// The values of `param`, row-major.
+    /// The values of `param` that the model computes with, row-major.
     ///
     /// # Errors
     /// It is missing, has another shape or a value that is not finite.
     pub fn values(&self, param: &Param) -> Result<Vec<f32>> {
+        match (self.bitnet(param)?, &*param.shape) {
+            (Some(matrix), &[rows, cols]) => matrix.values(&param.name, [rows, cols]),
+            _ => self.floats(param),
+        }
+    }
+
+    /// The values of `param` from which training goes on: those that it was rounded from, where the model has kept them.
+    ///
+    /// # Errors
+    /// It is missing, has another shape or a value that is not finite.
+    pub fn latent(&self, param: &Param) -> Result<Vec<f32>> {
         match &self.tensors {
+            Tensors::BitNet(directory) if directory.is_online() => self.floats(param),
+            _ => self.values(param),
+        }
+    }
+
+    /// What the inputs of `param` are rounded to.
+    pub fn activations(&self, param: &Param) -> Activations {
+        match &self.tensors {
+            Tensors::BitNet(directory)
+                if param.role == Role::Projection && directory.is_ternary(&param.name) =>
+            {
+                Activations::Int8Token
+            }
+            _ => Activations::Float,
+        }
+    }
+
+    /// The matrix that `param` is, if it is ternary.
+    fn bitnet(&self, param: &Param) -> Result<Option<BitNetMatrix>> {
+        match (&self.tensors, param.role, &*param.shape) {
+            (Tensors::BitNet(directory), Role::Projection, &[rows, cols]) => {
+                directory.matrix(&param.name, [rows, cols])
+            }
+            _ => Ok(None),
+        }
+    }
+
+    fn floats(&self, param: &Param) -> Result<Vec<f32>> {
+        match &self.tensors {
+            Tensors::BitNet(directory) => {
+                let stored = names::stored_name(param, &self.config, |name| directory.tensors.contains(name));
+                directory.tensors.f32(stored, &param.shape)
+            }
             Tensors::Directory(directory) => {
                 let stored = names::stored_name(param, &self.config, |name| directory.tensors.contains(name));
                 directory.tensors.f32(stored, &param.shape)

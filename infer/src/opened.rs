@@ -11,11 +11,11 @@ use rayon::prelude::*;
 use tokenizers::Tokenizer;
 
 use crate::files::{
-    Activations, HfDir, Manifest, MlxDir, PackedDir, Storage, StoredMatrix, TOKENIZER_FILE, TensorFiles,
-    load_tokenizer,
+    Activations, BitNetDir, HfDir, Manifest, MlxDir, PackedDir, Storage, StoredMatrix, TOKENIZER_FILE,
+    TensorFiles, load_tokenizer,
 };
 use crate::gguf::{self, GgufModel};
-use crate::model::{Config, Decoder, Param, Weights, names, params};
+use crate::model::{Config, Decoder, Param, Role, Weights, names, params};
 use crate::{Error, Result};
 
 /// What a runtime makes of the matrices in a file.
@@ -42,6 +42,8 @@ pub struct Opened<M> {
     /// The manifest of a packed directory; none for a float one.
     pub manifest: Option<Manifest>,
     tokenizer: TokenizerAt,
+    /// How the tensors of a directory without a manifest are stored.
+    stored: BTreeMap<String, Storage>,
 }
 
 /// Where a model's tokenizer is.
@@ -61,8 +63,8 @@ pub struct Size {
 }
 
 impl<M: RuntimeMatrix> Opened<M> {
-    /// Opens a packed directory (one with a manifest), a GGUF file, a quantized directory in MLX's layout, or a float one as
-    /// Hugging Face lays it out.
+    /// Opens a packed directory (one with a manifest), a GGUF file, a quantized directory in MLX's layout, one with the BitNet
+    /// layers of transformers, or a float one as Hugging Face lays it out.
     ///
     /// # Errors
     /// When a file is missing or damaged, the config asks for something the decoder lacks, or a tensor is missing, has
@@ -75,11 +77,24 @@ impl<M: RuntimeMatrix> Opened<M> {
         } else if MlxDir::is_at(dir) {
             let mlx = MlxDir::open(dir)?;
             let config = Config::from_json(&mlx.config, &mlx.config_path())?;
-            Self::open_tensors(dir, config, &mlx.tensors, Some(&mlx))
+            Self::open_tensors(dir, config, &mlx.tensors, &|param, name| {
+                let Some(matrix) = mlx.matrix(name, matrix_shape(param)?)? else { return Ok(None) };
+                Ok(Some((matrix.stored(name)?, matrix.bytes())))
+            })
+        } else if BitNetDir::is_at(dir) {
+            let bitnet = BitNetDir::open(dir)?;
+            let config = Config::from_json(&bitnet.config, &bitnet.config_path())?;
+            Self::open_tensors(dir, config, &bitnet.tensors, &|param, name| {
+                if param.role != Role::Projection {
+                    return Ok(None);
+                }
+                let matrix = bitnet.matrix(name, matrix_shape(param)?)?;
+                Ok(matrix.map(|matrix| (matrix.stored, matrix.file_bytes)))
+            })
         } else {
             let hf = HfDir::open(dir)?;
             let config = Config::from_json(&hf.config, &hf.config_path())?;
-            Self::open_tensors(dir, config, &hf.tensors, None)
+            Self::open_tensors(dir, config, &hf.tensors, &|_, _| Ok(None))
         }
     }
 
@@ -99,7 +114,10 @@ impl<M: RuntimeMatrix> Opened<M> {
         match (&self.manifest, &self.tokenizer) {
             (Some(manifest), _) => Some(manifest.tensors.get(&param.name)?.storage.to_string()),
             (None, TokenizerAt::Gguf(model)) => Some(model.kind(param).ok()?.name().to_owned()),
-            (None, TokenizerAt::File(_)) => Some("float".to_owned()),
+            (None, TokenizerAt::File(_)) => Some(match self.stored.get(&param.name)? {
+                Storage::Float(_) => "float".to_owned(),
+                packed => packed.to_string(),
+            }),
         }
     }
 
@@ -115,19 +133,20 @@ impl<M: RuntimeMatrix> Opened<M> {
             let name = names::stored_name(param, &config, |name| dir.contains(name));
             dir.matrix(name, matrix_shape(param)?)
         })?;
-        let vector = |param: &Param| dir.vector(&param.name, param.shape.iter().product());
+        let vector = |param: &Param| dir.vector(&param.name, &param.shape);
         let decoder = Decoder::build(config.clone(), &mut CheckedWeights { matrices, vector })?;
         let tokenizer = TokenizerAt::File(dir.tokenizer());
         let size =
             Size { bits_per_weight: dir.manifest.bits_per_weight, file_bytes: dir.manifest.file_bytes };
-        Ok(Self { decoder, origin: path.to_owned(), size, manifest: Some(dir.manifest), tokenizer })
+        let (origin, stored) = (path.to_owned(), BTreeMap::new());
+        Ok(Self { decoder, origin, size, manifest: Some(dir.manifest), tokenizer, stored })
     }
 
     fn open_tensors(
         path: &Path,
         config: Config,
         tensors: &TensorFiles,
-        quantized: Option<&MlxDir>,
+        quantized: Quantized<'_>,
     ) -> Result<Self> {
         let mut weights = TensorWeights::<M> {
             config: &config,
@@ -135,13 +154,15 @@ impl<M: RuntimeMatrix> Opened<M> {
             quantized,
             bytes: 0,
             elements: 0,
+            stored: BTreeMap::new(),
             matrix: PhantomData,
         };
         let decoder = Decoder::build(config.clone(), &mut weights)?;
         let bits_per_weight = 8.0 * weights.bytes as f64 / weights.elements as f64;
         let size = Size { bits_per_weight, file_bytes: file_bytes(tensors)? };
         let tokenizer = TokenizerAt::File(path.join(TOKENIZER_FILE));
-        Ok(Self { decoder, origin: path.to_owned(), size, manifest: None, tokenizer })
+        let (origin, stored) = (path.to_owned(), weights.stored);
+        Ok(Self { decoder, origin, size, manifest: None, tokenizer, stored })
     }
 
     fn open_gguf(path: &Path) -> Result<Self> {
@@ -152,7 +173,8 @@ impl<M: RuntimeMatrix> Opened<M> {
         let decoder = Decoder::build(config, &mut CheckedWeights { matrices, vector })?;
         let size = Size { bits_per_weight: model.bits_per_weight()?, file_bytes: model.file.file_bytes() };
         let tokenizer = TokenizerAt::Gguf(Box::new(model));
-        Ok(Self { decoder, origin: path.to_owned(), size, manifest: None, tokenizer })
+        let (origin, stored) = (path.to_owned(), BTreeMap::new());
+        Ok(Self { decoder, origin, size, manifest: None, tokenizer, stored })
     }
 }
 
@@ -208,18 +230,33 @@ impl<M, F: Fn(&Param) -> Result<Vec<f32>>> Weights for CheckedWeights<M, F> {
     }
 }
 
+/// Gives the matrix that a tensor of this name quantizes, and the bytes of the file that hold it; none where it is a float one.
+type Quantized<'a> = &'a dyn Fn(&Param, &str) -> Result<Option<(StoredMatrix, usize)>>;
+
 /// Tensors of a directory without a manifest, counted as they are handed out.
 struct TensorWeights<'a, M> {
     config: &'a Config,
     tensors: &'a TensorFiles,
-    /// Where matrices may be quantized.
-    quantized: Option<&'a MlxDir>,
+    quantized: Quantized<'a>,
     bytes: usize,
     elements: usize,
+    stored: BTreeMap<String, Storage>,
     matrix: PhantomData<M>,
 }
 
 impl<M> TensorWeights<'_, M> {
+    /// The shape of a vector in the file: MLX has the one channel of a convolution's kernel behind the taps.
+    fn shape_in_file(&self, param: &Param) -> Vec<usize> {
+        match *param.shape.as_slice() {
+            [channels, 1, taps] => {
+                let theirs = vec![channels, taps, 1];
+                let is_theirs = self.tensors.info(&param.name).is_ok_and(|info| info.shape == theirs);
+                if is_theirs { theirs } else { param.shape.clone() }
+            }
+            _ => param.shape.clone(),
+        }
+    }
+
     fn count(&mut self, bytes: usize, param: &Param) {
         self.bytes += bytes;
         self.elements += param.shape.iter().product::<usize>();
@@ -234,24 +271,22 @@ impl<M: RuntimeMatrix> Weights for TensorWeights<'_, M> {
     fn matrix(&mut self, param: &Param) -> Result<M> {
         let name = names::stored_name(param, self.config, |name| self.tensors.contains(name));
         let shape = matrix_shape(param)?;
-        let quantized = self.quantized.map(|dir| dir.matrix(name, shape)).transpose()?.flatten();
-        if let Some(matrix) = quantized {
-            self.count(matrix.bytes(), param);
-            return M::new(name, shape, matrix.stored(name)?);
-        }
-        let (float, bytes) = self.tensors.float(name, &param.shape)?;
-        self.count(bytes.len(), param);
-        let stored = StoredMatrix {
-            storage: Storage::Float(float),
-            bytes,
-            tensor_scale: None,
-            activations: Activations::Float,
+        let (stored, bytes) = match (self.quantized)(param, name)? {
+            Some(quantized) => quantized,
+            None => {
+                let (float, bytes) = self.tensors.float(name, &param.shape)?;
+                let (storage, len) = (Storage::Float(float), bytes.len());
+                let activations = Activations::Float;
+                (StoredMatrix { storage, bytes, tensor_scale: None, activations }, len)
+            }
         };
+        self.count(bytes, param);
+        self.stored.insert(param.name.clone(), stored.storage);
         M::new(name, shape, stored)
     }
 
     fn vector(&mut self, param: &Param) -> Result<Vec<f32>> {
-        let values = self.tensors.f32(&param.name, &param.shape)?;
+        let values = self.tensors.f32(&param.name, &self.shape_in_file(param))?;
         self.count(self.tensors.bytes(&param.name)?.len(), param);
         Ok(values)
     }

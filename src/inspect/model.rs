@@ -8,9 +8,9 @@ use std::{collections::BTreeSet, path::Path};
 use anyhow::Context as _;
 use comfy_table::Table;
 use qat_infer::{
-    files::{self, Activations, HfDir, PackedDir, Storage, load_tokenizer, tokenizer_sha256},
+    files::{self, Activations, BitNetDir, HfDir, PackedDir, Storage, load_tokenizer, tokenizer_sha256},
     gguf::{self, GgufModel},
-    model::{Config, Param, Role, names, params},
+    model::{self, Config, Param, Role, names, params},
 };
 use qat_quant::kernels::FloatType;
 use serde::Serialize;
@@ -22,7 +22,7 @@ use crate::table;
 #[derive(Debug, Serialize)]
 pub struct Inspected {
     model: String,
-    /// "packed" (one with a manifest), "float" (as Hugging Face lays it out) or "GGUF".
+    /// "packed" (one with a manifest), "float" (as Hugging Face lays it out), "BitNet" (with layers of transformers') or "GGUF".
     layout: &'static str,
     config: Value,
     parameters: u64,
@@ -69,6 +69,7 @@ impl Inspected {
             match (PackedDir::is_at(dir), gguf::at(dir)) {
                 (true, _) => open_packed(dir)?,
                 (false, Some(file)) => open_gguf(&file)?,
+                (false, None) if BitNetDir::is_at(dir) => open_bitnet(dir)?,
                 (false, None) => open_float(dir)?,
             };
         let parts = parts(&config, &tensors);
@@ -214,6 +215,28 @@ fn open_float(dir: &Path) -> anyhow::Result<Found> {
     Ok(Found { config, tensors, tokenizer, layout: "float", packed: None })
 }
 
+fn open_bitnet(dir: &Path) -> anyhow::Result<Found> {
+    let bitnet = BitNetDir::open(dir)?;
+    let config = Config::from_json(&bitnet.config, &bitnet.config_path())?;
+    let tensor = |param: Param| -> anyhow::Result<Tensor> {
+        if let (Role::Projection, &[rows, cols]) = (param.role, &*param.shape)
+            && let Some(matrix) = bitnet.matrix(&param.name, [rows, cols])?
+        {
+            let (storage, activations) = (matrix.stored.storage, matrix.stored.activations);
+            let rounded = if bitnet.is_online() { ", of floats" } else { "" };
+            let stored = format!("{}{rounded}", stored_as(storage));
+            return Ok(Tensor { stored, activations, bytes: matrix.file_bytes as u64, param });
+        }
+        let name = names::stored_name(&param, &config, |name| bitnet.tensors.contains(name));
+        let (dtype, bytes) = bitnet.tensors.float(name, &param.shape)?;
+        let (stored, bytes) = (stored_as(Storage::Float(dtype)), bytes.len() as u64);
+        Ok(Tensor { stored, activations: Activations::Float, bytes, param })
+    };
+    let tensors = params(&config).into_iter().map(tensor).collect::<anyhow::Result<_>>()?;
+    let tokenizer = tokenizer_at(&bitnet.tokenizer(), config.vocab_size)?;
+    Ok(Found { config, tensors, tokenizer, layout: "BitNet", packed: None })
+}
+
 fn open_gguf(file: &Path) -> anyhow::Result<Found> {
     let model = GgufModel::open(file)?;
     let tensor = |param: Param| -> anyhow::Result<Tensor> {
@@ -233,12 +256,16 @@ fn parts(config: &Config, tensors: &[Tensor]) -> Vec<Part> {
     let part_of = |Param { name, role, .. }: &Param| match role {
         Role::Embedding => embedding,
         Role::Head => "head",
-        Role::Projection if name.contains(".self_attn.") => "attention",
-        Role::Projection => "MLP",
+        Role::Conv => "convolutions",
+        Role::Projection => match model::Part::of(name) {
+            Some((_, model::Part::Q | model::Part::K | model::Part::V | model::Part::O)) => "attention",
+            Some((_, model::Part::ConvIn | model::Part::ConvOut)) => "convolutions",
+            _ => "MLP",
+        },
         Role::Norm => "norms",
         Role::Bias => "biases",
     };
-    let all = [embedding, "attention", "MLP", "head", "norms", "biases"];
+    let all = [embedding, "attention", "convolutions", "MLP", "head", "norms", "biases"];
     let of_part = |part: &'static str| {
         let mut found = Part {
             part,

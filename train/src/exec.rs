@@ -8,7 +8,7 @@ mod recompute;
 use candle_core::{DType, Device, Tensor};
 use qat_infer::{
     cpu::KvType,
-    model::{AttentionShape, Exec, Linear, Rope},
+    model::{AttentionShape, Exec, Gate, Linear, Rope},
 };
 
 pub use recompute::forward_in_layers;
@@ -189,8 +189,15 @@ impl Exec for TrainExec<'_> {
         Ok(ops::reshape(&mixed, (self.batch * self.ctx, shape.heads * shape.head_dim))?)
     }
 
-    fn swiglu(&mut self, gate: Tensor, up: Tensor) -> Result<Tensor> {
-        Ok(ops::swiglu(&gate, &up)?)
+    fn short_conv(&mut self, _: usize, x: Tensor, kernel: &Tensor) -> Result<Tensor> {
+        Ok(ops::short_conv(&x, kernel, self.ctx)?)
+    }
+
+    fn gate(&mut self, by: Gate, gate: Tensor, up: Tensor) -> Result<Tensor> {
+        Ok(match by {
+            Gate::Silu => ops::swiglu(&gate, &up)?,
+            Gate::Relu2 => ops::relu2(&gate, &up)?,
+        })
     }
 
     fn add(&mut self, a: Tensor, b: Tensor) -> Result<Tensor> {

@@ -50,6 +50,7 @@ pub fn check_targets(plan: &Plan) -> Result<()> {
         Origin::Pretrained(path) => FloatModel::open(path)?.config,
         Origin::Scratch { config, .. } => read_config(config)?,
     };
+    export.targets.iter().try_for_each(|target| target.knows(&config))?;
     let rules = &plan.quantization.rules;
     let possible = match &plan.mix {
         None => vec![rules.clone()],
@@ -97,7 +98,7 @@ impl Shipment {
     /// A directory that is no model, or a format that can't hold one of its tensors.
     pub fn of_model(dir: &Path, quantization: Quantization, pad_intermediate: Option<usize>) -> Result<Self> {
         let model = FloatModel::open(dir)?;
-        let floats = padded(Floats::read(&model)?, pad_intermediate)?;
+        let floats = padded(Floats::read_latent(&model)?, pad_intermediate)?;
         Self::rounded(model, &floats, quantization)
     }
 

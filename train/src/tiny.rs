@@ -49,6 +49,22 @@ pub(crate) fn config(changes: Value) -> Config {
     Config::from_json(&json, Path::new("config.json")).expect("a valid config")
 }
 
+/// The same of a `family` that may have layers of other kinds: of LFM2, every second one convolves, the first among them.
+pub(crate) fn family(family: &str, changes: Value) -> Config {
+    let layers = changes["num_hidden_layers"].as_u64().unwrap_or(2);
+    let mut json = match family {
+        "bitnet" => json!({"hidden_act": "relu2"}),
+        "lfm2" => json!({
+            "norm_eps": 1e-5, "block_auto_adjust_ff_dim": false,
+            "layer_types": (0..layers).map(|n| ["conv", "full_attention"][n as usize % 2]).collect::<Vec<_>>(),
+        }),
+        _ => json!({}),
+    };
+    json["model_type"] = json!(family);
+    json.as_object_mut().expect("an object").extend(changes.as_object().expect("an object").clone());
+    config(json)
+}
+
 /// Random weights with a standard deviation of about 0.1, random biases of that size, and norms around 1.
 pub(crate) fn floats(config: Config, seed: u64) -> Floats {
     let mut floats = Floats::random(config, seed);

@@ -8,6 +8,7 @@ use qat_quant::vectorized;
 
 use super::attention::Attention;
 use super::buffers::{Buffer, Buffers};
+use super::convolution::Recent;
 use super::inputs::Inputs;
 use super::kv::{KvCache, KvType};
 use super::lanes;
@@ -16,7 +17,7 @@ use super::operand::{AT_ONCE, Operand, add, keep};
 use super::pool::{Chunks, Joined, Pool, Tiles};
 use super::rotation::Rotation;
 use super::{Product, Program};
-use crate::model::{AttentionShape, Config, Rope};
+use crate::model::{AttentionShape, Config, Gate, Rope};
 use crate::plan::{Epilogue, MOST, Norm, Op, Turn, Value, Weight as _};
 use crate::{Error, Result};
 use qat_quant::kernels::{Isa, PANEL};
@@ -30,6 +31,8 @@ pub(super) struct Engine {
     cache: KvCache,
     attention: Attention,
     rotations: Vec<Rotation>,
+    /// What the convolutions remember.
+    recent: Recent,
     /// Tokens in the cache; the position of the next one.
     position: usize,
 }
@@ -54,6 +57,7 @@ impl Engine {
             inputs: Inputs::default(),
             attention: Attention::new(*cache.shape(), capacity, threads),
             rotations: ropes.iter().map(|rope| Rotation::new(rope, capacity)).collect(),
+            recent: Recent::new(config),
             cache,
             position: 0,
         })
@@ -73,6 +77,7 @@ impl Engine {
     pub(super) fn reset(&mut self) {
         self.position = 0;
         self.cache.clear();
+        self.recent.clear();
     }
 
     /// The KV cache.
@@ -122,7 +127,9 @@ impl Engine {
                     match epilogue {
                         Epilogue::Store => self.store(buffers, tokens, *x, products, outs),
                         Epilogue::Add => self.accumulate(buffers, tokens, *x, &products[0], outs[0]),
-                        Epilogue::Gate => self.gate_products(buffers, tokens, *x, products, outs),
+                        Epilogue::Gate(by) => {
+                            self.gate_products(buffers, tokens, *x, (*by, products), outs);
+                        }
                     }
                 }
                 Op::Turn { x, heads, turn } => {
@@ -132,8 +139,20 @@ impl Engine {
                 Op::Attention { layer, q, k, v, turns, out } => {
                     self.attend(buffers, tokens, *layer, [*q, *k, *v], turns, *out);
                 }
-                Op::Gate { gate, up, width } => {
-                    self.pairwise(buffers, [*gate, *up], [tokens, *width], lanes::swiglu);
+                Op::ShortConv { layer, x, kernel, width, out } => {
+                    let mut to = buffers.take(*out);
+                    let x = buffers.get(*x, tokens * 3 * width);
+                    self.recent.convolve(&self.pool, *layer, x, kernel, &mut to[..tokens * width]);
+                    buffers.put(*out, to);
+                }
+                Op::Gate { by, gate, up, width } => {
+                    self.pairwise(
+                        buffers,
+                        [*gate, *up],
+                        [tokens, *width],
+                        #[inline(always)]
+                        |gate, up| lanes::gate(*by, gate, up),
+                    );
                 }
                 Op::Add { to, from, width } => {
                     self.pairwise(buffers, [*to, *from], [tokens, *width], lanes::add);
@@ -227,13 +246,13 @@ impl Engine {
         buffers.put(out, to);
     }
 
-    /// Two products of one input, of which `silu(first) · second` is stored.
+    /// Two products of one input, of which what the gate makes of the first, times the second, is stored.
     fn gate_products(
         &self,
         buffers: &mut Buffers,
         tokens: usize,
         x: Value,
-        products: &[Product<'_>],
+        (by, products): (Gate, &[Product<'_>]),
         outs: &[Value],
     ) {
         let rows = products[0].matrix.rows();
@@ -247,7 +266,7 @@ impl Engine {
             operand.multiply(&products[1], &mut up, keep);
             vectorized(
                 #[inline(always)]
-                || (0..tokens).for_each(|token| lanes::swiglu(gate.row(token), up.row(token))),
+                || (0..tokens).for_each(|token| lanes::gate(by, gate.row(token), up.row(token))),
             );
         });
         buffers.put(outs[0], gate);

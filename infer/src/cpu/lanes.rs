@@ -6,6 +6,8 @@
 
 use pulp::Simd;
 
+use crate::model::Gate;
+
 /// Lanes of a sum; one register of AVX-512, two of AVX2, four of NEON.
 pub(super) const LANES: usize = 16;
 
@@ -82,11 +84,22 @@ fn inverse_rms(x: &[f32], eps: f32) -> f32 {
     1.0 / (sum_of_squares(x) / x.len() as f32 + eps).sqrt()
 }
 
-/// `gate = silu(gate) · up`, where `silu(x) = x / (1 + e⁻ˣ)`.
+/// `gate = by(gate) · up`, where `silu(x) = x / (1 + e⁻ˣ)`.
 #[inline(always)]
-pub(super) fn swiglu(gate: &mut [f32], up: &[f32]) {
-    for (gate, up) in gate.iter_mut().zip(up) {
-        *gate = *gate / (1.0 + exp(-*gate)) * up;
+pub(super) fn gate(by: Gate, gate: &mut [f32], up: &[f32]) {
+    let pairs = gate.iter_mut().zip(up);
+    match by {
+        Gate::Silu => pairs.for_each(
+            #[inline(always)]
+            |(gate, up)| *gate = *gate / (1.0 + exp(-*gate)) * up,
+        ),
+        Gate::Relu2 => pairs.for_each(
+            #[inline(always)]
+            |(gate, up)| {
+                let open = if *gate > 0.0 { *gate } else { 0.0 };
+                *gate = open * open * up;
+            },
+        ),
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod attention;
 mod buffers;
+mod convolution;
 mod engine;
 mod inputs;
 mod kv;

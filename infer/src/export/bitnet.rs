@@ -1,16 +1,13 @@
 //! BitNet for Hugging Face transformers: ternary projections in two bits a weight, everything else as floats.
 //!
-//! `X.weight` is U8 `[rows/4, cols]`: byte `[r, c]` holds the codes, plus one, of rows r, r + rows/4, r + rows/2 and
-//! r + 3·rows/4, lowest bits first. `X.weight_scale` is one number. transformers has two classes that read this: `autobitlinear`
-//! multiplies by it, the bias too; `bitlinear` divides by it and adds the bias after. So projections with biases need the
-//! second, and get 1/scale in F32, everybody else the first, and gets the scale in BF16 as it was trained.
+//! How matrices lie in the file, [`BitNetDir`](crate::files::BitNetDir) says. Projections with biases need the class that adds them
+//! after the scale, `bitlinear`, and get 1/scale in F32; everybody else gets the scale in BF16 as it was trained, for `autobitlinear`.
 //!
-//! Both round their inputs to 8 bits per token, as models with `int8-token` activations do. Knows no other layer of BitNet's own
-//! architecture: `model_type` stays that of the source.
+//! Both round their inputs to 8 bits per token, as models with `int8-token` activations do. The rest of the model is that of its own
+//! family, which need not be BitNet's.
 
 use std::path::Path;
 
-use half::bf16;
 use qat_quant::kernels::FloatType;
 use qat_quant::{Format, PackedRef};
 use rayon::prelude::*;
@@ -19,14 +16,11 @@ use serde_json::{Value, json};
 
 use super::{Exporter, Options, ReadBack, Source, SourceTensor};
 use crate::files::{
-    Activations, CONFIG_FILE, ShardWriter, StagedDir, Storage, TensorFiles, read_json, with_dtype,
-    write_surroundings,
+    Activations, BITNET_ROWS as ROWS, CONFIG_FILE, LinearClass, ShardWriter, StagedDir, Storage, TensorFiles,
+    read_json, with_dtype, write_surroundings,
 };
 use crate::model::{Param, Role};
 use crate::{Error, Result};
-
-/// Rows that share a byte.
-const ROWS: usize = 4;
 
 pub(super) struct BitNet;
 
@@ -76,7 +70,7 @@ impl Exporter for BitNet {
 
     fn write(&self, source: &Source, options: &Options, into: &StagedDir) -> Result<()> {
         let float = options.dtype.unwrap_or(FloatType::F32);
-        let class = Class::of(source);
+        let class = class_of(source);
         write_surroundings(into, &config(source, class, float), &source.companions()?)?;
         let mut writer = ShardWriter::create(into.path());
         for param in source.params() {
@@ -93,39 +87,19 @@ impl Exporter for BitNet {
     fn read_back<'a>(&self, _source: &'a Source, dir: &Path) -> Result<Box<dyn ReadBack + 'a>> {
         let config: Value = read_json(&dir.join(CONFIG_FILE))?;
         let class = &config["quantization_config"]["linear_class"];
-        let class = Class::ALL.into_iter().find(|known| class == known.name());
+        let class = LinearClass::ALL.into_iter().find(|known| class == known.name());
         Ok(Box::new(Written {
             tensors: TensorFiles::open(dir)?,
-            class: class.unwrap_or(Class::AutoBitLinear),
+            class: class.unwrap_or(LinearClass::AutoBitLinear),
         }))
     }
 }
 
-/// A class of transformers that reads packed weights.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Class {
-    /// `scale · (W·x + b)`.
-    AutoBitLinear,
-    /// `W·x / (1/scale) + b`.
-    BitLinear,
-}
-
-impl Class {
-    const ALL: [Self; 2] = [Self::AutoBitLinear, Self::BitLinear];
-
-    /// The one that gives the model's arithmetic.
-    fn of(source: &Source) -> Self {
-        match source.params().iter().any(|param| param.role == Role::Bias) {
-            true => Self::BitLinear,
-            false => Self::AutoBitLinear,
-        }
-    }
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::AutoBitLinear => "autobitlinear",
-            Self::BitLinear => "bitlinear",
-        }
+/// The class that gives the model's arithmetic.
+fn class_of(source: &Source) -> LinearClass {
+    match source.params().iter().any(|param| param.role == Role::Bias) {
+        true => LinearClass::BitLinear,
+        false => LinearClass::AutoBitLinear,
     }
 }
 
@@ -145,7 +119,7 @@ fn ternary<'a>(param: &Param, tensor: &'a SourceTensor) -> Result<Option<PackedR
     if param.role == Role::Projection { tensor.packed() } else { Ok(None) }
 }
 
-fn config(source: &Source, class: Class, float: FloatType) -> Value {
+fn config(source: &Source, class: LinearClass, float: FloatType) -> Value {
     let mut config = with_dtype(&source.config.to_json(), float);
     let mut floats = vec!["lm_head".to_owned()];
     for param in source.params() {
@@ -162,12 +136,17 @@ fn config(source: &Source, class: Class, float: FloatType) -> Value {
     config
 }
 
-fn write_matrix(writer: &mut ShardWriter, param: &Param, matrix: PackedRef<'_>, class: Class) -> Result<()> {
+fn write_matrix(
+    writer: &mut ShardWriter,
+    param: &Param,
+    matrix: PackedRef<'_>,
+    class: LinearClass,
+) -> Result<()> {
     let scale = matrix.tensor_scale().unwrap_or(0.0);
     let name = format!("{}.weight_scale", param.module());
     match class {
-        Class::AutoBitLinear => writer.add_values(&name, FloatType::BF16, &[1], &[scale])?,
-        Class::BitLinear => {
+        LinearClass::AutoBitLinear => writer.add_values(&name, FloatType::BF16, &[1], &[scale])?,
+        LinearClass::BitLinear => {
             writer.add_values(&name, FloatType::F32, &[1], &[inverse(&param.name, scale)?])?
         }
     }
@@ -177,17 +156,13 @@ fn write_matrix(writer: &mut ShardWriter, param: &Param, matrix: PackedRef<'_>, 
 /// 1/scale, from which rounding to bf16 gives the scale again.
 fn inverse(name: &str, scale: f32) -> Result<f32> {
     let inverse = 1.0 / scale;
-    if inverse.is_finite() && scale_of(inverse) == scale {
+    if inverse.is_finite() && LinearClass::BitLinear.scale(inverse) == scale {
         return Ok(inverse);
     }
     let problem = format!(
         "its scale {scale} has no inverse in f32, which transformers' bitlinear wants; export as gguf or mlx instead"
     );
     Err(Error::tensor(name, problem))
-}
-
-fn scale_of(inverse: f32) -> f32 {
-    bf16::from_f32(1.0 / inverse).to_f32()
 }
 
 /// The codes, plus one, of four rows a byte, each a quarter of the matrix from the next.
@@ -210,7 +185,7 @@ fn quarters(matrix: &PackedRef<'_>) -> Vec<u8> {
 
 struct Written {
     tensors: TensorFiles,
-    class: Class,
+    class: LinearClass,
 }
 
 impl ReadBack for Written {
@@ -221,10 +196,7 @@ impl ReadBack for Written {
         let (rows, cols) = (param.shape[0], param.shape[1]);
         self.tensors.check_shape(&param.name, &[rows / ROWS, cols])?;
         let stored = self.tensors.f32(&format!("{}.weight_scale", param.module()), &[1])?[0];
-        let scale = match self.class {
-            Class::AutoBitLinear => stored,
-            Class::BitLinear => scale_of(stored),
-        };
+        let scale = self.class.scale(stored);
         let bytes = self.tensors.bytes(&param.name)?;
         let value = |at: usize| {
             let (row, column) = (at / cols, at % cols);

@@ -129,6 +129,7 @@ impl Card<'_> {
                 Role::Projection => "layers",
                 Role::Norm => "norms",
                 Role::Bias => "biases",
+                Role::Conv => "convolutions",
             };
             let sum = by_format.entry((format, role)).or_default();
             *sum = (sum.0 + 1, sum.1 + entry.elements());

@@ -22,7 +22,7 @@ use crate::gguf::{
     Announced, GGUF_FILE, Gguf, GgufModel, GgufWriter, Kind, Metadata, ROPE_FREQS, Rows, Value, gguf_name,
     hparams, place, vocabulary,
 };
-use crate::model::Param;
+use crate::model::{Config, Param};
 use crate::{Error, Result};
 
 /// The version of ggml's block layouts.
@@ -45,6 +45,10 @@ impl Exporter for LlamaCpp {
              64) needs a llama.cpp of 2026; llama.cpp rounds activations to 8 bits on the processor, so that logits differ slightly from \
              one backend to another.\n"
         )
+    }
+
+    fn knows(&self, config: &Config) -> Result<()> {
+        architecture(config).map(|_| ())
     }
 
     fn check(&self, source: &Source, _options: &Options) -> Result<()> {
@@ -75,7 +79,7 @@ impl Exporter for LlamaCpp {
             params.push((name, param, kind));
         }
         let factors = hparams::rope_factors(&source.config);
-        let of_params = params.iter().map(|(name, param, kind)| (name.as_str(), param.shape.clone(), *kind));
+        let of_params = params.iter().map(|(name, param, kind)| (name.as_str(), shape(param), *kind));
         let of_factors = factors.iter().map(|factors| (ROPE_FREQS, vec![factors.len()], Kind::F32));
         let announced = of_params.chain(of_factors).map(|(name, shape, kind)| Announced {
             name: name.into(),
@@ -119,6 +123,26 @@ impl ReadBack for Written {
     }
 }
 
+/// llama.cpp's name of the model's architecture.
+fn architecture(config: &Config) -> Result<&'static str> {
+    hparams::architecture(config.family).ok_or_else(|| {
+        let problem = format!(
+            "gguf: llama.cpp has no architecture for {:?} (its own \"bitnet\" has SiLU where this has ReLU²); bitnet, onnx and hf \
+             have one",
+            config.family.model_type()
+        );
+        Error::Invalid(problem)
+    })
+}
+
+/// The shape of `param` in the file, where convolutions are matrices.
+fn shape(param: &Param) -> Vec<usize> {
+    match *param.shape.as_slice() {
+        [channels, 1, taps] => vec![channels, taps],
+        _ => param.shape.clone(),
+    }
+}
+
 /// How `param` will be stored.
 fn kind(source: &Source, param: &Param, options: &Options) -> Result<Kind> {
     let wide = if options.tq1 { Kind::TQ1_0 } else { Kind::TQ2_0 };
@@ -134,7 +158,7 @@ fn kind(source: &Source, param: &Param, options: &Options) -> Result<Kind> {
         Storage::Packed(format @ Format::Affine(_)) => {
             Err(Error::tensor(&param.name, format!("GGUF has no {format}")))
         }
-        Storage::Float(_) if param.shape.len() == 1 => Ok(Kind::F32),
+        Storage::Float(_) if param.shape.len() != 2 => Ok(Kind::F32),
         Storage::Float(_) => match options.dtype {
             Some(float) => Ok(float.into()),
             None => Ok(smallest_exact(&source.tensor(param)?.values()?).into()),
@@ -214,7 +238,8 @@ fn metadata(
     let mut metadata = Metadata::new(Path::new(GGUF_FILE));
     let weights: usize = params.iter().map(|(_, param, _)| param.shape.iter().product::<usize>()).sum();
     let weights = weights + factors.map_or(0, <[f32]>::len);
-    metadata.set("general.architecture", Value::from(hparams::architecture(config.family)));
+    let architecture = architecture(config)?;
+    metadata.set("general.architecture", Value::from(architecture));
     metadata.set("general.type", Value::from("model"));
     let base = base_name(&source.dir.manifest.source);
     // A run's exports lie in directories that are called after their formats.
@@ -231,7 +256,12 @@ fn metadata(
     if let Some(licence) = licence(&source.dir.manifest.source) {
         metadata.set("general.license", Value::String(licence));
     }
-    hparams::write(config, options.context.unwrap_or(config.max_position_embeddings), &mut metadata);
+    hparams::write(
+        config,
+        architecture,
+        options.context.unwrap_or(config.max_position_embeddings),
+        &mut metadata,
+    );
     let companions: Vec<PathBuf> = source.companions()?;
     vocabulary::write(&vocabulary::Files::read(&companions)?, config, &mut metadata)?;
     metadata.set("general.quantization_version", Value::U32(QUANTIZATION_VERSION));

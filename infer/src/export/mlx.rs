@@ -20,7 +20,7 @@ use crate::files::{
     INDEX_FILE, MlxDir, MlxGrid, QUANTIZATION, QUANTIZATION_CONFIG, SHARD, ShardWriter, StagedDir, Storage,
     TensorFiles, with_dtype, write_surroundings,
 };
-use crate::model::Param;
+use crate::model::{Config, Family, Param};
 use crate::{Error, Result};
 
 pub(super) struct Mlx;
@@ -39,6 +39,15 @@ impl Exporter for Mlx {
             "```sh\npip install mlx-lm\nmlx_lm.generate --model {name} --prompt \"Once upon a time\"\n```\n\nIn Swift, MLXLLM loads the \
              directory as it is.\n"
         )
+    }
+
+    fn knows(&self, config: &Config) -> Result<()> {
+        match config.family {
+            Family::BitNet => Err(Error::Invalid(
+                "mlx: mlx-lm reads BitNet models in Hugging Face's packed files and in no others; export to bitnet, which it opens".into(),
+            )),
+            _ => Ok(()),
+        }
     }
 
     fn check(&self, source: &Source, options: &Options) -> Result<()> {

@@ -96,6 +96,11 @@ trait Exporter {
     /// How the directory `name` is used, in Markdown.
     fn usage(&self, name: &str) -> String;
 
+    /// Whether the target has models of this shape; else what it lacks and which targets have it.
+    fn knows(&self, _config: &Config) -> Result<()> {
+        Ok(())
+    }
+
     /// Whether the target has this kind of model at all; else what it lacks and which targets have it.
     fn check(&self, source: &Source, options: &Options) -> Result<()>;
 
@@ -125,6 +130,14 @@ impl Target {
     /// Whether it can hold, to the bit, what `param` is stored as.
     pub fn holds(self, param: &Param, storage: Storage) -> bool {
         self.exporter().holds(param, storage)
+    }
+
+    /// Refuses models of a shape that it doesn't have.
+    ///
+    /// # Errors
+    /// Says what it lacks, and which targets have it.
+    pub fn knows(self, config: &Config) -> Result<()> {
+        self.exporter().knows(config)
     }
 
     /// Refuses tensors that it can't hold as they are stored.
@@ -221,6 +234,7 @@ impl Export<'_> {
         self.check_report(&source)?;
         self.check_options(&source.config)?;
         let exporter = self.target.exporter();
+        exporter.knows(&source.config)?;
         exporter.check(&source, self.options)?;
         let mut requantized = None;
         if self.requantize && self.target.check(source.stored()).is_err() {

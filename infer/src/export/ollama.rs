@@ -41,6 +41,10 @@ impl Exporter for Ollama {
         )
     }
 
+    fn knows(&self, config: &Config) -> Result<()> {
+        LlamaCpp.knows(config)
+    }
+
     fn check(&self, source: &Source, options: &Options) -> Result<()> {
         LlamaCpp.check(source, options)
     }

@@ -2,10 +2,11 @@
 //!
 //! Knows no weights. Invariant: nothing is guessed; what no file says is absent.
 
+use std::path::Path;
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::hf::HfDir;
 use super::hf_writer::PROVENANCE_FILE;
 use super::tensors::read_json;
 
@@ -21,13 +22,13 @@ pub struct Base {
 
 impl Base {
     /// What the files of `dir` say; a directory that qat wrote passes on what it was made of.
-    pub fn of(dir: &HfDir) -> Self {
-        let told = read_json::<Value>(&dir.path.join(PROVENANCE_FILE)).ok();
+    pub fn of(dir: &Path) -> Self {
+        let told = read_json::<Value>(&dir.join(PROVENANCE_FILE)).ok();
         let told = told.and_then(|mut json| serde_json::from_value(json["source"]["base"].take()).ok());
         told.unwrap_or_else(|| {
-            let path = dir.path.canonicalize().unwrap_or_else(|_| dir.path.clone());
+            let path = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let card = std::fs::read_to_string(dir.path.join("README.md")).unwrap_or_default();
+            let card = std::fs::read_to_string(dir.join("README.md")).unwrap_or_default();
             Self { name, license: licence_in(&card).map(str::to_owned) }
         })
     }

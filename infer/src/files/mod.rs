@@ -4,6 +4,7 @@
 //! file, the thing in it and the fix; output appears whole or not at all.
 
 mod base;
+mod bitnet;
 mod digest;
 mod float;
 mod header;
@@ -22,6 +23,7 @@ mod tensors;
 mod tests;
 mod tokenizer;
 
+pub(crate) use bitnet::ROWS as BITNET_ROWS;
 pub(crate) use float::{load as load_floats, store as store_floats};
 pub(crate) use hf::is_licence;
 pub(crate) use hf_writer::with_dtype;
@@ -32,6 +34,7 @@ pub(crate) use staged::write_error;
 pub(crate) use tokenizer::parse_tokenizer;
 
 pub use base::Base;
+pub use bitnet::{BitNetDir, BitNetMatrix, LinearClass};
 pub use digest::sha256_hex;
 pub use header::TensorInfo;
 pub use hf::{CONFIG_FILE, HfDir, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, companions};

@@ -107,14 +107,14 @@ impl PackedDir {
         })
     }
 
-    /// The values of the float tensor `name` of `len` elements, checked.
+    /// The values of the float tensor `name` of `shape`, checked.
     ///
     /// # Errors
     /// When no tensor has that name, its shape is another, it is packed, its checksum differs, or a value is not finite.
-    pub fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>> {
-        let entry = self.entry(name, &[len])?;
+    pub fn vector(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        let entry = self.entry(name, shape)?;
         self.check_sum(name, entry, &self.tensors.bytes(name)?, None)?;
-        self.tensors.f32(name, &[len])
+        self.tensors.f32(name, shape)
     }
 
     /// Whether a tensor of this name is there.

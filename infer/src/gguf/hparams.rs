@@ -4,8 +4,8 @@
 
 use super::names::{EMBEDDING, HEAD, ROPE_FREQS, in_block};
 use super::reader::Gguf;
-use super::value::{Metadata, Value};
-use crate::model::{Config, Family, RopeScaling};
+use super::value::{Array, Metadata, Value};
+use crate::model::{Config, Family, RopeScaling, ShortConvs};
 use crate::{Error, Result};
 
 /// Base of the rotary frequencies where the file names none.
@@ -22,18 +22,19 @@ const FOREIGN: [&str; 5] = [
 /// Key of the number of files that a model is in.
 const SPLITS: &str = "split.count";
 
-/// llama.cpp's name of the architecture.
-pub(crate) fn architecture(family: Family) -> &'static str {
+/// llama.cpp's name of the architecture. Its `bitnet` has another gate than BitNet b1.58, for which it has none.
+pub(crate) fn architecture(family: Family) -> Option<&'static str> {
     match family {
-        Family::Llama => "llama",
-        Family::Qwen2 => "qwen2",
-        Family::Qwen3 => "qwen3",
+        Family::Llama => Some("llama"),
+        Family::Qwen2 => Some("qwen2"),
+        Family::Qwen3 => Some("qwen3"),
+        Family::Lfm2 => Some("lfm2"),
+        Family::BitNet => None,
     }
 }
 
-/// Writes the shape of `config` into `metadata`, with `context` as the longest context.
-pub(crate) fn write(config: &Config, context: usize, metadata: &mut Metadata) {
-    let arch = architecture(config.family);
+/// Writes the shape of `config`, a model of `arch`, into `metadata`, with `context` as the longest context.
+pub(crate) fn write(config: &Config, arch: &str, context: usize, metadata: &mut Metadata) {
     let mut set = |key: &str, value: Value| metadata.set(format!("{arch}.{key}"), value);
     // Sizes were checked when the config was read: all are far below 2^32.
     let size = |n: usize| Value::U32(n as u32);
@@ -42,15 +43,28 @@ pub(crate) fn write(config: &Config, context: usize, metadata: &mut Metadata) {
     set("embedding_length", size(config.hidden_size));
     set("feed_forward_length", size(config.intermediate_size));
     set("attention.head_count", size(config.heads));
-    set("attention.head_count_kv", size(config.kv_heads));
+    set(
+        "attention.head_count_kv",
+        match &config.short_convs {
+            None => size(config.kv_heads),
+            Some(ShortConvs { layers, .. }) => {
+                let of_layer = |convolves: &bool| if *convolves { 0 } else { config.kv_heads as i32 };
+                Value::Array(Array::I32(layers.iter().map(of_layer).collect()))
+            }
+        },
+    );
     if let RopeScaling::Linear { factor } = config.rope_scaling {
         set("rope.scaling.type", Value::from("linear"));
         set("rope.scaling.factor", Value::F32(factor as f32));
     }
     set("rope.freq_base", Value::F32(config.rope_theta as f32));
     set("attention.layer_norm_rms_epsilon", Value::F32(config.rms_norm_eps));
-    // llama.cpp's converter leaves it out for qwen2, whose heads always share the width.
-    if config.family != Family::Qwen2 || config.q_size() != config.hidden_size {
+    if let Some(ShortConvs { taps, .. }) = &config.short_convs {
+        set("vocab_size", size(config.vocab_size));
+        set("shortconv.l_cache", size(*taps));
+    }
+    // llama.cpp's converter leaves it out for families whose heads always share the width.
+    if !matches!(config.family, Family::Qwen2 | Family::Lfm2) || config.q_size() != config.hidden_size {
         set("attention.key_length", size(config.head_dim));
         set("attention.value_length", size(config.head_dim));
     }
@@ -97,15 +111,17 @@ pub(crate) fn read(file: &Gguf) -> Result<Config> {
         return Err(Error::tensor(EMBEDDING, format!("missing from {}", file.path().display())));
     };
     let (hidden, heads) = (keys.size("embedding_length")?, keys.size("attention.head_count")?);
-    let kv_heads = keys.optional("attention.head_count_kv")?.unwrap_or(heads);
+    let (kv_heads, short_convs) = keys.kv_heads(heads)?;
     let head_dim = keys.head_dim(hidden, heads)?;
+    // Biases are in all layers or in none.
+    let layers = keys.size("block_count")?;
     let has = |tensor: &str| file.get(&in_block(0, tensor)).is_some();
     let mut config = Config {
         family: keys.family,
         vocab_size,
         hidden_size: hidden,
         intermediate_size: keys.size("feed_forward_length")?,
-        layers: keys.size("block_count")?,
+        layers,
         heads,
         kv_heads,
         head_dim,
@@ -119,7 +135,10 @@ pub(crate) fn read(file: &Gguf) -> Result<Config> {
         qkv_bias: has("attn_q.bias"),
         o_bias: has("attn_output.bias"),
         mlp_bias: has("ffn_gate.bias"),
-        qk_norm: keys.family == Family::Qwen3,
+        qk_norm: keys.family.has_qk_norm(),
+        gate: keys.family.gate(),
+        sub_norms: false,
+        short_convs,
         bos_token_id: keys.token("bos")?,
         eos_token_ids: ["eos", "eot", "eom"]
             .iter()
@@ -150,12 +169,13 @@ struct Keys<'a> {
 impl<'a> Keys<'a> {
     fn new(file: &'a Gguf) -> Result<Self> {
         let metadata = &file.metadata;
-        let known = Family::ALL.map(architecture).join(", ");
+        let known = || Family::ALL.into_iter().filter_map(|family| Some((family, architecture(family)?)));
         let found = metadata.text("general.architecture")?;
-        let family = Family::ALL.into_iter().find(|family| Some(architecture(*family)) == found);
-        let family =
-            family.ok_or_else(|| metadata.wrong("general.architecture", &format!("one of {known}")))?;
-        Ok(Self { family, arch: architecture(family), metadata })
+        let (family, arch) = known().find(|(_, arch)| Some(*arch) == found).ok_or_else(|| {
+            let names: Vec<&str> = known().map(|(_, arch)| arch).collect();
+            metadata.wrong("general.architecture", &format!("one of {}", names.join(", ")))
+        })?;
+        Ok(Self { family, arch, metadata })
     }
 
     fn key(&self, key: &str) -> String {
@@ -210,6 +230,27 @@ impl<'a> Keys<'a> {
             }
         }
         Ok(head_dim)
+    }
+
+    /// Key/value heads of the layers that attend, and the layers that convolve: those that have none.
+    fn kv_heads(&self, heads: usize) -> Result<(usize, Option<ShortConvs>)> {
+        const KEY: &str = "attention.head_count_kv";
+        if self.family != Family::Lfm2 {
+            return Ok((self.optional(KEY)?.unwrap_or(heads), None));
+        }
+        let counts: Vec<i64> = match self.metadata.get(&self.key(KEY)) {
+            Some(Value::Array(Array::I32(counts))) => counts.iter().map(|n| i64::from(*n)).collect(),
+            Some(Value::Array(Array::U32(counts))) => counts.iter().map(|n| i64::from(*n)).collect(),
+            _ => return Err(self.metadata.wrong(&self.key(KEY), "an array with a number for each layer")),
+        };
+        let most = counts.iter().copied().max().and_then(|most| usize::try_from(most).ok()).unwrap_or(0);
+        let is_known = |count: &i64| *count == 0 || usize::try_from(*count) == Ok(most);
+        if most == 0 || !counts.iter().all(is_known) {
+            let wanted = "one number of heads where a layer attends, and 0 where it convolves";
+            return Err(self.metadata.wrong(&self.key(KEY), wanted));
+        }
+        let layers = counts.iter().map(|count| *count == 0).collect();
+        Ok((most, Some(ShortConvs { taps: self.size("shortconv.l_cache")?, layers })))
     }
 
     fn rope_scaling(&self) -> Result<RopeScaling> {

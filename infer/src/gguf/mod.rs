@@ -15,7 +15,6 @@ mod value;
 pub(crate) mod vocabulary;
 mod writer;
 
-pub(crate) use hparams::architecture;
 pub(crate) use names::{ROPE_FREQS, Rows, gguf_name, place};
 
 use std::path::{Path, PathBuf};

@@ -3,26 +3,37 @@
 //! Knows no values but the order of rows. For the architecture `llama`, llama.cpp turns neighbours (elements 2j and 2j + 1 of a head) where
 //! Hugging Face turns halves (j and j + d/2), so that its rows of q and k lie in another order. Whole rows move: blocks stay as they are.
 
-use crate::model::{Config, Family};
+use crate::model::{Config, Family, Part};
 
 /// The tensors outside of the layers.
-const OUTSIDE: [(&str, &str); 3] =
-    [("model.embed_tokens", "token_embd"), ("model.norm", "output_norm"), ("lm_head", "output")];
-
-/// The tensors of a layer.
-const INSIDE: [(&str, &str); 11] = [
-    ("input_layernorm", "attn_norm"),
-    ("self_attn.q_proj", "attn_q"),
-    ("self_attn.k_proj", "attn_k"),
-    ("self_attn.v_proj", "attn_v"),
-    ("self_attn.o_proj", "attn_output"),
-    ("self_attn.q_norm", "attn_q_norm"),
-    ("self_attn.k_norm", "attn_k_norm"),
-    ("post_attention_layernorm", "ffn_norm"),
-    ("mlp.gate_proj", "ffn_gate"),
-    ("mlp.up_proj", "ffn_up"),
-    ("mlp.down_proj", "ffn_down"),
+const OUTSIDE: [(&str, &str); 4] = [
+    ("model.embed_tokens", "token_embd"),
+    ("model.norm", "output_norm"),
+    ("model.embedding_norm", "token_embd_norm"),
+    ("lm_head", "output"),
 ];
+
+/// What llama.cpp calls a tensor of a layer.
+fn in_layer(part: Part) -> &'static str {
+    match part {
+        Part::Norm => "attn_norm",
+        Part::Q => "attn_q",
+        Part::K => "attn_k",
+        Part::V => "attn_v",
+        Part::QNorm => "attn_q_norm",
+        Part::KNorm => "attn_k_norm",
+        Part::SubNorm => "attn_sub_norm",
+        Part::O => "attn_output",
+        Part::ConvIn => "shortconv.in_proj",
+        Part::Conv => "shortconv.conv",
+        Part::ConvOut => "shortconv.out_proj",
+        Part::MlpNorm => "ffn_norm",
+        Part::Gate => "ffn_gate",
+        Part::Up => "ffn_up",
+        Part::MlpSubNorm => "ffn_sub_norm",
+        Part::Down => "ffn_down",
+    }
+}
 
 /// The factors of llama-3's scaling of rotary frequencies, `[head_dim / 2]`.
 pub(crate) const ROPE_FREQS: &str = "rope_freqs.weight";
@@ -37,9 +48,8 @@ pub(crate) fn gguf_name(name: &str) -> Option<String> {
     if let Some((_, theirs)) = OUTSIDE.into_iter().find(|(ours, _)| *ours == module) {
         return Some(format!("{theirs}.{kind}"));
     }
-    let (layer, module) = module.strip_prefix("model.layers.")?.split_once('.')?;
-    let (_, theirs) = INSIDE.into_iter().find(|(ours, _)| *ours == module)?;
-    Some(format!("blk.{layer}.{theirs}.{kind}"))
+    let (layer, part) = Part::of(name)?;
+    Some(format!("blk.{layer}.{}.{kind}", in_layer(part)))
 }
 
 /// llama.cpp's name of a tensor of the layer `index`.
@@ -66,7 +76,7 @@ pub(crate) struct Rows {
 impl Rows {
     /// The rows of the tensor that Hugging Face calls `name`.
     pub fn of(name: &str, config: &Config) -> Self {
-        let turned = name.contains(".self_attn.q_proj.") || name.contains(".self_attn.k_proj.");
+        let turned = matches!(Part::of(name), Some((_, Part::Q | Part::K)));
         Self { interleaved: (turned && config.family == Family::Llama).then_some(config.head_dim) }
     }
 
@@ -111,10 +121,13 @@ mod tests {
             ("lm_head.weight", "output.weight"),
             ("model.layers.12.self_attn.q_proj.bias", "blk.12.attn_q.bias"),
             ("model.layers.0.mlp.down_proj.weight", "blk.0.ffn_down.weight"),
+            ("model.layers.3.feed_forward.w3.weight", "blk.3.ffn_up.weight"),
+            ("model.layers.3.conv.conv.weight", "blk.3.shortconv.conv.weight"),
+            ("model.embedding_norm.weight", "token_embd_norm.weight"),
         ] {
             assert_eq!(gguf_name(ours).as_deref(), Some(theirs));
         }
-        assert_eq!(gguf_name("model.layers.0.conv.weight"), None);
+        assert_eq!(gguf_name("model.layers.0.convolution.weight"), None);
         assert_eq!(gguf_name("rotary"), None);
     }
 

@@ -65,7 +65,10 @@ pub(super) struct Buffers {
     pub vectors: BufferId,
     /// `[capacity, 2, head_dim / 2]` of each rotation: cosines, then sines.
     pub angles: Vec<BufferId>,
-    pub caches: Vec<LayerCache>,
+    /// Keys and values of each layer that attends.
+    pub caches: BTreeMap<usize, LayerCache>,
+    /// The last products of each layer that convolves, `[taps − 1, hidden]`.
+    pub recent: BTreeMap<usize, BufferId>,
     /// Values of the body's program, and of the head's.
     pub body: Vec<BufferId>,
     pub head: Vec<BufferId>,
@@ -100,6 +103,7 @@ impl Buffers {
             .map(|n| add(format!("angles {n}"), angles_bytes, Content::Constants))
             .collect();
         let caches = add_caches(config, options, &mut add);
+        let recent = add_recent(config, &mut add);
         let mut blank = |name: &str, elements: u64| add(name.to_owned(), elements * WORD, Content::Blank);
         let (pass, rows) = (options.pass() as u64, options.logit_rows as u64);
         let mut values = |name: &str, program: &Program<'_, &Matrix>, rows: u64| -> Vec<BufferId> {
@@ -122,6 +126,7 @@ impl Buffers {
             vectors,
             angles,
             caches,
+            recent,
             body,
             head,
             prepared,
@@ -227,12 +232,24 @@ fn place_vectors(decoder: &Decoder) -> (BTreeMap<usize, u64>, u64) {
     (offsets, end)
 }
 
-/// Keys and values of each layer.
+/// What each layer that convolves remembers.
+fn add_recent(
+    config: &Config,
+    add: &mut impl FnMut(String, u64, Content) -> BufferId,
+) -> BTreeMap<usize, BufferId> {
+    let of_layer = |layer| {
+        let elements = (config.taps(layer)? - 1) as u64 * config.hidden_size as u64;
+        Some((layer, add(format!("past of layer {layer}"), elements * WORD, Content::Blank)))
+    };
+    (0..config.layers).filter_map(of_layer).collect()
+}
+
+/// Keys and values of each layer that attends.
 fn add_caches(
     config: &Config,
     options: &Options,
     add: &mut impl FnMut(String, u64, Content) -> BufferId,
-) -> Vec<LayerCache> {
+) -> BTreeMap<usize, LayerCache> {
     let rows = (config.kv_heads as u64).saturating_mul(options.context as u64);
     let (code, has_scales) = match options.kv {
         KvType::Int8 => (1, true),
@@ -241,12 +258,13 @@ fn add_caches(
     let bytes = rows.saturating_mul(config.head_dim as u64 * code);
     let of_layer = |layer| {
         let mut blank = |what: &str, bytes| add(format!("{what} of layer {layer}"), bytes, Content::Blank);
-        LayerCache {
+        let cache = LayerCache {
             keys: blank("keys", bytes),
             values: blank("values", bytes),
             scales: has_scales
                 .then(|| ["scales of keys", "scales of values"].map(|what| blank(what, rows * SCALE))),
-        }
+        };
+        (layer, cache)
     };
-    (0..config.layers).map(of_layer).collect()
+    (0..config.layers).filter(|layer| config.taps(*layer).is_none()).map(of_layer).collect()
 }

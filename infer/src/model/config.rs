@@ -1,4 +1,4 @@
-//! The numbers and switches that make one decoder of the Llama family: a checked plan, in which nothing is optional
+//! The numbers and switches that make one decoder of a family: a checked plan, in which nothing is optional
 //! that the forward function needs.
 //!
 //! Knows no JSON (see `hf_config`), no tensor and no device. Invariant: a `Config` that came through
@@ -13,11 +13,15 @@ pub enum Family {
     Qwen2,
     /// Qwen3: RMS norm on every query and key head.
     Qwen3,
+    /// BitNet b1.58: a norm before every output projection (SubLN), ReLU² in the gate, ternary projections.
+    BitNet,
+    /// LFM2 and LFM2.5: short convolutions where most layers of other families attend; RMS norm on query and key heads.
+    Lfm2,
 }
 
 impl Family {
     /// All families, in the order error messages list them.
-    pub const ALL: [Self; 3] = [Self::Llama, Self::Qwen2, Self::Qwen3];
+    pub const ALL: [Self; 5] = [Self::Llama, Self::Qwen2, Self::Qwen3, Self::BitNet, Self::Lfm2];
 
     /// The `model_type` of Hugging Face's config.json.
     pub fn model_type(self) -> &'static str {
@@ -25,6 +29,8 @@ impl Family {
             Self::Llama => "llama",
             Self::Qwen2 => "qwen2",
             Self::Qwen3 => "qwen3",
+            Self::BitNet => "bitnet",
+            Self::Lfm2 => "lfm2",
         }
     }
 
@@ -34,8 +40,51 @@ impl Family {
             Self::Llama => "LlamaForCausalLM",
             Self::Qwen2 => "Qwen2ForCausalLM",
             Self::Qwen3 => "Qwen3ForCausalLM",
+            Self::BitNet => "BitNetForCausalLM",
+            Self::Lfm2 => "Lfm2ForCausalLM",
         }
     }
+
+    /// What its MLPs make of their gates.
+    pub fn gate(self) -> Gate {
+        match self {
+            Self::BitNet => Gate::Relu2,
+            Self::Llama | Self::Qwen2 | Self::Qwen3 | Self::Lfm2 => Gate::Silu,
+        }
+    }
+
+    /// Queries and keys are RMS-normed per head before rotation.
+    pub fn has_qk_norm(self) -> bool {
+        matches!(self, Self::Qwen3 | Self::Lfm2)
+    }
+}
+
+/// What a gated MLP makes of its gate before it multiplies by it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Gate {
+    /// `x · σ(x)`
+    Silu,
+    /// `max(x, 0)²`
+    Relu2,
+}
+
+impl Gate {
+    /// How Hugging Face spells it in `hidden_act`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Silu => "silu",
+            Self::Relu2 => "relu2",
+        }
+    }
+}
+
+/// Layers that convolve instead of attending: of each channel, the last `taps` tokens are weighed and summed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShortConvs {
+    /// Tokens that a convolution sees, its own included.
+    pub taps: usize,
+    /// Which layers convolve, first to last.
+    pub layers: Vec<bool>,
 }
 
 /// How rotary frequencies are stretched for contexts longer than those of pre-training.
@@ -98,6 +147,12 @@ pub struct Config {
     pub mlp_bias: bool,
     /// Queries and keys are RMS-normed per head before rotation.
     pub qk_norm: bool,
+    /// What the MLP makes of its gate.
+    pub gate: Gate,
+    /// What attention and the gate give is RMS-normed before it is projected back (SubLN).
+    pub sub_norms: bool,
+    /// The layers that convolve, in a model that has some.
+    pub short_convs: Option<ShortConvs>,
     /// Token that begins a text, if the model has one.
     pub bos_token_id: Option<u32>,
     /// Tokens that end a text.
@@ -116,6 +171,9 @@ const CAPS: [(&str, usize); 7] = [
     ("max_position_embeddings", 1 << 26),
 ];
 
+/// Most tokens that a short convolution sees; published models have 3.
+const MOST_TAPS: usize = 64;
+
 impl Config {
     /// Width of the queries and of attention's output: `heads · head_dim`.
     pub fn q_size(&self) -> usize {
@@ -125,6 +183,17 @@ impl Config {
     /// Width of the keys and of the values: `kv_heads · head_dim`.
     pub fn kv_size(&self) -> usize {
         self.kv_heads * self.head_dim
+    }
+
+    /// Tokens that layer `index` weighs and sums, if it is one that convolves; else it attends.
+    pub fn taps(&self, index: usize) -> Option<usize> {
+        let convs = self.short_convs.as_ref()?;
+        convs.layers.get(index).copied().unwrap_or(false).then_some(convs.taps)
+    }
+
+    /// Layers that attend, and so have keys and values.
+    pub fn attention_layers(&self) -> usize {
+        (0..self.layers).filter(|index| self.taps(*index).is_none()).count()
     }
 
     /// Checks what the forward function relies on.
@@ -161,7 +230,29 @@ impl Config {
         if !(self.rope_theta.is_finite() && self.rope_theta > 0.0) {
             return Err(format!("rope_theta: {} is not a positive number", self.rope_theta));
         }
+        if self.sub_norms && self.q_size() != self.hidden_size {
+            return Err(format!(
+                "head_dim: {} heads of {} are not hidden_size = {} wide, as the norm behind attention is",
+                self.heads, self.head_dim, self.hidden_size
+            ));
+        }
+        self.check_convolutions()?;
         self.rope_scaling.check()
+    }
+
+    fn check_convolutions(&self) -> Result<(), String> {
+        let Some(ShortConvs { taps, layers }) = &self.short_convs else { return Ok(()) };
+        if !(2..=MOST_TAPS).contains(taps) {
+            return Err(format!("conv_L_cache: {taps} is out of range; want 2 to {MOST_TAPS}"));
+        }
+        if layers.len() != self.layers {
+            return Err(format!(
+                "layer_types: names {} layers; num_hidden_layers is {}",
+                layers.len(),
+                self.layers
+            ));
+        }
+        Ok(())
     }
 }
 

@@ -5,7 +5,7 @@
 //! value, so that an executor may work in place. The shapes below are those of one sequence; an executor that carries a
 //! batch puts its own axis in front.
 
-use super::{Linear, Rope};
+use super::{Gate, Linear, Rope};
 
 /// Heads of an attention: `heads` queries share `kv_heads` keys and values in consecutive groups of `heads / kv_heads`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,8 +71,13 @@ pub trait Exec {
         shape: &AttentionShape,
     ) -> Result<Self::T, Self::Error>;
 
-    /// `silu(gate) · up`, elementwise.
-    fn swiglu(&mut self, gate: Self::T, up: Self::T) -> Result<Self::T, Self::Error>;
+    /// A causal convolution of each channel over the last tokens, gated before and behind, also over what layer `layer` has
+    /// seen before. `x`: `[tokens, 3 · width]`, of which the thirds are b, c and u; `kernel`: `[width, taps]`, the last tap
+    /// for the token itself → `c[t] · Σⱼ kernel[j] · b[t − (taps − 1) + j] · u[t − (taps − 1) + j]`, `[tokens, width]`.
+    fn short_conv(&mut self, layer: usize, x: Self::T, kernel: &Self::V) -> Result<Self::T, Self::Error>;
+
+    /// `by(gate) · up`, elementwise.
+    fn gate(&mut self, by: Gate, gate: Self::T, up: Self::T) -> Result<Self::T, Self::Error>;
 
     /// `a + b`, elementwise.
     fn add(&mut self, a: Self::T, b: Self::T) -> Result<Self::T, Self::Error>;

@@ -8,13 +8,23 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::{Config, Family, RopeScaling};
+use super::{Config, Family, RopeScaling, ShortConvs};
 use crate::{Error, Result};
 
+/// How `layer_types` calls a layer that attends to everything.
+const FULL_ATTENTION: &str = "full_attention";
+/// How `layer_types` calls a layer that convolves.
+const CONV: &str = "conv";
 /// Head width of a Qwen3 whose config doesn't give one (transformers' `Qwen3Config`).
 const QWEN3_HEAD_DIM: usize = 128;
-/// Base of the rotary frequencies when the config doesn't give one (transformers' default for all three families).
+/// Base of the rotary frequencies when the config doesn't give one (transformers' default for most families).
 const ROPE_THETA: f64 = 10_000.0;
+/// The same for LFM2.
+const LFM2_ROPE_THETA: f64 = 1_000_000.0;
+/// Tokens that a short convolution sees when the config doesn't say (transformers' `Lfm2Config`).
+const LFM2_TAPS: usize = 3;
+/// The width inside LFM2's MLPs is a multiple of this when the config doesn't say (transformers' `Lfm2Config`).
+const LFM2_MULTIPLE: usize = 256;
 
 impl Config {
     /// The configuration that `json`, read from `origin`, describes.
@@ -27,25 +37,29 @@ impl Config {
         keys.refuse_what_the_decoder_lacks(family)?;
         let (heads, hidden) = (keys.size("num_attention_heads")?, keys.size("hidden_size")?);
         let attention_bias = keys.flag("attention_bias", false)?;
-        let (rope_theta, rope_scaling) = keys.rope()?;
+        let (rope_theta, rope_scaling) = keys.rope(family)?;
+        let layers = keys.size("num_hidden_layers")?;
         let config = Self {
             family,
             vocab_size: keys.size("vocab_size")?,
             hidden_size: hidden,
-            intermediate_size: keys.size("intermediate_size")?,
-            layers: keys.size("num_hidden_layers")?,
+            intermediate_size: keys.intermediate_size(family)?,
+            layers,
             heads,
             kv_heads: keys.size_or("num_key_value_heads", heads)?,
             head_dim: keys.head_dim(family, hidden, heads)?,
             max_position_embeddings: keys.size("max_position_embeddings")?,
-            rms_norm_eps: keys.number("rms_norm_eps")? as f32,
+            rms_norm_eps: keys.eps(family)?,
             rope_theta,
             rope_scaling,
-            tie_word_embeddings: keys.flag("tie_word_embeddings", false)?,
+            tie_word_embeddings: keys.tied(family)?,
             qkv_bias: attention_bias || family == Family::Qwen2,
             o_bias: attention_bias && family != Family::Qwen2,
             mlp_bias: keys.flag("mlp_bias", false)?,
-            qk_norm: family == Family::Qwen3,
+            qk_norm: family.has_qk_norm(),
+            gate: family.gate(),
+            sub_norms: family == Family::BitNet,
+            short_convs: if family == Family::Lfm2 { Some(keys.short_convs(layers)?) } else { None },
             bos_token_id: keys.token_ids("bos_token_id")?.first().copied(),
             eos_token_ids: keys.token_ids("eos_token_id")?,
         };
@@ -70,7 +84,7 @@ impl Config {
             "num_attention_heads": self.heads,
             "num_key_value_heads": self.kv_heads,
             "head_dim": self.head_dim,
-            "hidden_act": "silu",
+            "hidden_act": self.gate.name(),
             "max_position_embeddings": self.max_position_embeddings,
             "rms_norm_eps": shortest(self.rms_norm_eps),
             "rope_theta": self.rope_theta,
@@ -80,6 +94,8 @@ impl Config {
             "eos_token_id": eos,
         });
         match self.family {
+            Family::BitNet => json["attention_bias"] = json!(self.qkv_bias),
+            Family::Lfm2 => self.add_lfm2(&mut json),
             Family::Llama => {
                 json["attention_bias"] = json!(self.qkv_bias);
                 json["mlp_bias"] = json!(self.mlp_bias);
@@ -91,6 +107,25 @@ impl Config {
             }
         }
         json
+    }
+}
+
+impl Config {
+    /// LFM2's own keys: those that transformers reads, and those that mlx-lm wants to see.
+    fn add_lfm2(&self, json: &mut Value) {
+        let attends = |index: usize| self.taps(index).is_none();
+        let kinds = (0..self.layers).map(|index| if attends(index) { FULL_ATTENTION } else { CONV });
+        json["layer_types"] = kinds.collect();
+        json["full_attn_idxs"] = (0..self.layers).filter(|index| attends(*index)).collect();
+        json["conv_L_cache"] = json!(self.short_convs.as_ref().map_or(LFM2_TAPS, |convs| convs.taps));
+        json["conv_bias"] = json!(false);
+        json["norm_eps"] = json!(shortest(self.rms_norm_eps));
+        json["tie_embedding"] = json!(self.tie_word_embeddings);
+        json["block_dim"] = json!(self.hidden_size);
+        json["block_ff_dim"] = json!(self.intermediate_size);
+        json["block_auto_adjust_ff_dim"] = json!(false);
+        json["block_ffn_dim_multiplier"] = json!(1.0);
+        json["block_multiple_of"] = json!(LFM2_MULTIPLE);
     }
 }
 
@@ -194,12 +229,73 @@ impl<'a> Keys<'a> {
         Ok(hidden / heads)
     }
 
+    /// Width inside the MLP. LFM2's configs give the width that two matrices would have had, of which three get two thirds,
+    /// rounded up.
+    fn intermediate_size(&self, family: Family) -> Result<usize> {
+        if family != Family::Lfm2 {
+            return self.size("intermediate_size");
+        }
+        let key = if self.get("block_ff_dim").is_some() { "block_ff_dim" } else { "intermediate_size" };
+        let width = self.size(key)?;
+        if !self.flag("block_auto_adjust_ff_dim", true)? {
+            return Ok(width);
+        }
+        let multiple = self.size_or("block_multiple_of", LFM2_MULTIPLE)?;
+        let factor = match self.get("block_ffn_dim_multiplier") {
+            Some(_) => self.number("block_ffn_dim_multiplier")?,
+            None => 1.0,
+        };
+        let two_thirds = (width / 3).saturating_mul(2).saturating_add(width % 3 * 2 / 3);
+        // A size beyond f64's whole numbers is refused by its cap.
+        let scaled = (factor * two_thirds as f64) as usize;
+        scaled.checked_next_multiple_of(multiple.max(1)).ok_or_else(|| {
+            self.wrong(key, &json!(width), "a width that can be adjusted (block_auto_adjust_ff_dim)")
+        })
+    }
+
+    /// What is added to the mean square in norms.
+    fn eps(&self, family: Family) -> Result<f32> {
+        let key = match family {
+            Family::Lfm2 if self.get("norm_eps").is_some() => "norm_eps",
+            Family::Lfm2 => "block_norm_eps",
+            _ => "rms_norm_eps",
+        };
+        Ok(self.number(key)? as f32)
+    }
+
+    fn tied(&self, family: Family) -> Result<bool> {
+        match family {
+            Family::Lfm2 if self.get("tie_embedding").is_some() => self.flag("tie_embedding", true),
+            _ => self.flag("tie_word_embeddings", family == Family::Lfm2),
+        }
+    }
+
+    /// Which of the `count` layers convolve, by either key.
+    fn short_convs(&self, count: usize) -> Result<ShortConvs> {
+        let layers = match (self.get("layer_types"), self.get("full_attn_idxs")) {
+            (Some(types), _) => types.as_array().into_iter().flatten().map(|kind| kind == CONV).collect(),
+            (None, Some(indices)) => {
+                let list = indices.as_array().map(Vec::as_slice).unwrap_or_default();
+                let attending: Option<Vec<u64>> = list.iter().map(Value::as_u64).collect();
+                let attending = attending.filter(|all| all.iter().all(|at| *at < count as u64));
+                let attending = attending
+                    .ok_or_else(|| self.wrong("full_attn_idxs", indices, "a list of numbers of layers"))?;
+                // A corrupt count is refused by its cap before anything is made of it.
+                (0..count.min(1 << 12)).map(|index| !attending.contains(&(index as u64))).collect()
+            }
+            (None, None) => return Err(self.missing("layer_types", "a list with one entry for each layer")),
+        };
+        Ok(ShortConvs { taps: self.size_or("conv_L_cache", LFM2_TAPS)?, layers })
+    }
+
     /// Keys that would change the arithmetic in ways this decoder doesn't follow.
     fn refuse_what_the_decoder_lacks(&self, family: Family) -> Result<()> {
-        if let Some(act) = self.get("hidden_act").filter(|act| *act != "silu" && *act != "swish") {
-            return Err(self.wrong("hidden_act", act, "\"silu\""));
+        let gate = family.gate().name();
+        let is_other = |act: &&Value| **act != gate && !(gate == "silu" && **act == "swish");
+        if let Some(act) = self.get("hidden_act").filter(is_other) {
+            return Err(self.wrong("hidden_act", act, &format!("{gate:?}")));
         }
-        for key in ["use_sliding_window", "rope_interleaved"] {
+        for key in ["use_sliding_window", "rope_interleaved", "conv_bias"] {
             if self.flag(key, false)? {
                 return Err(self.wrong(key, &Value::Bool(true), "false"));
             }
@@ -212,9 +308,11 @@ impl<'a> Keys<'a> {
             ));
         }
         if let Some(types) = self.get("layer_types") {
-            let full = |list: &Vec<Value>| list.iter().all(|kind| kind == "full_attention");
-            if !types.as_array().is_some_and(full) {
-                return Err(self.wrong("layer_types", types, "\"full_attention\" for every layer"));
+            let is_known = |kind: &Value| kind == FULL_ATTENTION || family == Family::Lfm2 && kind == CONV;
+            if !types.as_array().is_some_and(|list| list.iter().all(is_known)) {
+                let others = if family == Family::Lfm2 { " or \"conv\"" } else { "" };
+                let wanted = format!("{FULL_ATTENTION:?}{others} for every layer");
+                return Err(self.wrong("layer_types", types, &wanted));
             }
         }
         if let Some(part) = self.get("partial_rotary_factor").filter(|part| part.as_f64() != Some(1.0)) {
@@ -228,14 +326,18 @@ impl<'a> Keys<'a> {
     }
 
     /// Base and scaling of the rotary frequencies, from either spelling.
-    fn rope(&self) -> Result<(f64, RopeScaling)> {
+    fn rope(&self, family: Family) -> Result<(f64, RopeScaling)> {
+        let default = if family == Family::Lfm2 { LFM2_ROPE_THETA } else { ROPE_THETA };
         let (name, prefix) = match self.get("rope_parameters") {
             Some(_) => ("rope_parameters", "rope_parameters."),
             None => ("rope_scaling", "rope_scaling."),
         };
-        let flat_theta = self.get("rope_theta").map(|_| self.number("rope_theta")).transpose()?;
+        // LFM2's first configs call it theta, and that counts.
+        let is_lfm2 = family == Family::Lfm2 && self.get("theta").is_some();
+        let key = if is_lfm2 { "theta" } else { "rope_theta" };
+        let flat_theta = self.get(key).map(|_| self.number(key)).transpose()?;
         let Some(object) = self.get(name) else {
-            return Ok((flat_theta.unwrap_or(ROPE_THETA), RopeScaling::None));
+            return Ok((flat_theta.unwrap_or(default), RopeScaling::None));
         };
         if !object.is_object() {
             return Err(self.wrong(name, object, "an object or null"));
@@ -246,7 +348,7 @@ impl<'a> Keys<'a> {
         if let Some(part) = keys.get("partial_rotary_factor").filter(|part| part.as_f64() != Some(1.0)) {
             return Err(keys.wrong("partial_rotary_factor", part, "1.0"));
         }
-        Ok((theta.or(flat_theta).unwrap_or(ROPE_THETA), scaling))
+        Ok((theta.or(flat_theta).unwrap_or(default), scaling))
     }
 
     fn rope_scaling(&self) -> Result<RopeScaling> {

@@ -7,13 +7,15 @@ mod config;
 mod decoder;
 mod exec;
 mod hf_config;
+mod mixer;
 pub mod names;
 mod rope;
 #[cfg(test)]
 mod tests;
 
-pub use config::{Config, Family, RopeScaling};
+pub use config::{Config, Family, Gate, RopeScaling, ShortConvs};
 pub use decoder::{Decoder, Layer, Linear};
 pub use exec::{AttentionShape, Exec};
-pub use names::{Param, Role, Weights, params};
+pub use mixer::{Attention, Mixer, ShortConv};
+pub use names::{Param, Part, Role, Weights, params};
 pub use rope::Rope;

@@ -9,7 +9,8 @@ use crate::Result;
 use crate::files::HfDir;
 use crate::shared::shared;
 
-const FIXTURES: [&str; 5] = ["llama_tied", "llama_untied", "qwen2", "qwen3", "qwen3_tied"];
+const FIXTURES: [&str; 7] =
+    ["llama_tied", "llama_untied", "llama_ternary", "qwen2", "qwen3", "qwen3_tied", "lfm2"];
 
 fn read(json: &Value) -> Result<Config> {
     Config::from_json(json, Path::new("dir/config.json"))
@@ -25,6 +26,17 @@ fn llama(changes: Value) -> Value {
         for (key, value) in changes {
             json[key] = value;
         }
+    }
+    json
+}
+
+/// What makes an LFM2 of it, with some keys replaced.
+fn lfm2(changes: Value) -> Value {
+    let mut json = json!({
+        "model_type": "lfm2", "norm_eps": 1e-5, "layer_types": ["conv", "conv", "full_attention", "conv", "full_attention"],
+    });
+    if let Value::Object(changes) = changes {
+        json.as_object_mut().expect("an object").extend(changes);
     }
     json
 }
@@ -79,6 +91,42 @@ fn rope_parameters_of_transformers_5_mean_the_same_as_the_older_keys() {
 }
 
 #[test]
+fn the_keys_of_lfm2_mean_what_transformers_takes_them_for() {
+    let config = read(&llama(lfm2(json!({})))).expect("an LFM2");
+    assert_eq!((config.rms_norm_eps, config.rope_theta, config.qk_norm), (1e-5, 1e6, true));
+    assert!(config.tie_word_embeddings);
+    let attending: Vec<usize> = (0..5).filter(|layer| config.taps(*layer).is_none()).collect();
+    assert_eq!((attending, config.taps(0), config.attention_layers()), (vec![2, 4], Some(3), 2));
+    // Two thirds of 172 are 114, and the next multiple of 256 is that.
+    assert_eq!(config.intermediate_size, 256);
+    let width = |changes| read(&llama(lfm2(changes))).expect("an LFM2").intermediate_size;
+    // LFM2.5-350M: 6656 becomes 4608.
+    assert_eq!(width(json!({ "block_ff_dim": 6656 })), 4608);
+    assert_eq!(width(json!({ "block_ff_dim": 6656, "block_auto_adjust_ff_dim": false })), 6656);
+    assert_eq!(width(json!({ "block_multiple_of": 64, "block_ffn_dim_multiplier": 1.5 })), 192);
+    let older = json!({ "layer_types": null, "full_attn_idxs": [2, 4], "tie_embedding": true, "theta": 1e6, "rope_theta": 1e4 });
+    assert_eq!(read(&llama(lfm2(older))).expect("an LFM2"), config);
+}
+
+#[test]
+fn every_tensor_of_a_layer_has_a_part_whatever_its_family_calls_it() {
+    assert_eq!(Part::of("model.layers.12.feed_forward.w2.weight"), Some((12, Part::Down)));
+    assert_eq!(Part::of("model.layers.0.self_attn.o_proj.bias"), Some((0, Part::O)));
+    assert_eq!(Part::of("model.layers.0.conv.conv.weight"), Some((0, Part::Conv)));
+    for unknown in
+        ["model.norm.weight", "lm_head.weight", "model.layers.x.mlp.up_proj.weight", "model.layers.0.mlp"]
+    {
+        assert_eq!(Part::of(unknown), None, "{unknown}");
+    }
+    for family in Family::ALL {
+        for part in Part::ALL {
+            let name = names::in_layer(3, part.module(family), "weight");
+            assert_eq!(Part::of(&name), Some((3, part)), "{name}");
+        }
+    }
+}
+
+#[test]
 fn frequencies_follow_their_definitions() {
     let plain = Rope::new(&read(&llama(json!({ "head_dim": 4 }))).expect("plain"));
     assert_eq!(plain.inv_freq, [1.0, 0.01]);
@@ -93,8 +141,28 @@ fn frequencies_follow_their_definitions() {
 #[test]
 fn what_the_decoder_lacks_is_refused_by_key_and_value() {
     let unsupported = [
-        (json!({ "model_type": "gpt2" }), "model_type: \"gpt2\"", "\"llama\", \"qwen2\", \"qwen3\""),
+        (
+            json!({ "model_type": "gpt2" }),
+            "model_type: \"gpt2\"",
+            "\"llama\", \"qwen2\", \"qwen3\", \"bitnet\", \"lfm2\"",
+        ),
         (json!({ "hidden_act": "gelu" }), "hidden_act: \"gelu\"", "\"silu\""),
+        (json!({ "model_type": "bitnet", "hidden_act": "silu" }), "hidden_act: \"silu\"", "\"relu2\""),
+        (json!({ "model_type": "bitnet", "head_dim": 16 }), "head_dim: 8 heads of 16", "hidden_size = 64"),
+        (lfm2(json!({ "conv_bias": true })), "conv_bias: true", "false"),
+        (lfm2(json!({ "conv_L_cache": 1 })), "conv_L_cache: 1", "2 to 64"),
+        (
+            lfm2(json!({ "layer_types": ["conv", "mamba"] })),
+            "layer_types: [",
+            "\"full_attention\" or \"conv\"",
+        ),
+        (lfm2(json!({ "layer_types": ["conv"] })), "layer_types: names 1 layers", "num_hidden_layers is 5"),
+        (lfm2(json!({ "layer_types": null })), "layer_types: missing", "one entry for each layer"),
+        (
+            lfm2(json!({ "layer_types": null, "full_attn_idxs": [5] })),
+            "full_attn_idxs: [5]",
+            "a list of numbers of layers",
+        ),
         (
             json!({ "rope_scaling": { "rope_type": "yarn", "factor": 4.0 } }),
             "rope_type: \"yarn\"",
@@ -162,6 +230,8 @@ fn a_written_config_reads_back_as_the_same_model() {
         read(&llama(json!({ "attention_bias": true, "mlp_bias": true, "eos_token_id": [2, 3] })))
             .expect("biases"),
     );
+    configs.push(read(&llama(json!({ "model_type": "bitnet", "hidden_act": "relu2" }))).expect("a BitNet"));
+    configs.push(read(&llama(lfm2(json!({})))).expect("an LFM2"));
     configs
         .push(read(&llama(json!({ "rope_scaling": { "type": "linear", "factor": 2.0 } }))).expect("linear"));
     for config in configs {
@@ -178,7 +248,9 @@ fn the_tensors_of_a_config_are_those_of_its_file() {
         let config = read(&dir.config).expect("a fixture's config");
         let mut listed: Vec<Param> = params(&config);
         assert!(
-            listed[0].role == Role::Embedding && listed[1].name == "model.layers.0.input_layernorm.weight"
+            listed[0].role == Role::Embedding
+                && listed[1].part() == Some((0, Part::Norm))
+                && listed.last().is_some_and(|last| last.role != Role::Projection)
         );
         listed.sort_by(|a, b| a.name.cmp(&b.name));
         let in_file: Vec<&str> = dir.tensors.names().collect();

@@ -1,7 +1,7 @@
 //! Operations that follow each other become one where that saves a round of the threads or a pass over memory.
 //!
 //! - A norm before products is done with the rounding of their inputs.
-//! - `silu(gate) · up` and the residual sum are done where the products are stored.
+//! - The gate of an MLP and the residual sum are done where the products are stored.
 //! - Norm and rotation of query and key heads are done as the keys are taken into the cache.
 //!
 //! Invariant: the fused list computes the same bits as the recorded one; only neighbours are merged, and only when
@@ -51,9 +51,9 @@ fn merge<'m, W: Weight>(
         }
         (
             Op::Products { outs, products, epilogue: Epilogue::Store, .. },
-            Op::Gate { gate, up, .. },
+            Op::Gate { by, gate, up, .. },
             Op::Products { epilogue, .. },
-        ) if *outs == [*gate, *up] && between(*up) && alike(products) => *epilogue = Epilogue::Gate,
+        ) if *outs == [*gate, *up] && between(*up) && alike(products) => *epilogue = Epilogue::Gate(*by),
         (
             Op::Products { x, outs, epilogue: Epilogue::Store, .. },
             Op::Add { to, from, .. },

@@ -4,6 +4,8 @@
 //! fused (`fuse.rs`), and its values put into as few buffers as their lives allow. Invariant: two values that are needed
 //! at the same time have different buffers.
 
+use crate::model::Gate;
+
 /// Most matrices that are multiplied by one input in one operation.
 pub(crate) const MOST: usize = 3;
 
@@ -55,8 +57,8 @@ pub(crate) enum Epilogue {
     Store,
     /// They are added to what stands in the first value.
     Add,
-    /// Of two, `silu(first) · second` is left in the first; the second is scratch.
-    Gate,
+    /// Of two, what the gate makes of the first, times the second, is left in the first; the second is scratch.
+    Gate(Gate),
 }
 
 /// One step of a pass.
@@ -78,8 +80,10 @@ pub(crate) enum Op<'m, W> {
     Turn { x: Value, heads: usize, turn: Turn<'m> },
     /// Turns `q` and `k`, takes `k` and `v` into the cache of the layer, attends.
     Attention { layer: usize, q: Value, k: Value, v: Value, turns: [Turn<'m>; 2], out: Value },
-    /// `gate = silu(gate) · up`.
-    Gate { gate: Value, up: Value, width: usize },
+    /// A short convolution over `x` and what the layer has seen before; the kernel is `[width, taps]`.
+    ShortConv { layer: usize, x: Value, kernel: &'m [f32], width: usize, out: Value },
+    /// `gate = by(gate) · up`.
+    Gate { by: Gate, gate: Value, up: Value, width: usize },
     /// `to += from`.
     Add { to: Value, from: Value, width: usize },
 }
@@ -101,7 +105,7 @@ impl<W> Op<'_, W> {
     pub(crate) fn visit(&mut self, see: &mut dyn FnMut(&mut Value)) {
         match self {
             Self::Embed { out, .. } => see(out),
-            Self::Norm { x, out, .. } => [x, out].into_iter().for_each(see),
+            Self::Norm { x, out, .. } | Self::ShortConv { x, out, .. } => [x, out].into_iter().for_each(see),
             Self::Products { x, outs, .. } => std::iter::once(x).chain(outs).for_each(see),
             Self::Turn { x, .. } => see(x),
             Self::Attention { q, k, v, out, .. } => [q, k, v, out].into_iter().for_each(see),
@@ -167,6 +171,7 @@ impl<'m, W: Weight> Program<'m, W> {
             }
             Op::Turn { turn: t, .. } => turn(t),
             Op::Attention { turns, .. } => turns.iter().map(turn).sum(),
+            Op::ShortConv { kernel, .. } => size_of_val(*kernel),
             Op::Gate { .. } | Op::Add { .. } => 0,
         };
         self.ops.iter().map(of_op).sum()

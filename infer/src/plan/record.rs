@@ -5,7 +5,7 @@
 
 use super::fuse::fuse;
 use super::program::{Epilogue, MOST, Norm, Op, Product, Program, Turn, Value, Weight};
-use crate::model::{AttentionShape, Decoder, Exec, Linear, Rope};
+use crate::model::{AttentionShape, Decoder, Exec, Gate, Linear, Rope};
 use crate::{Error, Result};
 
 /// A matrix that a model keeps, seen by a plan as what its executor multiplies by.
@@ -154,8 +154,15 @@ impl<'m, M: Matrix + 'm> Exec for Recorder<'m, M> {
         Ok(out)
     }
 
-    fn swiglu(&mut self, gate: Value, up: Value) -> Result<Value> {
-        self.ops.push(Op::Gate { gate, up, width: self.widths[gate.0] });
+    fn short_conv(&mut self, layer: usize, x: Value, kernel: &&'m Vec<f32>) -> Result<Value> {
+        let width = self.widths[x.0] / 3;
+        let out = self.value(width);
+        self.ops.push(Op::ShortConv { layer, x, kernel, width, out });
+        Ok(out)
+    }
+
+    fn gate(&mut self, by: Gate, gate: Value, up: Value) -> Result<Value> {
+        self.ops.push(Op::Gate { by, gate, up, width: self.widths[gate.0] });
         Ok(gate)
     }
 

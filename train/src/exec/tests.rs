@@ -8,7 +8,18 @@ use crate::{
     tiny::{largest_difference, runtime_logits, shared, trained_logits},
 };
 
-const FIXTURES: [&str; 5] = ["llama_tied", "llama_untied", "qwen2", "qwen3", "qwen3_tied"];
+const FIXTURES: [&str; 10] = [
+    "llama_tied",
+    "llama_untied",
+    "llama_ternary",
+    "llama_bitlinear",
+    "qwen2",
+    "qwen3",
+    "qwen3_tied",
+    "bitnet_online",
+    "bitnet_packed",
+    "lfm2",
+];
 
 #[test]
 fn logits_agree_with_transformers_and_with_the_runtime() {

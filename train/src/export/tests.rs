@@ -7,7 +7,7 @@ use qat_infer::{
     cpu::{KvType, Model},
     export::{Export, Options, Target},
     files::{Activations, HfDir, PackedDir, Storage},
-    model::{Config, Decoder, Exec as _, Layer, Linear},
+    model::{Config, Decoder, Exec as _},
 };
 use qat_quant::{Format, PackedRef, ScaleRule};
 use rand::{Rng as _, SeedableRng as _};
@@ -76,7 +76,7 @@ impl Case {
         let decoder = self.decoder();
         let params = params(&self.student.config);
         let mut seen = 0;
-        for (param, matrix) in params.iter().filter(|p| p.shape.len() == 2).zip(matrices(&decoder)) {
+        for (param, matrix) in params.iter().filter(|p| p.shape.len() == 2).zip(decoder.matrices()) {
             let shape = [param.shape[0], param.shape[1]];
             let stored = dir.matrix(&param.name, shape).expect("listed");
             let Storage::Packed(format) = stored.storage else { continue };
@@ -93,11 +93,6 @@ impl Case {
     }
 }
 
-fn linears(layer: &mut Layer<Matrix, Tensor>) -> [&mut Linear<Matrix, Tensor>; 7] {
-    let Layer { q, k, v, o, gate, up, down, .. } = layer;
-    [q, k, v, o, gate, up, down]
-}
-
 fn flat(tensor: &Tensor) -> Vec<f32> {
     tensor.flatten_all().and_then(|t| t.to_vec1()).expect("f32 values")
 }
@@ -106,13 +101,6 @@ fn flat(tensor: &Tensor) -> Vec<f32> {
 fn random(count: usize) -> Vec<f32> {
     let mut rng = ChaCha8Rng::seed_from_u64(4);
     (0..count).map(|_| rng.random_range(-1.0..1.0)).collect()
-}
-
-/// Matrices in the order in which `params` lists them.
-fn matrices(decoder: &Decoder<Matrix, Tensor>) -> Vec<&Matrix> {
-    let in_layers = decoder.layers.iter().flat_map(|l| [&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down]);
-    let linears = in_layers.chain(&decoder.head).map(|linear| &linear.weight);
-    std::iter::once(&decoder.embed).chain(linears).collect()
 }
 
 /// How far apart two executors may be on the same weights, for logits of root mean square `rms`.
@@ -163,10 +151,15 @@ fn fake_quantized_weights_and_logits_are_those_of_the_packed_model_in_every_form
 
 #[test]
 fn mixed_formats_biases_and_untied_heads_ship_as_trained() {
-    let overrides =
-        [("*.down_proj.*", "ternary-g256"), ("*.layers.0.*", "float"), ("*.v_proj.*", "int8-affine-g64")];
-    for (family, tied) in [("llama", false), ("qwen2", true), ("qwen3", false)] {
-        let config = tiny::config(json!({"model_type": family, "tie_word_embeddings": tied, "head_dim": 32}));
+    let overrides = [
+        ("*.{down_proj,w2}.*", "ternary-g256"),
+        ("*.layers.0.*", "float"),
+        ("*.v_proj.*", "int8-affine-g64"),
+    ];
+    for (family, tied) in
+        [("llama", false), ("qwen2", true), ("qwen3", false), ("bitnet", true), ("lfm2", true)]
+    {
+        let config = tiny::family(family, json!({"tie_word_embeddings": tied, "head_dim": 32}));
         for (gradient, scales) in [
             (Gradient::Ste, ScaleRule::Mse),
             (Gradient::ClippedSte, ScaleRule::Absmax),
@@ -194,7 +187,8 @@ fn int8_inputs_are_rounded_alike_by_trainer_and_runtime() {
         let (packed, trained) = (Model::open(&case.packed).expect("opens"), case.decoder());
         let rows = 8;
         let inputs: Vec<f32> = random(rows * config.hidden_size);
-        let (ours, theirs) = (&trained.layers[0], &packed.decoder.layers[0]);
+        let ours = trained.layers[0].mixer.attention().expect("attention");
+        let theirs = packed.decoder.layers[0].mixer.attention().expect("attention");
         let runtime = [&theirs.q, &theirs.k, &theirs.v].map(|linear| {
             let mut out = vec![0.0; rows * linear.weight.rows()];
             linear.weight.matmul(&inputs, rows, &mut out).expect("product");
@@ -235,7 +229,7 @@ fn logits_with_int8_inputs_are_those_of_the_packed_model_unless_a_value_lies_bet
         let model = Model::open(&case.packed).expect("opens");
         let decoder = case.decoder();
         let mut unrounded = case.decoder();
-        unrounded.layers.iter_mut().flat_map(linears).for_each(|l| l.weight.int8_inputs = None);
+        unrounded.matrices_mut().for_each(|matrix| matrix.int8_inputs = None);
         let (windows, mut equal) = (16, 0);
         for ids in tiny::ids(8 * windows, config.vocab_size).chunks(8) {
             let (packed, trained) = (runtime_logits(&model.decoder, ids), trained_logits(&decoder, ids));

@@ -24,8 +24,10 @@ mod kv;
 pub(crate) mod lanes;
 mod linear;
 mod norm;
+mod relu2;
 mod rope;
 mod scale;
+mod short_conv;
 mod softmax;
 mod swiglu;
 pub mod tape;
@@ -39,7 +41,9 @@ pub use fake_quant::{FakeQuant, Gradient, Noise, fake_quant, fake_quant_learned}
 pub use kv::quantize_kv;
 pub use linear::linear;
 pub use norm::rms_norm;
+pub use relu2::relu2;
 pub use rope::rope;
+pub use short_conv::short_conv;
 pub use softmax::causal_softmax;
 pub use swiglu::swiglu;
 
@@ -95,7 +99,7 @@ mod tests {
         type Op<'a> = Box<dyn Fn(&[Var]) -> Result<Tensor> + Sync + 'a>;
         let heads: [usize; 4] = [2, 300, 2, 32];
         // Large enough that every operation cuts its work into several chunks.
-        let ops: [(Op, &[&[usize]]); 8] = [
+        let ops: [(Op, &[&[usize]]); 10] = [
             (Box::new(|x| rms_norm(&x[0], &x[1], 1e-5)), &[&[3000, 100], &[100]]),
             (Box::new(|x| rope(&x[0], &cos, &sin)), &[&heads]),
             (Box::new(|x| causal_softmax(&x[0], 0.3, 150)), &[&[4, 300, 150]]),
@@ -104,6 +108,8 @@ mod tests {
                 &[&heads, &[2, 300, 1, 32], &[2, 300, 1, 32]],
             ),
             (Box::new(|x| swiglu(&x[0], &x[1])), &[&[700, 100], &[700, 100]]),
+            (Box::new(|x| relu2(&x[0], &x[1])), &[&[700, 100], &[700, 100]]),
+            (Box::new(|x| short_conv(&x[0], &x[1], 350)), &[&[700, 300], &[100, 1, 3]]),
             (Box::new(|x| embedding(&x[0], &ids)), &[&[37, 1000]]),
             (Box::new(|x| quantize_activations(&x[0], 0.5)), &[&[700, 100]]),
             (Box::new(|x| fake_quant_learned(&x[0], &x[1], None, &quantizer)), &[&[700, 100], &[1]]),

@@ -5,7 +5,7 @@ use std::{fmt, str::FromStr};
 use qat_infer::{
     cpu::KvType,
     files::Activations,
-    model::{Param, Role},
+    model::{Param, Part, Role},
 };
 use qat_quant::{Format, ScaleRule};
 
@@ -219,9 +219,8 @@ impl Quantization {
 
     /// How what the matrix `param` makes is kept, if it makes keys or values.
     pub fn cache_of(&self, param: &Param) -> Option<KvType> {
-        let kept = ["self_attn.k_proj.weight", "self_attn.v_proj.weight"];
-        self.kv
-            .filter(|_| param.role == Role::Projection && kept.iter().any(|name| param.name.ends_with(name)))
+        let is_kept = matches!(param.part(), Some((_, Part::K | Part::V)));
+        self.kv.filter(|_| param.role == Role::Projection && is_kept)
     }
 
     /// The same formats with `start` for the weights as they are: rounding without training.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use globset::{Glob, GlobMatcher};
-use qat_infer::model::{Param, Role};
+use qat_infer::model::{Param, Part, Role};
 use qat_quant::Format;
 
 use crate::{Error, Result};
@@ -74,10 +74,10 @@ impl Rules {
         self.overrides.iter().find(|(glob, _)| glob.is_match(&param.name)).map(|(_, choice)| *choice)
     }
 
-    /// How `param` is held; norms and bias vectors always stay float.
+    /// How `param` is held; norms, bias vectors and the taps of convolutions always stay float.
     pub fn choose(&self, param: &Param) -> Choice {
         let by_role = match param.role {
-            Role::Norm | Role::Bias => return None,
+            Role::Norm | Role::Bias | Role::Conv => return None,
             Role::Projection => self.weights,
             Role::Embedding => self.embeddings,
             Role::Head => self.head,
@@ -118,9 +118,9 @@ impl Rules {
     }
 }
 
-/// A row of `down_proj` is as long as the MLP is wide, and that can be padded without changing what the model computes.
+/// A row of the MLP's last matrix is as long as the MLP is wide, and that can be padded without changing what the model computes.
 fn hint(error: qat_quant::Error, param: &Param) -> Error {
-    let fix = if param.name.contains("down_proj") {
+    let fix = if matches!(param.part(), Some((_, Part::Down))) {
         "; or widen the MLP by neurons that compute nothing: student.pad_intermediate = 64 in a recipe, --pad-intermediate 64 on \
          qat export"
     } else {

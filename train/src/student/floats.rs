@@ -2,11 +2,15 @@
 //!
 //! Knows no autograd. Invariant: holds exactly the tensors that `params(config)` lists, each with that shape.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 use candle_core::{Device, Tensor};
 use qat_infer::{
     FloatModel,
+    files::Activations,
     model::{Config, Decoder, Layer, Param, Role, Weights, params},
 };
 use rand::{Rng as _, SeedableRng as _};
@@ -21,20 +25,46 @@ pub struct Floats {
     pub config: Config,
     /// Row-major values by Hugging Face name.
     pub tensors: BTreeMap<String, Vec<f32>>,
+    /// Names of matrices whose inputs are rounded to 8 bits per token.
+    pub int8_inputs: BTreeSet<String>,
 }
 
 impl Floats {
-    /// Reads every tensor of `model`.
+    /// Reads every tensor of `model` as the model computes with it: a teacher.
     ///
     /// # Errors
     /// A tensor that is missing, of another shape, or not finite.
     pub fn read(model: &FloatModel) -> Result<Self> {
+        let mut floats = Self::of(model, FloatModel::values)?;
+        let all = params(&model.config).into_iter();
+        let rounded = all.filter(|param| model.activations(param) == Activations::Int8Token);
+        floats.int8_inputs = rounded.map(|param| param.name).collect();
+        Ok(floats)
+    }
+
+    /// Reads every tensor of `model` as training goes on from it: a student.
+    ///
+    /// # Errors
+    /// A tensor that is missing, of another shape, or not finite.
+    pub fn read_latent(model: &FloatModel) -> Result<Self> {
+        Self::of(model, FloatModel::latent)
+    }
+
+    fn of(
+        model: &FloatModel,
+        values: impl Fn(&FloatModel, &Param) -> qat_infer::Result<Vec<f32>>,
+    ) -> Result<Self> {
         let mut tensors = BTreeMap::new();
         for param in params(&model.config) {
-            let values = model.values(&param)?;
+            let values = values(model, &param)?;
             tensors.insert(param.name, values);
         }
-        Ok(Self { config: model.config.clone(), tensors })
+        Ok(Self::plain(model.config.clone(), tensors))
+    }
+
+    /// Tensors of a model that rounds nothing on its way.
+    pub fn plain(config: Config, tensors: BTreeMap<String, Vec<f32>>) -> Self {
+        Self { config, tensors, int8_inputs: BTreeSet::new() }
     }
 
     /// [`random_values`] for every tensor.
@@ -43,13 +73,15 @@ impl Floats {
             let values = random_values(&param, at, config.layers, seed);
             (param.name, values)
         };
-        Self { tensors: params(&config).into_iter().enumerate().map(random).collect(), config }
+        let tensors = params(&config).into_iter().enumerate().map(random).collect();
+        Self::plain(config, tensors)
     }
 
     /// All zeros: a place for values that are restored from a checkpoint.
     pub fn zeros(config: Config) -> Self {
         let zeros = |p: Param| (p.name, vec![0.0; p.shape.iter().product()]);
-        Self { tensors: params(&config).into_iter().map(zeros).collect(), config }
+        let tensors = params(&config).into_iter().map(zeros).collect();
+        Self::plain(config, tensors)
     }
 
     /// The values of one tensor.
@@ -69,7 +101,8 @@ impl Floats {
 }
 
 /// Random values for `param`, the tensor number `at` of a model of so many layers: N(0, 0.02²) for a matrix, smaller by
-/// √(2·layers) if it writes into the residual stream (GPT-2, section 2.3), ones for a norm, zeros for a bias.
+/// √(2·layers) if it writes into the residual stream (GPT-2, section 2.3); ones for a norm, zeros for a bias; for the taps of a
+/// convolution numbers between ±1/√taps, as PyTorch draws them.
 pub fn random_values(param: &Param, at: usize, layers: usize, seed: u64) -> Vec<f32> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(at as u64);
@@ -77,8 +110,12 @@ pub fn random_values(param: &Param, at: usize, layers: usize, seed: u64) -> Vec<
     match param.role {
         Role::Norm => vec![1.0; len],
         Role::Bias => vec![0.0; len],
+        Role::Conv => {
+            let most = 1.0 / (param.shape.last().copied().unwrap_or(1) as f32).sqrt();
+            (0..len).map(|_| rng.random_range(-most..most)).collect()
+        }
         Role::Embedding | Role::Head | Role::Projection => {
-            let writes = param.name.contains("o_proj") || param.name.contains("down_proj");
+            let writes = param.part().is_some_and(|(_, part)| part.writes_residual());
             let std = 0.02 * if writes { 1.0 / (2.0 * layers as f32).sqrt() } else { 1.0 };
             (0..len).map(|_| std * gaussian(&mut rng)).collect()
         }
@@ -120,7 +157,8 @@ impl Weights for Constants<'_> {
     type Error = Error;
 
     fn matrix(&mut self, param: &Param) -> Result<Matrix> {
-        Ok(Matrix::of(self.vector(param)?))
+        let int8_inputs = self.floats.int8_inputs.contains(&param.name).then_some(1.0);
+        Ok(Matrix { int8_inputs, ..Matrix::of(self.vector(param)?) })
     }
 
     fn vector(&mut self, param: &Param) -> Result<Tensor> {

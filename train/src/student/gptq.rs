@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use candle_core::{Device, Tensor};
 use qat_infer::{
     files::Activations,
-    model::{AttentionShape, Decoder, Exec, Linear, Param, Role, Rope, Weights},
+    model::{AttentionShape, Decoder, Exec, Gate, Linear, Param, Role, Rope, Weights},
 };
 use qat_quant::{Feedback, Format, Rounded, Scales};
 
@@ -219,9 +219,13 @@ impl Exec for Pass<'_> {
         parts.map(|((q, k), v)| self.exec(&q)?.attention(layer, q, k, v, shape)).collect()
     }
 
-    fn swiglu(&mut self, gate: Vec<Tensor>, up: Vec<Tensor>) -> Result<Vec<Tensor>> {
+    fn short_conv(&mut self, layer: usize, x: Vec<Tensor>, kernel: &Tensor) -> Result<Vec<Tensor>> {
+        self.each(x, |exec, x| exec.short_conv(layer, x, kernel))
+    }
+
+    fn gate(&mut self, by: Gate, gate: Vec<Tensor>, up: Vec<Tensor>) -> Result<Vec<Tensor>> {
         let parts = gate.into_iter().zip(up);
-        parts.map(|(gate, up)| self.exec(&gate)?.swiglu(gate, up)).collect()
+        parts.map(|(gate, up)| self.exec(&gate)?.gate(by, gate, up)).collect()
     }
 
     fn add(&mut self, a: Vec<Tensor>, b: Vec<Tensor>) -> Result<Vec<Tensor>> {

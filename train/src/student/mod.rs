@@ -33,7 +33,7 @@ pub enum Kind {
     Weight,
     /// The table of embeddings, or an output head of its own.
     Table,
-    /// A norm's weight or a bias vector.
+    /// A norm's weight, a bias vector, or the taps of a short convolution.
     Norm,
     /// Learned scales of a matrix, `[groups]`.
     Scale,
@@ -158,7 +158,7 @@ impl Student {
         let kind = match param.role {
             Role::Projection => Kind::Weight,
             Role::Embedding | Role::Head => Kind::Table,
-            Role::Norm | Role::Bias => Kind::Norm,
+            Role::Norm | Role::Bias | Role::Conv => Kind::Norm,
         };
         self.push(param.name.clone(), kind, Tensor::from_slice(values, param.shape.as_slice(), device)?)
     }

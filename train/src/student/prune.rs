@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use candle_core::{Device, Tensor};
-use qat_infer::model::{AttentionShape, Exec, Linear, Role, Rope, params};
+use qat_infer::model::{AttentionShape, Exec, Gate, Linear, Part, Role, Rope, names, params};
 
 use super::Floats;
 use crate::{
@@ -64,15 +64,20 @@ pub fn layers(floats: &Floats, kept: usize) -> Result<Floats> {
     let source = |i: usize| if kept == 1 { 0 } else { (i * (have - 1) + (kept - 1) / 2) / (kept - 1) };
     let mut config = floats.config.clone();
     config.layers = kept;
+    if let Some(convs) = &mut config.short_convs {
+        convs.layers = (0..kept).map(|index| convs.layers[source(index)]).collect();
+    }
     let mut tensors = BTreeMap::new();
     for param in params(&config) {
-        let from = match layer_of(&param.name) {
-            Some((index, rest)) => format!("model.layers.{}.{rest}", source(index)),
-            None => param.name.clone(),
+        let from = match (param.part(), param.name.rsplit_once('.')) {
+            (Some((index, part)), Some((_, kind))) => {
+                names::in_layer(source(index), part.module(config.family), kind)
+            }
+            _ => param.name.clone(),
         };
         tensors.insert(param.name, floats.values(&from)?.to_vec());
     }
-    Ok(Floats { config, tensors })
+    Ok(Floats::plain(config, tensors))
 }
 
 /// Keeps the `kept` most active channels of the residual stream.
@@ -84,24 +89,32 @@ pub fn channels(floats: &Floats, kept: usize, importance: &Importance) -> Result
     if kept > have {
         return Err(Error::Config(format!("student.hidden_size = {kept}: the model has {have}")));
     }
+    if floats.config.short_convs.is_some() || floats.config.sub_norms {
+        return Err(Error::Config(format!(
+            "student.hidden_size = {kept}: channels of a {:?} can't be pruned, its convolutions and the norms behind its heads are as wide as \
+             its residual stream; prune student.layers or student.intermediate_size",
+            floats.config.family.model_type()
+        )));
+    }
     let chosen = strongest(&importance.channels, kept);
     let mut config = floats.config.clone();
     config.hidden_size = kept;
     let mut tensors = BTreeMap::new();
     for param in params(&floats.config) {
         let values = floats.values(&param.name)?;
-        let writes_residual = param.name.contains("o_proj") || param.name.contains("down_proj");
-        let head_norm = param.name.contains("q_norm") || param.name.contains("k_norm");
+        let part = param.part().map(|(_, part)| part);
+        let writes_residual = part.is_some_and(Part::writes_residual);
+        let head_norm = matches!(part, Some(Part::QNorm | Part::KNorm));
         let pruned = match param.role {
             Role::Norm if head_norm => values.to_vec(),
             Role::Bias if !writes_residual => values.to_vec(),
-            Role::Norm | Role::Bias => chosen.iter().map(|&c| values[c]).collect(),
+            Role::Norm | Role::Bias | Role::Conv => chosen.iter().map(|&c| values[c]).collect(),
             Role::Projection if writes_residual => rows(values, param.shape[1], &chosen),
             _ => columns(values, param.shape[1], &chosen),
         };
         tensors.insert(param.name, pruned);
     }
-    Ok(Floats { config, tensors })
+    Ok(Floats::plain(config, tensors))
 }
 
 /// Keeps the `kept` most active neurons of each MLP.
@@ -120,9 +133,16 @@ pub fn neurons(floats: &Floats, kept: usize, importance: &Importance) -> Result<
 /// Widens each MLP by neurons that compute nothing, up to the next multiple of `multiple`.
 ///
 /// # Errors
-/// None that a model which was read can cause.
+/// A model that norms what its gates give.
 pub fn pad_intermediate(floats: &Floats, multiple: usize) -> Result<Floats> {
     let have = floats.config.intermediate_size;
+    if floats.config.sub_norms {
+        return Err(Error::Config(format!(
+            "pad_intermediate = {multiple}: the norm behind the gate of a {:?} averages over all neurons, so that more of them would \
+             change what it computes; choose a format that {have} fits",
+            floats.config.family.model_type()
+        )));
+    }
     let padded = have.next_multiple_of(multiple);
     resize_mlp(floats, padded, |_| (0..padded).map(|n| (n < have).then_some(n)).collect())
 }
@@ -135,14 +155,14 @@ fn resize_mlp(floats: &Floats, width: usize, source: impl Fn(usize) -> Vec<Optio
     for param in params(&floats.config) {
         let values = floats.values(&param.name)?;
         let cols = param.shape.last().copied().unwrap_or(1);
-        let resized = match layer_of(&param.name) {
-            Some((layer, "mlp.down_proj.weight")) => {
+        let resized = match param.part() {
+            Some((layer, Part::Down)) if param.role == Role::Projection => {
                 let neurons = source(layer);
                 let old_row =
                     |row: &[f32]| neurons.iter().map(|n| n.map_or(0.0, |n| row[n])).collect::<Vec<_>>();
                 values.chunks(cols).flat_map(old_row).collect()
             }
-            Some((layer, rest)) if rest.starts_with("mlp.gate_proj") || rest.starts_with("mlp.up_proj") => {
+            Some((layer, Part::Gate | Part::Up | Part::MlpSubNorm)) => {
                 let len = if param.shape.len() == 2 { cols } else { 1 };
                 let old = |n: Option<usize>| n.map_or(vec![0.0; len], |n| values[n * len..][..len].to_vec());
                 source(layer).into_iter().flat_map(old).collect()
@@ -151,7 +171,7 @@ fn resize_mlp(floats: &Floats, width: usize, source: impl Fn(usize) -> Vec<Optio
         };
         tensors.insert(param.name, resized);
     }
-    Ok(Floats { config, tensors })
+    Ok(Floats::plain(config, tensors))
 }
 
 /// Indices of the `kept` largest values, in ascending order; the earlier one where two are equal.
@@ -169,12 +189,6 @@ fn rows(values: &[f32], cols: usize, chosen: &[usize]) -> Vec<f32> {
 
 fn columns(values: &[f32], cols: usize, chosen: &[usize]) -> Vec<f32> {
     values.chunks(cols).flat_map(|row| chosen.iter().map(|&c| row[c])).collect()
-}
-
-/// Layer and the rest of a name such as `model.layers.3.mlp.up_proj.weight`.
-fn layer_of(name: &str) -> Option<(usize, &str)> {
-    let (index, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
-    Some((index.parse().ok()?, rest))
 }
 
 /// An executor that also keeps what comes out of the layers' norms and gates.
@@ -231,8 +245,12 @@ impl Exec for Probe<'_> {
         self.exec.attention(layer, q, k, v, shape)
     }
 
-    fn swiglu(&mut self, gate: Tensor, up: Tensor) -> Result<Tensor> {
-        let y = self.exec.swiglu(gate, up)?;
+    fn short_conv(&mut self, layer: usize, x: Tensor, kernel: &Tensor) -> Result<Tensor> {
+        self.exec.short_conv(layer, x, kernel)
+    }
+
+    fn gate(&mut self, by: Gate, gate: Tensor, up: Tensor) -> Result<Tensor> {
+        let y = self.exec.gate(by, gate, up)?;
         self.gated.push(y.clone());
         Ok(y)
     }

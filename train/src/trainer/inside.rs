@@ -43,15 +43,23 @@ impl Inside {
         let Some(theirs) = teacher.config(student) else {
             return Err(Error::Config("loss.hidden and loss.relations need a [teacher] at hand".into()));
         };
-        let layer = plan.layer.unwrap_or(ours.layers - 1);
+        let [of_student, of_teacher] = [ours, theirs].map(attending);
+        let layer = plan.layer.or(of_student.last().copied()).unwrap_or(0);
         if layer >= ours.layers {
             let problem =
                 format!("loss.layer = {layer}: want less than the student's {} layers", ours.layers);
             return Err(Error::Config(problem));
         }
+        let place = of_student.iter().position(|attends| *attends == layer);
+        let place = place.filter(|_| !of_teacher.is_empty()).ok_or_else(|| {
+            let problem = format!(
+                "loss.layer = {layer}: want one that attends, in student and teacher: {of_student:?}"
+            );
+            Error::Config(problem)
+        })?;
         Ok(Self {
             layer,
-            of_teacher: counterpart(layer, ours, theirs),
+            of_teacher: of_teacher[counterpart(place, of_student.len(), of_teacher.len())],
             heads: [common(ours.heads, theirs.heads), common(ours.kv_heads, theirs.kv_heads)],
             hidden: plan.hidden,
             relations: plan.relations,
@@ -117,9 +125,14 @@ fn wide(x: &Tensor) -> Result<Tensor> {
     Ok(ops::cast(x, DType::F32)?)
 }
 
-/// The layer at the same share of the depth, the last for the last.
-fn counterpart(layer: usize, ours: &Config, theirs: &Config) -> usize {
-    (((layer + 1) * theirs.layers + ours.layers / 2) / ours.layers).max(1) - 1
+/// The layers that attend, which have queries, keys and values.
+fn attending(config: &Config) -> Vec<usize> {
+    (0..config.layers).filter(|layer| config.taps(*layer).is_none()).collect()
+}
+
+/// The layer of `theirs` at the same share of the depth as `layer` of `ours`, the last for the last.
+fn counterpart(layer: usize, ours: usize, theirs: usize) -> usize {
+    (((layer + 1) * theirs + ours / 2) / ours).max(1) - 1
 }
 
 /// The greatest common divisor: the finest cut into heads that both widths allow.
@@ -141,13 +154,11 @@ pub fn length(mut gradients: Gradients, student: &Student) -> Result<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tiny;
 
     #[test]
     fn layers_at_the_same_share_of_the_depth_are_compared() {
-        let layers = |n: usize| tiny::config(serde_json::json!({ "num_hidden_layers": n }));
         for (ours, theirs, want) in [(4, 4, [0, 1, 2, 3]), (4, 8, [1, 3, 5, 7]), (4, 2, [0, 0, 1, 1])] {
-            let found = [0, 1, 2, 3].map(|layer| counterpart(layer, &layers(ours), &layers(theirs)));
+            let found = [0, 1, 2, 3].map(|layer| counterpart(layer, ours, theirs));
             assert_eq!(found, want, "{ours} of {theirs}");
         }
         assert_eq!([common(9, 3), common(4, 6), common(5, 1), common(7, 3)], [3, 2, 1, 1]);

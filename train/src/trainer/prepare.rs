@@ -191,7 +191,7 @@ impl Beginning {
             Origin::Pretrained(path) => {
                 let model = FloatModel::open(path)?;
                 Ok(Self {
-                    floats: Floats::read(&model)?,
+                    floats: Floats::read_latent(&model)?,
                     tokenizer: model.tokenizer_path(),
                     companions: model.companions()?,
                     base: Some(model.base()?),

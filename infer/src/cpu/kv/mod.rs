@@ -146,7 +146,10 @@ pub(super) use with_code;
 pub struct KvCache {
     kv: KvType,
     shape: AttentionShape,
+    /// Layers that attend.
     layers: usize,
+    /// The place of each layer among these.
+    places: Vec<usize>,
     capacity: usize,
     /// `[tiles, layers, kv_heads, keys then values]`; as many tiles as have been needed.
     tiles: Vec<u8>,
@@ -168,9 +171,12 @@ impl KvCache {
     /// # Errors
     /// When there is not that much memory: names bytes, type and positions.
     pub fn new(config: &Config, kv: KvType, capacity: usize) -> Result<Self> {
-        let Config { heads, kv_heads, head_dim, layers, .. } = *config;
+        let Config { heads, kv_heads, head_dim, .. } = *config;
         let shape = AttentionShape { heads, kv_heads, head_dim };
-        let mut cache = Self { kv, shape, layers, capacity, tiles: Vec::new() };
+        let attending_before = |layer| (0..layer).filter(|index| config.taps(*index).is_none()).count();
+        let places = (0..config.layers).map(attending_before).collect();
+        let layers = config.attention_layers();
+        let mut cache = Self { kv, shape, layers, places, capacity, tiles: Vec::new() };
         let bytes = (cache.stride() as u128) * capacity.div_ceil(TILE) as u128;
         let reserved = usize::try_from(bytes).ok().map(|bytes| cache.tiles.try_reserve_exact(bytes));
         if !matches!(reserved, Some(Ok(()))) {
@@ -198,7 +204,7 @@ impl KvCache {
         self.capacity
     }
 
-    /// Bytes of `positions` positions in all layers.
+    /// Bytes of `positions` positions in all layers that attend.
     pub fn bytes(&self, positions: usize) -> u64 {
         (self.stride() / TILE) as u64 * positions as u64
     }
@@ -219,7 +225,7 @@ impl KvCache {
     /// Layer `layer`, to read.
     pub(super) fn layer(&self, layer: usize) -> LayerCache<'_> {
         let side = self.side();
-        let first = layer * self.shape.kv_heads * 2 * side;
+        let first = self.places[layer] * self.shape.kv_heads * 2 * side;
         LayerCache { tiles: self.tiles.get(first..).unwrap_or_default(), stride: self.stride(), side }
     }
 
@@ -228,11 +234,11 @@ impl KvCache {
     pub fn write(&mut self, pool: &Pool, layer: usize, position: usize, keys: &[f32], values: &[f32]) {
         let AttentionShape { kv_heads, head_dim, .. } = self.shape;
         let (width, side, stride) = (kv_heads * head_dim, self.side(), self.stride());
-        let (kv, end) = (self.kv, position + keys.len() / width);
+        let (kv, end, place) = (self.kv, position + keys.len() / width, self.places[layer]);
         let first_tile = position / TILE;
         let tiles = &mut self.tiles[first_tile * stride..end.div_ceil(TILE) * stride];
         pool.each(Chunks::new(tiles, stride), |index, tile| {
-            let heads = &mut tile[layer * kv_heads * 2 * side..][..kv_heads * 2 * side];
+            let heads = &mut tile[place * kv_heads * 2 * side..][..kv_heads * 2 * side];
             let start = (first_tile + index) * TILE;
             let positions = start.max(position)..(start + TILE).min(end);
             with_code!(kv, code => vectorized(

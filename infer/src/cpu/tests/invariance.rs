@@ -20,7 +20,7 @@ fn config_of(AttentionShape { heads, kv_heads, head_dim }: AttentionShape) -> Co
 fn any_cut_of_a_text_gives_the_same_bits() {
     // No tolerance: a token's arithmetic never sees how many tokens came along, since products are summed in an order
     // of their own and attention goes over tiles and spans of absolute positions.
-    for fixture in Fixture::all() {
+    for fixture in Fixture::every() {
         let decoder = &fixture.model.decoder;
         let (ids, _) = fixture.prompts().pop().expect("prompts");
         for kv in KvType::ALL {
@@ -72,7 +72,7 @@ fn a_long_text_read_at_once_or_token_by_token_gives_the_same_bits() {
 
 #[test]
 fn fused_operations_compute_the_bits_of_those_they_are_made_of() {
-    for fixture in Fixture::all() {
+    for fixture in Fixture::every() {
         let decoder = &fixture.model.decoder;
         let (ids, _) = fixture.prompts().pop().expect("prompts");
         let logits = |mut session: Session<'_>| {

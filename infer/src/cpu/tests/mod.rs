@@ -12,6 +12,9 @@ use crate::shared::shared;
 
 const FIXTURES: [&str; 5] = ["llama_tied", "llama_untied", "qwen2", "qwen3", "qwen3_tied"];
 
+/// Models with layers of other kinds: ternary ones with 8-bit inputs as codes and as floats, and convolutions.
+const OTHERS: [&str; 5] = ["llama_ternary", "llama_bitlinear", "bitnet_online", "bitnet_packed", "lfm2"];
+
 struct Fixture {
     name: &'static str,
     model: Model,
@@ -21,6 +24,15 @@ struct Fixture {
 
 impl Fixture {
     fn all() -> Vec<Self> {
+        Self::open(&FIXTURES)
+    }
+
+    /// Those of every kind of layer.
+    fn every() -> Vec<Self> {
+        Self::open(&[FIXTURES, OTHERS].concat())
+    }
+
+    fn open(names: &[&'static str]) -> Vec<Self> {
         let Some(root) = shared("fixtures") else { return Vec::new() };
         let open = |name: &'static str| {
             let dir = root.join(name);
@@ -32,7 +44,7 @@ impl Fixture {
                 texts: serde_json::from_slice(&texts).expect("JSON"),
             }
         };
-        FIXTURES.into_iter().map(open).collect()
+        names.iter().copied().map(open).collect()
     }
 
     /// `(ids, logits)` of each reference prompt.

@@ -4,7 +4,7 @@ use super::*;
 
 #[test]
 fn logits_agree_with_transformers() {
-    for fixture in Fixture::all() {
+    for fixture in Fixture::every() {
         let mut worst = 0f32;
         for (ids, want) in fixture.prompts() {
             let found = all_logits(&fixture.model.decoder, &ids);
@@ -19,7 +19,7 @@ fn logits_agree_with_transformers() {
 
 #[test]
 fn greedy_continuations_are_those_of_transformers() {
-    for fixture in Fixture::all() {
+    for fixture in Fixture::every() {
         let ids = |key: &str| -> Vec<u32> { serde_json::from_value(fixture.texts[key].clone()).expect(key) };
         let (prompt, want) = (ids("greedy_prompt"), ids("greedy"));
         let mut session =
@@ -35,7 +35,7 @@ fn greedy_continuations_are_those_of_transformers() {
 
 #[test]
 fn texts_become_the_ids_of_the_reference_tokenizer() {
-    for fixture in Fixture::all() {
+    for fixture in Fixture::every() {
         let texts: Vec<String> = serde_json::from_value(fixture.texts["texts"].clone()).expect("texts");
         let want: Vec<Vec<u32>> = serde_json::from_value(fixture.texts["ids"].clone()).expect("ids");
         let tokenizer = fixture.model.tokenizer().expect("tokenizer");

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use serde_json::{Map, Value, json};
 
 use crate::export::Source;
-use crate::model::Config;
+use crate::model::{Config, Family};
 use crate::{Error, Result};
 
 /// Name of the file.
@@ -35,10 +35,18 @@ pub(super) fn genai_config(source: &Source, companions: &[PathBuf], context: usi
     ];
     model.extend(tokens.into_iter().filter_map(|(key, ids)| Some((key.to_owned(), ids?))));
     model.insert("context_length".into(), json!(context));
-    model.insert("type".into(), json!(config.family.model_type()));
+    model.insert("type".into(), json!(kind(config.family)));
     model.insert("vocab_size".into(), json!(config.vocab_size));
     model.insert("decoder".into(), decoder(config));
     Ok(json!({ "model": model, "search": search(&generation, context) }))
+}
+
+/// What onnxruntime-genai calls a model whose inputs and outputs are these. It doesn't know BitNet, whose are Llama's.
+fn kind(family: Family) -> &'static str {
+    match family {
+        Family::BitNet => Family::Llama.model_type(),
+        known => known.model_type(),
+    }
 }
 
 fn decoder(config: &Config) -> Value {

@@ -24,7 +24,7 @@ use qat_quant::kernels::FloatType;
 
 use super::{Exporter, Options, ReadBack, Source};
 use crate::files::{StagedDir, Storage, write_surroundings};
-use crate::model::{Decoder, Param};
+use crate::model::{Config, Decoder, Param};
 use crate::{Error, Result};
 
 use self::data::DataWriter;
@@ -56,6 +56,17 @@ impl Exporter for Onnx {
              while not generator.is_done():\n    generator.generate_next_token()\n\
              print(tokenizer.decode(generator.get_sequence(0)))\n```\n"
         )
+    }
+
+    fn knows(&self, config: &Config) -> Result<()> {
+        match config.short_convs {
+            None => Ok(()),
+            Some(_) => Err(Error::Invalid(
+                "onnx: onnxruntime-genai keeps keys and values from token to token, and not what short convolutions remember; mlx, gguf \
+                 and hf have models with them"
+                    .into(),
+            )),
+        }
     }
 
     fn check(&self, source: &Source, options: &Options) -> Result<()> {

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use super::graph::{Dim, Graph, elements};
 use super::proto::{INT32, INT64, NodeProto};
 use super::weights::{Matrix, Vector, Writer};
-use crate::model::{AttentionShape, Exec, Linear, Rope};
+use crate::model::{AttentionShape, Exec, Gate, Linear, Rope};
 use crate::{Error, Result};
 
 const BATCH: Dim = Dim::Named("batch_size");
@@ -280,14 +280,28 @@ impl Exec for Recorder<'_> {
         Ok(Value { name: node, width: q.width, rope: None })
     }
 
-    fn swiglu(&mut self, gate: Value, up: Value) -> Result<Value> {
+    fn short_conv(&mut self, _: usize, _: Value, kernel: &Vector) -> Result<Value> {
+        Err(Error::tensor(&kernel.name, "is a short convolution, which the graphs of onnxruntime-genai lack"))
+    }
+
+    fn gate(&mut self, by: Gate, gate: Value, up: Value) -> Result<Value> {
         let [gate_name, up_name] = [&gate, &up].map(|x| self.name(x));
-        let sigmoid = NodeProto::onnx("Sigmoid", &format!("{gate_name}/sigmoid")).reads(&[&gate_name]);
-        let sigmoid = self.push(sigmoid, gate.width).name;
-        let silu = NodeProto::onnx("Mul", &format!("{gate_name}/silu")).reads(&[&gate_name, &sigmoid]);
-        let silu = self.push(silu, gate.width).name;
+        // One of the gate, and what it is multiplied by to become open.
+        let (first, factor) = match by {
+            Gate::Silu => {
+                let node = NodeProto::onnx("Sigmoid", &format!("{gate_name}/sigmoid")).reads(&[&gate_name]);
+                (gate_name.clone(), self.push(node, gate.width).name)
+            }
+            Gate::Relu2 => {
+                let node = NodeProto::onnx("Relu", &format!("{gate_name}/relu")).reads(&[&gate_name]);
+                let relu = self.push(node, gate.width).name;
+                (relu.clone(), relu)
+            }
+        };
+        let open = NodeProto::onnx("Mul", &format!("{gate_name}/{}", by.name())).reads(&[&first, &factor]);
+        let open = self.push(open, gate.width).name;
         Ok(self.push(
-            NodeProto::onnx("Mul", &format!("{gate_name}/gated")).reads(&[&silu, &up_name]),
+            NodeProto::onnx("Mul", &format!("{gate_name}/gated")).reads(&[&open, &up_name]),
             gate.width,
         ))
     }

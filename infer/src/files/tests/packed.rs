@@ -84,7 +84,7 @@ fn every_format_comes_back_to_the_bit() {
     let read = PackedDir::open(&target).unwrap();
     assert_eq!(read.manifest, written);
     assert_eq!(read.config, config);
-    assert_eq!(read.vector("norm", 3).unwrap(), [0.1, 0.2, 0.3]);
+    assert_eq!(read.vector("norm", &[3]).unwrap(), [0.1, 0.2, 0.3]);
     assert_eq!(fs::read(read.tokenizer()).unwrap(), fs::read(&companions[0]).unwrap());
     assert_eq!(super::companions(&read.path).unwrap(), [read.tokenizer()]);
     for (name, weights, packed) in matrices {
@@ -147,7 +147,7 @@ fn a_request_that_the_model_does_not_meet_is_refused() {
         message(&dir, read.matrix("up.weight", [256, 4])),
         "up.weight: want [256, 4], found [4, 256]; does config.json belong to it? (in packed/model.safetensors)"
     );
-    assert!(read.vector("norm.weight", 255).is_err());
+    assert!(read.vector("norm.weight", &[255]).is_err());
 }
 
 #[test]
@@ -171,9 +171,9 @@ fn what_is_handed_out_was_checked_and_the_rest_was_not_read() {
     let read = PackedDir::open(&target).unwrap();
     let text = message(&dir, read.matrix("up.weight", [4, 256]));
     assert!(text.starts_with("packed/model.safetensors: up.weight: its SHA-256 is "), "{text}");
-    assert!(read.vector("norm.weight", 256).is_ok());
+    assert!(read.vector("norm.weight", &[256]).is_ok());
     edit_tensor(&target, "norm.weight", false, |bytes| bytes[0] ^= 1);
-    let text = message(&dir, PackedDir::open(&target).unwrap().vector("norm.weight", 256));
+    let text = message(&dir, PackedDir::open(&target).unwrap().vector("norm.weight", &[256]));
     assert!(text.starts_with("packed/model.safetensors: norm.weight: its SHA-256 is "), "{text}");
 }
 

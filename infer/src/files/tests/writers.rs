@@ -36,9 +36,9 @@ fn a_failed_export_leaves_the_old_model() {
     };
     write(1.0).unwrap();
     assert_eq!(message(&dir, write(f32::NAN)), "norm: element 0 is NaN; every weight must be finite");
-    assert_eq!(PackedDir::open(&target).unwrap().vector("norm", 1).unwrap(), [1.0]);
+    assert_eq!(PackedDir::open(&target).unwrap().vector("norm", &[1]).unwrap(), [1.0]);
     write(2.0).unwrap();
-    assert_eq!(PackedDir::open(&target).unwrap().vector("norm", 1).unwrap(), [2.0]);
+    assert_eq!(PackedDir::open(&target).unwrap().vector("norm", &[1]).unwrap(), [2.0]);
 }
 
 #[test]

@@ -17,6 +17,7 @@ fn references() -> Vec<(&'static str, &'static str, Formats)> {
         ("llama_untied", "Llama_Untied", Formats(int4, int4, int8)),
         ("qwen2", "Qwen2", Formats(int4, int8, None)),
         ("qwen3", "Qwen3", Formats(int4, int4, int8)),
+        ("lfm2", "Lfm2", Formats(int4, int8, None)),
     ]
 }
 

@@ -52,6 +52,7 @@ fn an_exported_file_runs_as_the_packed_directory_does_to_the_bit() {
         ("llama_ternary", Formats(Some(format("ternary-g256")), Some(format("int8-g32")), None)),
         ("qwen2", Formats::all(format("ternary-g64"))),
         ("qwen3", Formats(None, Some(format("int4-g32")), None)),
+        ("lfm2", Formats::all(format("int4-g32"))),
     ] {
         let Some(packed) = Packed::fixture(fixture, formats) else { return };
         let options = Options { tq1: true, ..Options::default() };
@@ -92,6 +93,7 @@ fn files_of_llama_cpp_have_the_weights_of_their_models() {
         ("llama_untied.q4_0", "llama_untied"),
         ("qwen2.q4_0", "qwen2"),
         ("qwen3.q4_0", "qwen3"),
+        ("lfm2.q4_0", "lfm2"),
         ("llama_ternary.q2_0", "llama_ternary"),
         ("llama_ternary.tq1_0", "llama_ternary"),
     ] {
@@ -149,7 +151,7 @@ fn what_the_decoder_would_compute_differently_is_refused_by_its_key() {
     refused(
         "general.architecture",
         Value::from("mamba"),
-        "general.architecture: found String(\"mamba\"); want one of llama, qwen2, qwen3",
+        "general.architecture: found String(\"mamba\"); want one of llama, qwen2, qwen3, lfm2",
     );
     refused("llama.expert_count", Value::U32(8), "llama.expert_count");
     refused("split.count", Value::U16(2), "join them with llama-gguf-split --merge");

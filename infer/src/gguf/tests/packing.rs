@@ -33,7 +33,7 @@ impl Formats {
             Role::Projection => self.0,
             Role::Embedding => self.1,
             Role::Head => self.2,
-            Role::Norm | Role::Bias => None,
+            Role::Norm | Role::Bias | Role::Conv => None,
         }
     }
 }

@@ -97,10 +97,8 @@ impl Files {
 pub(crate) fn write(files: &Files, config: &Config, metadata: &mut Metadata) -> Result<()> {
     if files.tokenizer.is_null() {
         metadata.set(MODEL, Value::from(NO_VOCABULARY));
-        metadata.set(
-            format!("{}.vocab_size", crate::gguf::architecture(config.family)),
-            Value::U32(config.vocab_size as u32),
-        );
+        let arch = metadata.text("general.architecture")?.unwrap_or_default();
+        metadata.set(format!("{arch}.vocab_size"), Value::U32(config.vocab_size as u32));
         return Ok(());
     }
     let refused =

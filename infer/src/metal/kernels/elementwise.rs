@@ -5,6 +5,7 @@ use qat_quant::kernels::metal::{Dispatch, Launch, Library};
 use super::{WORD, library, words};
 
 pub(super) const SWIGLU: Library = library!(; "swiglu");
+pub(super) const RELU2: Library = library!(; "relu2");
 pub(super) const ADD: Library = library!(; "add");
 
 const THREADS: u32 = 256;
@@ -20,6 +21,8 @@ const THREADS: u32 = 256;
 pub enum Elementwise {
     /// `silu(a) · b`, where `silu(a) = a / (1 + e⁻ᵃ)`.
     Swiglu,
+    /// `max(a, 0)² · b`
+    Relu2,
     /// `a + b`
     Add,
 }
@@ -33,6 +36,7 @@ impl Elementwise {
         assert!(len > 0, "an operation on nothing");
         let (library, kernel) = match self {
             Self::Swiglu => (SWIGLU.name, "swiglu"),
+            Self::Relu2 => (RELU2.name, "relu2"),
             Self::Add => (ADD.name, "add"),
         };
         let launch = Launch {

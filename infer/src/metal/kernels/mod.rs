@@ -3,7 +3,7 @@
 //!
 //! This side is plain data and compiled everywhere: the sources (`*.metal`), and what the GPU is to be told to run. It
 //! knows no device, no buffers and no model; whoever has a device binds buffers to the places listed at [`RmsNorm`],
-//! [`Attention`], [`Elementwise`], [`Argmax`] and [`TopK`], and dispatches the launch. Places that are not listed stay
+//! [`Attention`], [`ShortConv`], [`Elementwise`], [`Argmax`] and [`TopK`], and dispatches the launch. Places that are not listed stay
 //! unbound. Where a pass stands in the text is read from a buffer, so that a list of launches is made once.
 //!
 //! Invariants: a source needs no file beside it. Threadgroups of one dispatch read nothing that another of them writes.
@@ -12,6 +12,7 @@ mod attention;
 mod choice;
 mod elementwise;
 mod rms_norm;
+mod short_conv;
 #[cfg(test)]
 mod tests;
 
@@ -21,15 +22,18 @@ pub use attention::{Attention, MOST_PARTS};
 pub use choice::{Argmax, MOST_TOP, TopK};
 pub use elementwise::Elementwise;
 pub use rms_norm::RmsNorm;
+pub use short_conv::ShortConv;
 
 /// Every library of this module.
-pub const LIBRARIES: [Library; 9] = [
+pub const LIBRARIES: [Library; 11] = [
     rms_norm::RMS_NORM,
     attention::TURN,
     attention::DECODE,
     attention::JOIN,
     attention::PREFILL,
     elementwise::SWIGLU,
+    elementwise::RELU2,
+    short_conv::SHORT_CONV,
     elementwise::ADD,
     choice::ARGMAX,
     choice::TOP_K,

@@ -102,7 +102,9 @@ impl Lowering<'_, '_> {
         if let Some(rotation) = turns[0].rotation {
             turning.push((5, buffers.whole(buffers.angles[rotation]), Access::Read));
         }
-        let kept = &buffers.caches[layer];
+        let Some(kept) = buffers.caches.get(&layer) else {
+            return Err(Error::Invalid(format!("layer {layer} attends, and has no keys and values")));
+        };
         let mut cache = vec![(6, buffers.whole(kept.keys)), (7, buffers.whole(kept.values))];
         if let Some([keys, values]) = kept.scales {
             cache.extend([(8, buffers.whole(keys)), (9, buffers.whole(values))]);

@@ -14,10 +14,11 @@ mod products;
 use qat_quant::kernels::metal::{Dispatch, Gather};
 
 use super::buffers::WORD;
-use super::kernels::{Argmax, Elementwise, TopK};
+use super::kernels::{Argmax, Elementwise, ShortConv, TopK};
 use super::list::{Access, Argument, Binding, Call, List, Span};
 use super::matrix::Matrix;
 use super::record::{Script, Tail};
+use crate::model::Gate;
 use crate::plan::{Norm, Op, Program, Value, Weight as _};
 use crate::{Error, Result};
 
@@ -62,8 +63,8 @@ impl<'s, 'm> Lowering<'s, 'm> {
     /// Appends the calls of a program.
     pub(super) fn program(&mut self, program: &Program<'m, &'m Matrix>) -> Result<()> {
         for (at, op) in program.ops.iter().enumerate() {
-            // A layer begins with the products that its attention reads.
-            if let Some(Op::Attention { layer, .. }) = program.ops.get(at + 1) {
+            // A layer begins with the products that its attention or convolution reads.
+            if let Some(Op::Attention { layer, .. } | Op::ShortConv { layer, .. }) = program.ops.get(at + 1) {
                 self.layer = Some(*layer);
             }
             match op {
@@ -75,9 +76,10 @@ impl<'s, 'm> Lowering<'s, 'm> {
                 Op::Attention { layer, q, k, v, turns, out } => {
                     self.attention(*layer, [*q, *k, *v], turns, *out)?;
                 }
-                Op::Gate { gate, up, width } => {
-                    self.combine("swiglu", Elementwise::Swiglu, [*gate, *up], *width)
+                Op::ShortConv { layer, x, kernel, width, out } => {
+                    self.short_conv(*layer, *x, kernel, *width, *out)?;
                 }
+                Op::Gate { by, gate, up, width } => self.gate(*by, [*gate, *up], *width),
                 Op::Add { to, from, width } => self.combine("add", Elementwise::Add, [*to, *from], *width),
                 Op::Turn { .. } => {
                     return Err(Error::Invalid(
@@ -139,6 +141,34 @@ impl<'s, 'm> Lowering<'s, 'm> {
         let width = norm.weight.len();
         let (x, out) = (self.value(x, width), self.value(out, width));
         self.norm_rows("norm", x, width, Some(norm), false, out)
+    }
+
+    /// A convolution, and what its layer remembers.
+    fn short_conv(&mut self, layer: usize, x: Value, kernel: &[f32], width: usize, out: Value) -> Result<()> {
+        let buffers = &self.script.buffers;
+        let Some(recent) = buffers.recent.get(&layer) else {
+            return Err(Error::Invalid(format!("layer {layer} convolves, and has nothing to remember by")));
+        };
+        let taps = (kernel.len() / width) as u32;
+        let dispatch = ShortConv { width: width as u32, taps, tokens: self.tokens as u32 }.dispatch();
+        let spans = [
+            (0, self.value(x, 3 * width), Access::Read),
+            (1, self.vector(kernel)?, Access::Read),
+            (2, self.value(out, width), Access::Write),
+            (3, buffers.whole(*recent), Access::ReadWrite),
+            (4, buffers.whole(buffers.step), Access::Read),
+        ];
+        self.call("convolution", dispatch, 5, spans);
+        Ok(())
+    }
+
+    /// `gate = by(gate) · up`, row by row.
+    pub(super) fn gate(&mut self, by: Gate, values: [Value; 2], width: usize) {
+        let (label, kernel) = match by {
+            Gate::Silu => ("swiglu", Elementwise::Swiglu),
+            Gate::Relu2 => ("relu²", Elementwise::Relu2),
+        };
+        self.combine(label, kernel, values, width);
     }
 
     /// `a = combine(a, b)`, row by row.

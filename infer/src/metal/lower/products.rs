@@ -8,9 +8,10 @@ use qat_quant::kernels::metal;
 use super::{Lowering, Part};
 use crate::Result;
 use crate::files::Activations;
-use crate::metal::kernels::{Elementwise, RmsNorm};
+use crate::metal::kernels::RmsNorm;
 use crate::metal::list::{Access, Span};
 use crate::metal::matrix::Matrix;
+use crate::model::Gate;
 use crate::plan::{Epilogue, Norm, Product, Value, Weight as _};
 
 /// Products that one call can make: their places among those of the operation.
@@ -26,20 +27,24 @@ impl Lowering<'_, '_> {
         epilogue: Epilogue,
     ) -> Result<()> {
         let groups = alike(products);
-        let is_gated_later = epilogue == Epilogue::Gate && groups.len() > 1;
+        // On the way a product makes the gate that most models have.
+        let gate_later = match epilogue {
+            Epilogue::Gate(by) if groups.len() > 1 || by != Gate::Silu => Some(by),
+            _ => None,
+        };
         let epilogue = match epilogue {
             Epilogue::Store => metal::Epilogue::Store,
             Epilogue::Add => metal::Epilogue::Add,
-            Epilogue::Gate if is_gated_later => metal::Epilogue::Store,
-            Epilogue::Gate => metal::Epilogue::Gate,
+            Epilogue::Gate(_) if gate_later.is_some() => metal::Epilogue::Store,
+            Epilogue::Gate(_) => metal::Epilogue::Gate,
         };
         let mut prepared = [None; 2];
         for group in groups {
             let of_group: Vec<_> = group.iter().map(|at| (products[*at], outs[*at])).collect();
             self.product(x, norm, &of_group, epilogue, &mut prepared)?;
         }
-        if is_gated_later {
-            self.combine("swiglu", Elementwise::Swiglu, [outs[0], outs[1]], products[0].matrix.rows());
+        if let Some(by) = gate_later {
+            self.gate(by, [outs[0], outs[1]], products[0].matrix.rows());
         }
         Ok(())
     }

@@ -13,7 +13,7 @@ use qat_metal_host::{Mode, available};
 use qat_quant::Format;
 
 use super::emulator::Emulator;
-use super::models::{fixtures, format, mixed, tiny};
+use super::models::{fixtures, format, mixed, others, tiny};
 use crate::random_model::RandomModel;
 
 /// Tokens decoded after each prompt.
@@ -156,6 +156,19 @@ fn the_fixtures_say_on_the_gpu_what_they_say_on_the_cpu() {
         let both = Both::open(name, &path);
         both.agree(KvType::F16, &[1, 5, 9, 40]);
         assert!(both.agree(KvType::Int8, &[5, 40]) >= ALIKE, "{name}");
+        both.write_the_same(KvType::F16, 9);
+    }
+}
+
+#[test]
+fn layers_of_other_kinds_say_on_the_gpu_what_they_say_on_the_cpu() {
+    if !available() {
+        return;
+    }
+    for (name, path) in others() {
+        let both = Both::open(name, &path);
+        // Shorter than a convolution's memory, and longer.
+        assert!(both.agree(KvType::F16, &[1, 2, 5, 40]) >= ALIKE, "{name}");
         both.write_the_same(KvType::F16, 9);
     }
 }

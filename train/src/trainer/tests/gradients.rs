@@ -141,26 +141,32 @@ fn levels_held_evenly_teach_their_scale_through_the_bias_that_follows_it() {
     }
 }
 
-/// Quantizers whose steps are compared between devices.
-const QUANTIZERS: [(&str, Gradient); 5] = [
-    ("float", Gradient::Ste),
-    ("int4-g32", Gradient::ClippedSte),
-    ("int2-affine-g64", Gradient::Lsq),
-    ("ternary-tensor", Gradient::Lsq),
-    ("ternary-g64", Gradient::Ste),
+/// Family, format and gradient of a step.
+type Step = (&'static str, &'static str, Gradient);
+
+/// Steps that are compared between devices.
+const STEPS: [Step; 7] = [
+    ("qwen3", "float", Gradient::Ste),
+    ("qwen3", "int4-g32", Gradient::ClippedSte),
+    ("qwen3", "int2-affine-g64", Gradient::Lsq),
+    ("qwen3", "ternary-tensor", Gradient::Lsq),
+    ("qwen3", "ternary-g64", Gradient::Ste),
+    ("bitnet", "ternary-tensor", Gradient::Ste),
+    ("lfm2", "int4-g32", Gradient::Ste),
 ];
 
 /// Loss and gradients of a step on `device`, by name, with the gradients on the CPU.
-fn step_on(device: &Device, quantizer: (&str, Gradient)) -> (f64, BTreeMap<String, Tensor>) {
-    step_in(Precision::F32, device, quantizer)
+fn step_on(device: &Device, step: Step) -> (f64, BTreeMap<String, Tensor>) {
+    step_in(Precision::F32, device, step)
 }
 
 fn step_in(
     precision: Precision,
     device: &Device,
-    (format, gradient): (&str, Gradient),
+    (family, format, gradient): Step,
 ) -> (f64, BTreeMap<String, Tensor>) {
-    let config = tiny::config(json!({"model_type": "qwen3", "num_hidden_layers": 1}));
+    let layers = if family == "lfm2" { 2 } else { 1 };
+    let config = tiny::family(family, json!({"num_hidden_layers": layers, "head_dim": 32}));
     let rules = Rules::new(format, format, format, &BTreeMap::new()).expect("rules");
     // Without rounded activations, where a difference in the last place can take another code.
     let scales = ScaleRule::Absmax;
@@ -175,17 +181,17 @@ fn step_in(
 }
 
 /// Holds a step taken by `path` to one on the CPU, with each quantizer.
-fn assert_agrees_with_the_cpu(path: impl Fn((&str, Gradient)) -> (f64, BTreeMap<String, Tensor>)) {
+fn assert_agrees_with_the_cpu(path: impl Fn(Step) -> (f64, BTreeMap<String, Tensor>)) {
     let largest = |t: &Tensor| t.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>();
-    for quantizer in QUANTIZERS {
-        let ((want_loss, want), (loss, found)) = (step_on(&Device::Cpu, quantizer), path(quantizer));
-        assert!((loss - want_loss).abs() < 1e-5 * want_loss.abs(), "{quantizer:?}: {loss} for {want_loss}");
+    for step in STEPS {
+        let ((want_loss, want), (loss, found)) = (step_on(&Device::Cpu, step), path(step));
+        assert!((loss - want_loss).abs() < 1e-5 * want_loss.abs(), "{step:?}: {loss} for {want_loss}");
         for (name, want) in &want {
             let difference = largest(&(&found[name] - want).expect("one shape")).expect("a number");
             let magnitude = largest(want).expect("a number");
             // Ten operations in a row, each within 1e-5 of the largest element on either path.
             let near = difference <= 1e-4 * magnitude;
-            assert!(near, "{quantizer:?} {name}: off by {difference}, largest {magnitude}");
+            assert!(near, "{step:?} {name}: off by {difference}, largest {magnitude}");
         }
     }
 }
@@ -193,33 +199,31 @@ fn assert_agrees_with_the_cpu(path: impl Fn((&str, Gradient)) -> (f64, BTreeMap<
 #[test]
 fn the_kernels_of_metal_tell_every_variable_what_the_cpu_tells_it() {
     if host::available() {
-        assert_agrees_with_the_cpu(|quantizer| {
-            host::emulating(Care::Values, || step_on(&Device::Cpu, quantizer))
-        });
+        assert_agrees_with_the_cpu(|step| host::emulating(Care::Values, || step_on(&Device::Cpu, step)));
     }
 }
 
 #[test]
 fn a_step_on_the_gpu_tells_every_variable_what_the_cpu_tells_it() {
     if let Some(gpu) = crate::device::tests::gpu() {
-        assert_agrees_with_the_cpu(|quantizer| step_on(&gpu, quantizer));
+        assert_agrees_with_the_cpu(|step| step_on(&gpu, step));
     }
 }
 
-/// Holds a step in bf16, taken by `path`, to one in f32 on the CPU, with each quantizer.
-fn assert_is_near_in_bf16(path: impl Fn((&str, Gradient)) -> (f64, BTreeMap<String, Tensor>)) {
+/// Holds a step in bf16, taken by `path`, to one in f32 on the CPU, of each kind.
+fn assert_is_near_in_bf16(path: impl Fn(Step) -> (f64, BTreeMap<String, Tensor>)) {
     let length = |t: &Tensor| t.sqr()?.sum_all()?.to_scalar::<f32>().map(f32::sqrt);
-    for quantizer in QUANTIZERS {
-        let ((want_loss, want), (loss, found)) = (step_on(&Device::Cpu, quantizer), path(quantizer));
+    for step in STEPS {
+        let ((want_loss, want), (loss, found)) = (step_on(&Device::Cpu, step), path(step));
         // Logits of about 10 are off by some 10·2⁻⁹ in each of student and teacher.
-        assert!((loss / want_loss - 1.0).abs() < 0.01, "{quantizer:?}: {loss} for {want_loss}");
+        assert!((loss / want_loss - 1.0).abs() < 0.01, "{step:?}: {loss} for {want_loss}");
         for (name, want) in &want {
             assert_eq!(found[name].dtype(), candle_core::DType::F32, "{name}");
             let apart = length(&(&found[name] - want).expect("one shape")).expect("a number");
             let share = apart / length(want).expect("a number");
             // Some thirty tensors stand between the loss and the first variable, each off by about 2⁻⁹ of its length, and independent of the
             // others: √30·2⁻⁹ = 0.011, and a few times that where what is added up cancels, as in a scale's gradient.
-            assert!(share <= 0.06, "{quantizer:?} {name}: off by {share} of its length");
+            assert!(share <= 0.06, "{step:?} {name}: off by {share} of its length");
         }
     }
 }
@@ -227,8 +231,8 @@ fn assert_is_near_in_bf16(path: impl Fn((&str, Gradient)) -> (f64, BTreeMap<Stri
 #[test]
 fn a_step_in_bf16_tells_every_variable_nearly_what_f32_tells_it() {
     if host::available() {
-        assert_is_near_in_bf16(|quantizer| {
-            host::emulating(Care::Values, || step_in(Precision::Bf16, &Device::Cpu, quantizer))
+        assert_is_near_in_bf16(|step| {
+            host::emulating(Care::Values, || step_in(Precision::Bf16, &Device::Cpu, step))
         });
     }
 }
@@ -236,7 +240,7 @@ fn a_step_in_bf16_tells_every_variable_nearly_what_f32_tells_it() {
 #[test]
 fn a_step_in_bf16_on_the_gpu_tells_every_variable_nearly_what_f32_tells_it() {
     if let Some(gpu) = crate::device::tests::gpu() {
-        assert_is_near_in_bf16(|quantizer| step_in(Precision::Bf16, &gpu, quantizer));
+        assert_is_near_in_bf16(|step| step_in(Precision::Bf16, &gpu, step));
     }
 }
 
@@ -276,9 +280,17 @@ fn gradients_of_the_whole_model_are_the_slopes_of_its_loss() {
     // the third derivative adds no more. Wrong wiring, a branch lost or counted twice, is of the order of 1.
     const TOLERANCE: f64 = 1e-3;
     let mut rng = ChaCha8Rng::seed_from_u64(1);
-    for (family, tied, bias) in [("llama", true, true), ("qwen2", true, false), ("qwen3", false, false)] {
-        let config = tiny::config(json!({"model_type": family, "tie_word_embeddings": tied, "head_dim": 32,
-            "attention_bias": bias, "mlp_bias": bias}));
+    for (family, tied, bias) in [
+        ("llama", true, true),
+        ("qwen2", true, false),
+        ("qwen3", false, false),
+        ("bitnet", true, false),
+        ("lfm2", true, false),
+    ] {
+        let config = tiny::family(
+            family,
+            json!({"tie_word_embeddings": tied, "head_dim": 32, "attention_bias": bias, "mlp_bias": bias}),
+        );
         let student = student(&config, "float", Gradient::Ste, ScaleRule::Absmax);
         let bench = Bench { inside: true, ..Bench::new(&config) };
         let (_, gradients) = bench.gradients(&student).expect("a gradient each");
@@ -309,11 +321,15 @@ fn gradients_of_the_whole_model_are_the_slopes_of_its_loss() {
 
 #[test]
 fn layers_that_are_computed_again_give_the_same_loss_and_gradients_to_the_bit() {
-    for (family, tied, weights) in
-        [("llama", true, "int4-g32"), ("qwen2", true, "int3-affine-g32"), ("qwen3", false, "ternary-tensor")]
-    {
-        let config = tiny::config(json!({"model_type": family, "tie_word_embeddings": tied, "head_dim": 32,
-            "num_hidden_layers": 3}));
+    for (family, tied, weights) in [
+        ("llama", true, "int4-g32"),
+        ("qwen2", true, "int3-affine-g32"),
+        ("qwen3", false, "ternary-tensor"),
+        ("bitnet", true, "ternary-tensor"),
+        ("lfm2", true, "int4-g32"),
+    ] {
+        let changes = json!({"tie_word_embeddings": tied, "head_dim": 32, "num_hidden_layers": 3});
+        let config = tiny::family(family, changes);
         let student = student(&config, weights, Gradient::Lsq, ScaleRule::Mse);
         for inside in [false, true] {
             let kept = Bench { inside, ..Bench::new(&config) };

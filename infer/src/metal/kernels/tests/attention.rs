@@ -5,7 +5,7 @@ use super::machine::{After, Build, Machine, Mode, f32s, u32s};
 use super::uniform;
 use crate::cpu::{self, KvCache, KvType, Pool};
 use crate::metal::kernels::Attention;
-use crate::model::{AttentionShape, Config, Family, RopeScaling};
+use crate::model::{AttentionShape, Config, Family, Gate, RopeScaling};
 
 const KVS: [KvType; 2] = [KvType::F16, KvType::Int8];
 
@@ -357,6 +357,9 @@ fn config(shape: AttentionShape) -> Config {
         o_bias: false,
         mlp_bias: false,
         qk_norm: false,
+        gate: Gate::Silu,
+        sub_norms: false,
+        short_convs: None,
         bos_token_id: None,
         eos_token_ids: Vec::new(),
     }

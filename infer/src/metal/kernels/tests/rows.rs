@@ -1,8 +1,8 @@
-//! Norms, rounding to int8, sums and gates.
+//! Norms, rounding to int8, sums, gates and short convolutions.
 
-use super::machine::{Build, Machine, f32s};
+use super::machine::{Build, Machine, f32s, u32s};
 use super::{U, uniform};
-use crate::metal::kernels::{Elementwise, RmsNorm};
+use crate::metal::kernels::{Elementwise, RmsNorm, ShortConv};
 
 /// Whether `found` is within `slack` of `want`, which is derived by the caller.
 fn assert_near(found: f32, want: f64, slack: f64, what: &str) {
@@ -133,6 +133,12 @@ fn gates_and_sums_are_those_of_the_cpu() {
             let want: Vec<f32> = a.iter().zip(&b).map(|(a, b)| a + b).collect();
             assert_eq!(after.f32s(0), want);
         });
+        run(Elementwise::Relu2).verify(|_, after| {
+            for ((found, a), b) in after.f32s(0).iter().zip(&a).zip(&b) {
+                let want = f64::from(a.max(0.0)).powi(2) * f64::from(*b);
+                assert_near(*found, want, 2.0 * U * want.abs(), "relu²");
+            }
+        });
         run(Elementwise::Swiglu).verify(|_, after| {
             for ((found, a), b) in after.f32s(0).iter().zip(&a).zip(&b) {
                 let (a, b) = (f64::from(*a), f64::from(*b));
@@ -142,5 +148,50 @@ fn gates_and_sums_are_those_of_the_cpu() {
                 assert_near(*found, want, (12.0 + 4.0 * a.abs()) * U * want.abs() + 2e-36, "silu");
             }
         });
+    }
+}
+
+#[test]
+fn a_convolution_goes_on_where_the_last_call_ended() {
+    for (seed, (width, taps, tokens)) in
+        [(1u32, 2u32, 1u32), (65, 3, 1), (7, 3, 2), (33, 4, 9)].into_iter().enumerate()
+    {
+        let op = ShortConv { width, taps, tokens };
+        let [w, k, n] = [width, taps, tokens].map(|size| size as usize);
+        let x = uniform(seed as u64, n * 3 * w, 2.0);
+        let (kernel, recent) =
+            (uniform(seed as u64 + 20, w * k, 1.0), uniform(seed as u64 + 40, (k - 1) * w, 4.0));
+        for position in [0u32, 5] {
+            // Counted from the oldest of the remembered rows, which at the beginning of a text are none.
+            let product = |at: usize, channel: usize| match at.checked_sub(k - 1) {
+                Some(token) => {
+                    f64::from(x[token * 3 * w + channel]) * f64::from(x[token * 3 * w + 2 * w + channel])
+                }
+                None if position == 0 => 0.0,
+                None => f64::from(recent[at * w + channel]),
+            };
+            Machine::new(op.dispatch(), 5)
+                .input(0, f32s(&x))
+                .input(1, f32s(&kernel))
+                .output(2, 4 * n * w)
+                .in_out(3, f32s(&recent))
+                .input(4, u32s(&[position, tokens]))
+                .verify(|_, after| {
+                    for (at, found) in after.f32s(2).iter().enumerate() {
+                        let (token, channel) = (at / w, at % w);
+                        let terms = (0..k)
+                            .map(|tap| f64::from(kernel[channel * k + tap]) * product(token + tap, channel));
+                        let c = f64::from(x[token * 3 * w + w + channel]);
+                        let size: f64 = terms.clone().map(f64::abs).sum();
+                        // Each product rounds twice and each sum once, then c.
+                        let slack = (f64::from(taps) + 4.0) * U * size * c.abs();
+                        assert_near(*found, terms.sum::<f64>() * c, slack, "convolution");
+                    }
+                    for (at, found) in after.f32s(3).iter().enumerate() {
+                        let want = product(n + at / w, at % w);
+                        assert_near(*found, want, U * want.abs(), "what is remembered");
+                    }
+                });
+        }
     }
 }
