@@ -17,7 +17,7 @@ QAT = os.environ.get("QAT", "target/release/qat")
 DEVICE = os.environ.get("DEVICE", "auto")
 JOBS = int(os.environ.get("JOBS", "3"))
 SCORERS = int(os.environ.get("SCORERS", "4"))
-THREADS = os.environ.get("THREADS", "2")
+THREADS = os.environ.get("THREADS", "1")
 SEEDS = [int(seed) for seed in os.environ.get("SEEDS", "1,2,3").split(",")]
 SETS = os.environ.get("SETS", "").split()
 
@@ -46,9 +46,9 @@ FORMATS = {
     "int2-affine-g32": 2, "int2-affine-g128": 2, "ternary-g64": 1, "ternary-tensor": 1,
 }  # fmt: skip
 # Learning rates that are tried: of the weights, or of the scales where they alone are trained.
-RATES = {4: [1e-4, 3e-4, 6e-4], 3: [2e-4, 5e-4, 1e-3], 2: [5e-4, 1e-3, 2e-3], 1: [5e-4, 1e-3, 2e-3]}
-SCALE_RATES = [1e-3, 3e-3, 1e-2]
-CONTROL_RATES = [3e-5, 1e-4, 3e-4]
+RATES = {4: [3e-5, 6e-5, 1e-4], 3: [6e-5, 1e-4, 2e-4], 2: [1e-4, 2e-4, 5e-4], 1: [2e-4, 5e-4, 1e-3]}
+SCALE_RATES = [3e-3, 1e-2, 3e-2]
+CONTROL_RATES = [1e-5, 3e-5, 1e-4]
 TUNING_STEPS = 200
 
 

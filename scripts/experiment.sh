@@ -10,7 +10,7 @@
 #   QAT=target/release/qat   the program (built with the feature of the device)
 #   DEVICE=auto              auto, cpu, metal or cuda
 #   JOBS=3                   trainings at a time
-#   SCORERS=4 THREADS=2      scorings at a time, beside the trainings, and the threads of each
+#   SCORERS=4 THREADS=1      scorings at a time, beside the trainings, and the threads of each
 #   SEEDS=1,2,3              of the students
 #   SETS="train.steps=20 …"  changes every recipe, for a trial
 #   PYTHON=python3           needs tokenizers for the step prepare, matplotlib for table

@@ -27,9 +27,7 @@ class Scores:
     def __init__(self, work):
         self.reports = {}
         for path in sorted((work / "scores").glob("*.json")):
-            text = next(text for text in TEXTS if path.stem.endswith(f"-{text}") and not path.stem.endswith(f"out-of-{text}-{text}"))
-            if path.stem.endswith("-out-of-domain"):
-                text = "out-of-domain"
+            text = next(text for text in TEXTS if path.stem.endswith(f"-{text}"))
             name, _, seed = path.stem.removesuffix(f"-{text}").partition("-seed")
             self.reports.setdefault((name, text), []).append(json.loads(path.read_text(encoding="utf-8")))
 
@@ -134,15 +132,21 @@ def pictures(scores, rows, work):
     from matplotlib import pyplot
 
     shown = {"absmax": ("#999999", "rounded, absmax"), "gptq": ("#c08000", "rounded, GPTQ"), "dwq": ("#7a5cc0", "scales only"), "ce": ("#3a8a3a", "QAT, cross entropy"), "kl": ("#c0303a", "QAT, KL"), "large": ("#2a6fc0", "QAT, larger teacher")}  # fmt: skip
-    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6), sharey=True)
+    figure, axes = pyplot.subplots(1, 2, figsize=(9, 4), sharey=True)
     for axis, text in zip(axes, TEXTS):
         for method, (colour, label) in shown.items():
             points = sorted((rows[text][method, f].bits, rows[text][method, f].kl, *interval(rows[text][method, f].kl_drawn)) for f in FORMATS if (method, f) in rows[text])
             x, y = [p[0] for p in points], [p[1] for p in points]
-            axis.errorbar(x, y, [[p[1] - p[2] for p in points], [p[3] - p[1] for p in points]], color=colour, label=label, marker="o", ms=3, lw=1)
-        axis.set(yscale="log", xlabel="bits per weight, embeddings and scales included", title=text)
+            axis.errorbar(x, y, [[p[1] - p[2] for p in points], [p[3] - p[1] for p in points]], color=colour, fmt="o", ms=3, lw=1)
+            best = {bits: kl for bits, kl, *_ in reversed(points)}
+            axis.plot(list(best), list(best.values()), color=colour, label=label, lw=1)
+        for format in FORMATS:
+            above = max(rows[text][method, format].kl for method in shown)
+            axis.annotate(format, (rows[text]["kl", format].bits, above), (2, 5), textcoords="offset points", rotation=35, fontsize=6, color="#777777")
+        axis.set(yscale="log", xlabel="bits per weight, embeddings and scales included")
+        axis.set_title(text, pad=22)
     axes[0].set_ylabel("KL to the float teacher, nats a token")
-    axes[0].legend(frameon=False, fontsize=8)
+    axes[0].legend(frameon=False, fontsize=8, loc="lower left")
     save(figure, "quality-against-size.svg")
 
     figure, axes = pyplot.subplots(1, 3, figsize=(9, 3))
@@ -169,8 +173,9 @@ def main():
     parts, rows = [], {}
     for text in TEXTS:
         shown, rows[text] = table(scores, text)
-        parts.append(f"### {text.capitalize()}\n\n{shown}\n")
-    (OUT / "experiment.md").write_text("\n".join(parts), encoding="utf-8")
+        parts.append(f"## {text.capitalize()}\n\n{shown}\n")
+    head = "# Every method on every grid\n\nMade by scripts/experiment.sh; [results.md](../results.md) says what was done and what the columns are.\n\n"
+    (OUT / "experiment.md").write_text(head + "\n".join(parts), encoding="utf-8")
     pictures(scores, rows, work)
 
 

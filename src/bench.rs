@@ -21,6 +21,8 @@ use qat_quant::kernels::Isa;
 use crate::{Ending, cli, evaluate};
 use row::Row;
 
+pub use training::duration;
+
 /// More threads than this are a slip of the finger.
 const MOST_THREADS: usize = 1024;
 

@@ -29,6 +29,8 @@ pub enum Command {
     Logits(Logits),
     /// Write a model of random weights in a given shape, to measure speed and size with.
     Init(Init),
+    /// Say what a recipe or a model will take, before any of it is taken: memory, disk, time, and which devices it fits.
+    Plan(Plan),
     /// Measure tokens per second, in the terms of llama-bench, beside what the memory of this machine allows.
     Bench(Bench),
     /// Say what this machine has to run models with, and test it.
@@ -217,7 +219,7 @@ pub struct Logits {
 /// `qat init`.
 #[derive(Debug, Args)]
 pub struct Init {
-    /// smollm2-135m, smollm2-360m, bitnet-24x1024, or the path of a config.json.
+    /// smollm2-135m, smollm2-360m, qwen3-0.6b, lfm2.5-350m, bitnet-24x1024, or the path of a config.json.
     #[arg(long)]
     pub shape: String,
     /// Format of the layers, such as int4-g32; or float: a Hugging Face directory in f16.
@@ -275,6 +277,43 @@ impl Inputs {
             Self::Model => None,
         }
     }
+}
+
+/// `qat plan`.
+#[derive(Debug, Args)]
+pub struct Plan {
+    /// A recipe, a packed or a Hugging Face model directory, a GGUF file, a config.json, or the name of a shape of qat init.
+    pub target: PathBuf,
+    /// Change a key of the recipe, such as train.batch=8.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub sets: Vec<String>,
+    /// Plan only this variant of the recipe; may be repeated.
+    #[arg(long = "variant", value_name = "NAME")]
+    pub variants: Vec<String>,
+    /// A shape in the place of the models of the recipe, when they are not here.
+    #[arg(long)]
+    pub shape: Option<String>,
+    /// Where a recipe would train: auto, cpu, metal or cuda. It need not be here.
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+    /// Train a smaller student for some steps on this machine, and say how long the recipe will take here.
+    #[arg(long, conflicts_with = "rate")]
+    pub probe: bool,
+    /// How many tokens are trained on in a second, to say how long the recipe will take.
+    #[arg(long = "tokens-per-second", value_name = "N")]
+    pub rate: Option<f64>,
+    /// Format of the layers of a shape without a recipe, or float [default: int4-g32].
+    #[arg(long, value_name = "FORMAT")]
+    pub format: Option<String>,
+    /// Format of its embeddings and head, or float [default: int8-g32].
+    #[arg(long, value_name = "FORMAT")]
+    pub embeddings: Option<String>,
+    /// Contexts to say the size of keys and values for, in tokens; several with commas.
+    #[arg(long, default_value = "2048,8192,32768", value_delimiter = ',', value_name = "N")]
+    pub context: Vec<usize>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `qat bench`.

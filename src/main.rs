@@ -12,6 +12,7 @@ mod heap;
 mod init;
 mod inspect;
 mod logits;
+mod plan;
 mod progress;
 mod table;
 mod train;
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
         Command::Doctor => doctor::run(),
         Command::Logits(args) => logits::run(&args),
         Command::Init(args) => init::run(&args),
+        Command::Plan(args) => plan::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Inspect(args) => inspect::run(&args),
     };

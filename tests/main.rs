@@ -3,6 +3,7 @@
 mod accidents;
 mod bench;
 mod exports;
+mod families;
 mod gates;
 mod generate;
 mod gguf;
@@ -12,6 +13,7 @@ mod logits;
 mod model;
 mod models;
 mod outputs;
+mod plan;
 mod recipes;
 mod runs;
 mod targets;

@@ -17,6 +17,7 @@ pub mod gguf;
 pub mod metal;
 pub mod model;
 mod opened;
+pub mod outline;
 mod plan;
 mod sequence;
 #[cfg(test)]

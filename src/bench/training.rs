@@ -96,7 +96,7 @@ impl Row {
 }
 
 /// A time as people say it, to two digits or more.
-fn duration(seconds: f64) -> String {
+pub fn duration(seconds: f64) -> String {
     match seconds {
         s if s < 100.0 => format!("{s:.0} s"),
         s if s < 6000.0 => format!("{:.0} min", s / 60.0),

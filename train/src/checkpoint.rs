@@ -8,13 +8,15 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fs,
+    io::Read as _,
     path::{Path, PathBuf},
 };
 
 use candle_core::{DType, Device, Tensor};
-use qat_infer::files::{StagedDir, sha256_hex};
+use qat_infer::files::StagedDir;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use sha2::{Digest as _, Sha256};
 
 use crate::{
     Error, Result,
@@ -202,9 +204,19 @@ fn folder(step: usize) -> String {
     format!("step-{step:08}")
 }
 
+/// SHA-256 of a file that may be larger than the memory that is free.
 fn digest(path: &Path) -> Result<String> {
-    let bytes = fs::read(path).map_err(|e| Error::io("cannot read", path, e))?;
-    Ok(sha256_hex(&[&bytes]))
+    let failed = |e| Error::io("cannot read", path, e);
+    let mut file = fs::File::open(path).map_err(failed)?;
+    let mut hasher = Sha256::new();
+    let mut piece = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut piece).map_err(failed)? {
+            0 => break,
+            len => hasher.update(&piece[..len]),
+        }
+    }
+    Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 fn read_state(dir: &Path) -> Result<State> {

@@ -9,6 +9,7 @@ pub mod device;
 mod error;
 pub mod exec;
 pub mod export;
+pub mod forecast;
 pub mod loss;
 pub mod ops;
 mod optim;

@@ -27,7 +27,7 @@ pub struct RunOptions {
     pub context: usize,
     /// How keys and values are kept.
     pub kv: KvType,
-    /// Threads; as many as this process may use at a time, if none.
+    /// Threads; if none, as many as `RAYON_NUM_THREADS` says, or as this process may use at a time.
     pub threads: Option<usize>,
 }
 
@@ -77,10 +77,8 @@ impl<'m> Session<'m> {
 
     fn with(plan: Plan<'m>, config: &'m Config, options: &RunOptions) -> Result<Self> {
         check_context(config, options.context)?;
-        let threads = match options.threads {
-            Some(threads) => threads,
-            None => std::thread::available_parallelism().map_or(1, usize::from),
-        };
+        // One number for all that is done side by side, which RAYON_NUM_THREADS sets.
+        let threads = options.threads.unwrap_or_else(rayon::current_num_threads);
         let engine = Engine::new(config, &plan.ropes, options.context, options.kv, threads)?;
         let body = Buffers::new(&plan.body, PASS.min(options.context));
         let head = Buffers::new(&plan.head, 1);

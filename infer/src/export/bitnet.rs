@@ -16,10 +16,10 @@ use serde_json::{Value, json};
 
 use super::{Exporter, Options, ReadBack, Source, SourceTensor};
 use crate::files::{
-    Activations, BITNET_ROWS as ROWS, CONFIG_FILE, LinearClass, ShardWriter, StagedDir, Storage, TensorFiles,
-    read_json, with_dtype, write_surroundings,
+    Activations, Announced, BITNET_ROWS as ROWS, CONFIG_FILE, LinearClass, ShardWriter, StagedDir, Storage,
+    TensorFiles, float_dtype, read_json, with_dtype, write_surroundings,
 };
-use crate::model::{Param, Role};
+use crate::model::{Config, Param, Role};
 use crate::{Error, Result};
 
 pub(super) struct BitNet;
@@ -66,6 +66,25 @@ impl Exporter for BitNet {
             Storage::Packed(format) => param.role != Role::Projection || format == Format::TernaryTensor,
             Storage::Float(_) => true,
         }
+    }
+
+    fn bytes(&self, _: &Config, tensors: &[(Param, Storage)], options: &Options) -> Option<u64> {
+        let float = float_dtype(options.dtype.unwrap_or(FloatType::F32));
+        let scale = match tensors.iter().any(|(param, _)| param.role == Role::Bias) {
+            true => Dtype::F32,
+            false => Dtype::BF16,
+        };
+        let mut files = Announced::sharded("pt");
+        for (param, storage) in tensors {
+            match (storage, &*param.shape) {
+                (Storage::Packed(_), &[rows, cols]) if param.role == Role::Projection => {
+                    files.add(&format!("{}.weight_scale", param.module()), scale, &[1]);
+                    files.add(&param.name, Dtype::U8, &[rows / ROWS, cols]);
+                }
+                _ => files.add(&param.name, float, &param.shape),
+            }
+        }
+        Some(files.bytes())
     }
 
     fn write(&self, source: &Source, options: &Options, into: &StagedDir) -> Result<()> {

@@ -19,8 +19,8 @@ use super::card::{base_name, licence};
 use super::{Exporter, Options, ReadBack, Source, SourceTensor};
 use crate::files::{StagedDir, Storage, is_licence, store_floats};
 use crate::gguf::{
-    Announced, GGUF_FILE, Gguf, GgufModel, GgufWriter, Kind, Metadata, ROPE_FREQS, Rows, Value, gguf_name,
-    hparams, place, vocabulary,
+    Announced, GGUF_FILE, Gguf, GgufModel, GgufWriter, Kind, Metadata, ROPE_FREQS, Rows, Value, file_bytes,
+    gguf_name, hparams, place, vocabulary,
 };
 use crate::model::{Config, Param};
 use crate::{Error, Result};
@@ -68,6 +68,17 @@ impl Exporter for LlamaCpp {
             }
             Storage::Packed(_) | Storage::Float(_) => true,
         }
+    }
+
+    fn bytes(&self, config: &Config, tensors: &[(Param, Storage)], options: &Options) -> Option<u64> {
+        architecture(config).ok()?;
+        let announced = |(param, storage): &(Param, Storage)| {
+            let name = gguf_name(&param.name)?;
+            // Matrices that were trained as floats are no numbers of two bytes.
+            let kind = kind_of(param, *storage, options).ok()?.unwrap_or(Kind::F32);
+            Some(Announced { name, shape: shape(param), kind })
+        };
+        file_bytes(&tensors.iter().map(announced).collect::<Option<Vec<_>>>()?)
     }
 
     fn write(&self, source: &Source, options: &Options, into: &StagedDir) -> Result<()> {
@@ -145,25 +156,30 @@ fn shape(param: &Param) -> Vec<usize> {
 
 /// How `param` will be stored.
 fn kind(source: &Source, param: &Param, options: &Options) -> Result<Kind> {
+    match kind_of(param, source.storage(param), options)? {
+        Some(kind) => Ok(kind),
+        None => Ok(smallest_exact(&source.tensor(param)?.values()?).into()),
+    }
+}
+
+/// How `param` will be stored that is in `storage`; none where its values decide.
+fn kind_of(param: &Param, storage: Storage, options: &Options) -> Result<Option<Kind>> {
     let wide = if options.tq1 { Kind::TQ1_0 } else { Kind::TQ2_0 };
-    match source.storage(param) {
-        Storage::Packed(Format::Int4G32) => Ok(Kind::Q4_0),
-        Storage::Packed(Format::Int8G32) => Ok(Kind::Q8_0),
-        Storage::Packed(Format::TernaryG64) => Ok(Kind::Q2_0),
-        Storage::Packed(Format::TernaryG256) => Ok(wide),
+    Ok(Some(match storage {
+        Storage::Packed(Format::Int4G32) => Kind::Q4_0,
+        Storage::Packed(Format::Int8G32) => Kind::Q8_0,
+        Storage::Packed(Format::TernaryG64) => Kind::Q2_0,
+        Storage::Packed(Format::TernaryG256) => wide,
         Storage::Packed(Format::TernaryTensor) => {
             let fits = param.shape.last().is_some_and(|&cols| Format::TernaryG256.fits(cols));
-            Ok(if fits { wide } else { Kind::Q2_0 })
+            if fits { wide } else { Kind::Q2_0 }
         }
         Storage::Packed(format @ Format::Affine(_)) => {
-            Err(Error::tensor(&param.name, format!("GGUF has no {format}")))
+            return Err(Error::tensor(&param.name, format!("GGUF has no {format}")));
         }
-        Storage::Float(_) if param.shape.len() != 2 => Ok(Kind::F32),
-        Storage::Float(_) => match options.dtype {
-            Some(float) => Ok(float.into()),
-            None => Ok(smallest_exact(&source.tensor(param)?.values()?).into()),
-        },
-    }
+        Storage::Float(_) if param.shape.len() != 2 => Kind::F32,
+        Storage::Float(_) => return Ok(options.dtype.map(Kind::from)),
+    }))
 }
 
 /// The smallest float type, F16 before BF16, that holds every one of `values`.

@@ -5,8 +5,10 @@ use std::path::Path;
 use qat_quant::kernels::FloatType;
 
 use super::{Exporter, Options, ReadBack, Source};
-use crate::files::{ShardWriter, StagedDir, Storage, TensorFiles, with_dtype, write_surroundings};
-use crate::model::Param;
+use crate::files::{
+    Announced, ShardWriter, StagedDir, Storage, TensorFiles, float_dtype, with_dtype, write_surroundings,
+};
+use crate::model::{Config, Param};
 use crate::{Error, Result};
 
 pub(super) struct Hf;
@@ -41,6 +43,13 @@ impl Exporter for Hf {
 
     fn holds(&self, _param: &Param, _storage: Storage) -> bool {
         true
+    }
+
+    fn bytes(&self, _: &Config, tensors: &[(Param, Storage)], options: &Options) -> Option<u64> {
+        let float = float_dtype(options.dtype.unwrap_or(FloatType::F32));
+        let mut files = Announced::sharded("pt");
+        tensors.iter().for_each(|(param, _)| files.add(&param.name, float, &param.shape));
+        Some(files.bytes())
     }
 
     fn write(&self, source: &Source, options: &Options, into: &StagedDir) -> Result<()> {

@@ -17,8 +17,8 @@ use serde_json::{Value, json};
 
 use super::{Exporter, Options, ReadBack, Source};
 use crate::files::{
-    INDEX_FILE, MlxDir, MlxGrid, QUANTIZATION, QUANTIZATION_CONFIG, SHARD, ShardWriter, StagedDir, Storage,
-    TensorFiles, with_dtype, write_surroundings,
+    Announced, INDEX_FILE, MlxDir, MlxGrid, QUANTIZATION, QUANTIZATION_CONFIG, SHARD, ShardWriter, StagedDir,
+    Storage, TensorFiles, float_dtype, with_dtype, write_surroundings,
 };
 use crate::model::{Config, Family, Param};
 use crate::{Error, Result};
@@ -59,6 +59,24 @@ impl Exporter for Mlx {
             Storage::Packed(format) => Lifted::of(format, &param.shape).is_some(),
             Storage::Float(_) => true,
         }
+    }
+
+    fn bytes(&self, _: &Config, tensors: &[(Param, Storage)], options: &Options) -> Option<u64> {
+        let stored = || tensors.iter().map(|(_, storage)| *storage);
+        let float = float_dtype(options.dtype.unwrap_or(preferred(stored())[0]));
+        let mut files = Announced::sharded("mlx");
+        for (param, storage) in tensors {
+            let (Some(lifted), &[rows, cols]) = (Lifted::in_storage(param, *storage), &*param.shape) else {
+                files.add(&param.name, float, &param.shape);
+                continue;
+            };
+            let MlxGrid { bits, group } = lifted.grid;
+            files.add(&param.name, Dtype::U32, &[rows, cols / 32 * bits]);
+            for beside in ["scales", "biases"] {
+                files.add(&format!("{}.{beside}", param.module()), float, &[rows, cols / group]);
+            }
+        }
+        Some(files.bytes())
     }
 
     fn write(&self, source: &Source, options: &Options, into: &StagedDir) -> Result<()> {
@@ -161,18 +179,23 @@ fn float_type(source: &Source, options: &Options) -> Result<FloatType> {
             Some(problem) => Err(problem),
         };
     }
-    let of_bf16 = |param: &Param| match source.storage(param) {
-        Storage::Packed(Format::Affine(affine)) => affine.scale_type() == ScaleType::BF16,
-        _ => false,
-    };
-    let candidates = match source.params().iter().any(of_bf16) {
-        true => [FloatType::BF16, FloatType::F16],
-        false => [FloatType::F16, FloatType::BF16],
-    };
+    let candidates = preferred(source.stored().map(|(_, storage)| storage));
     let Some(problem) = inexact(source, candidates[0])? else { return Ok(candidates[0]) };
     match inexact(source, candidates[1])? {
         None => Ok(candidates[1]),
         Some(_) => Err(problem),
+    }
+}
+
+/// The float types of two bytes, first the one that is more likely to hold the scales of matrices that are `stored` so.
+fn preferred(mut stored: impl Iterator<Item = Storage>) -> [FloatType; 2] {
+    let of_bf16 = |storage| match storage {
+        Storage::Packed(Format::Affine(affine)) => affine.scale_type() == ScaleType::BF16,
+        _ => false,
+    };
+    match stored.any(of_bf16) {
+        true => [FloatType::BF16, FloatType::F16],
+        false => [FloatType::F16, FloatType::BF16],
     }
 }
 

@@ -107,6 +107,10 @@ trait Exporter {
     /// Whether the target can hold, on its own grid and to the bit, what `param` is stored as.
     fn holds(&self, param: &Param, storage: Storage) -> bool;
 
+    /// Bytes of the files that hold `tensors`, if they follow from types and shapes alone. What a file holds beside tensors, a
+    /// tokenizer in GGUF, is not counted.
+    fn bytes(&self, config: &Config, tensors: &[(Param, Storage)], options: &Options) -> Option<u64>;
+
     /// Writes all files of the target but the model card.
     fn write(&self, source: &Source, options: &Options, into: &StagedDir) -> Result<()>;
 
@@ -158,6 +162,11 @@ impl Target {
             formats.join(", ")
         );
         Err(Error::tensor(&first.name, problem))
+    }
+
+    /// Bytes of the files that would hold `tensors`, without a tokenizer; none where these don't follow from types and shapes.
+    pub fn bytes(self, config: &Config, tensors: &[(Param, Storage)], options: &Options) -> Option<u64> {
+        self.exporter().bytes(config, tensors, options)
     }
 
     fn library(self) -> &'static str {

@@ -53,6 +53,10 @@ impl Exporter for Ollama {
         LlamaCpp.holds(param, storage)
     }
 
+    fn bytes(&self, config: &Config, tensors: &[(Param, Storage)], options: &Options) -> Option<u64> {
+        LlamaCpp.bytes(config, tensors, options)
+    }
+
     fn write(&self, source: &Source, options: &Options, into: &StagedDir) -> Result<()> {
         let context = options.context.unwrap_or_else(|| source.config.max_position_embeddings.min(CONTEXT));
         LlamaCpp.write(source, options, into)?;

@@ -21,7 +21,7 @@ pub(super) fn float_type(dtype: Dtype) -> Option<FloatType> {
 }
 
 /// How a file spells `float`.
-pub(super) fn dtype(float: FloatType) -> Dtype {
+pub(crate) fn dtype(float: FloatType) -> Dtype {
     match float {
         FloatType::F32 => Dtype::F32,
         FloatType::F16 => Dtype::F16,

@@ -3,6 +3,7 @@
 //! Knows no architecture and runs nothing. Invariants: input is hostile until checked, and every message names the
 //! file, the thing in it and the fix; output appears whole or not at all.
 
+mod announced;
 mod base;
 mod bitnet;
 mod digest;
@@ -23,8 +24,9 @@ mod tensors;
 mod tests;
 mod tokenizer;
 
+pub(crate) use announced::{Announced, entry};
 pub(crate) use bitnet::ROWS as BITNET_ROWS;
-pub(crate) use float::{load as load_floats, store as store_floats};
+pub(crate) use float::{dtype as float_dtype, load as load_floats, store as store_floats};
 pub(crate) use hf::is_licence;
 pub(crate) use hf_writer::with_dtype;
 pub(crate) use mlx::{QUANTIZATION, QUANTIZATION_CONFIG};

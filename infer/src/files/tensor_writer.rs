@@ -119,8 +119,9 @@ impl TensorWriter {
     pub(super) fn finish_as(mut self, path: &Path) -> Result<u64> {
         self.path = path.to_owned();
         let mut order: Vec<(&String, &Spooled)> = self.tensors.iter().collect();
-        order.sort_by_key(|(_, t)| std::cmp::Reverse(t.info.dtype.bitsize()));
-        let header = header(self.library, &order);
+        order.sort_by_key(|(_, t)| falling(&t.info));
+        let header =
+            header(self.library, self.tensors.iter().map(|(name, t)| (name, &t.info, t.len)).collect());
         if header.len() > MAX_HEADER {
             let problem =
                 format!("{} tensors need a header longer than {MAX_HEADER} bytes", self.tensors.len());
@@ -166,17 +167,23 @@ impl TensorWriter {
     }
 }
 
-/// The header's JSON, padded with blanks so that the tensors begin at a multiple of 8.
-fn header(library: &str, order: &[(&String, &Spooled)]) -> Vec<u8> {
+/// Orders tensors by falling alignment.
+fn falling(info: &TensorInfo) -> std::cmp::Reverse<usize> {
+    std::cmp::Reverse(info.dtype.bitsize())
+}
+
+/// The header's JSON for `tensors` in the order of their names, each with its length in bytes; padded with blanks so that the tensors
+/// begin at a multiple of 8.
+pub(super) fn header(library: &str, mut tensors: Vec<(&String, &TensorInfo, u64)>) -> Vec<u8> {
+    tensors.sort_by_key(|(_, info, _)| falling(info));
     let mut entries = Map::new();
     // transformers refuses a file that does not say which library's layout it has.
     entries.insert(METADATA_KEY.to_owned(), json!({"format": library}));
     let mut start = 0;
-    for (name, tensor) in order {
-        let end = start + tensor.len;
-        let TensorInfo { dtype, shape } = &tensor.info;
+    for (name, TensorInfo { dtype, shape }, len) in tensors {
+        let end = start + len;
         let entry = json!({"dtype": dtype.to_string(), "shape": shape, "data_offsets": [start, end]});
-        entries.insert((*name).clone(), entry);
+        entries.insert(name.clone(), entry);
         start = end;
     }
     let mut bytes = Value::Object(entries).to_string().into_bytes();

@@ -91,6 +91,13 @@ impl GgufWriter {
     }
 }
 
+/// Bytes of a file with `tensors` and no metadata; none if one can't be written.
+pub(crate) fn file_bytes(tensors: &[Announced]) -> Option<u64> {
+    let (header, pending) = header(&Metadata::default(), tensors).ok()?;
+    let padded = |len: usize| len.next_multiple_of(ALIGNMENT) as u64;
+    Some(padded(header.len()) + pending.iter().map(|(_, len)| padded(*len)).sum::<u64>())
+}
+
 /// All that stands before the tensors, and the tensors' bytes.
 fn header(metadata: &Metadata, tensors: &[Announced]) -> Result<(Vec<u8>, Vec<Pending>)> {
     let mut out = Vec::new();

@@ -4,8 +4,8 @@ struct Shape {
   uint elements;
 };
 
-// max(x, 0), but a NaN stays one: that is how a diverged run is noticed.
-inline float opened(float x) { return x < 0.0f ? 0.0f : x; }
+// A NaN stays one: that is how a diverged run is noticed.
+inline float opened(float gate) { return gate < 0.0f ? 0.0f : gate; }
 
 kernel void relu2(device const Element* gate [[buffer(0)]],
                   device const Element* up [[buffer(1)]],

@@ -61,8 +61,13 @@ impl ShortConv {
         let mut work = Work::default();
         let y = work.output_in(x.dtype(), (rows, self.width));
         let binds = [Bind::Input(0), Bind::Input(1), Bind::Output(y)];
-        let (library, grid) = (LIBRARY.of(x.dtype())?, Grid::Each(rows * self.width));
-        work.add(library, "short_conv", grid, binds, &self.shape(rows, 1)?)?;
+        work.add(
+            LIBRARY.of(x.dtype())?,
+            "short_conv",
+            Grid::Each(rows * self.width),
+            binds,
+            &self.shape(rows, 1)?,
+        )?;
         let [y] = work.run(NAME, &[x, kernel])?;
         attach(y, &[x, kernel], self)
     }
@@ -146,10 +151,11 @@ impl Backward for ShortConv {
         let groups = rows.div_ceil(rows_each);
         let weights = self.width * self.taps;
         let shape = self.shape(rows, rows_each)?;
-        let (library, mut work) = (LIBRARY.of(x.dtype())?, Work::default());
+        let mut work = Work::default();
         let (dx, partials) = (work.output_like(x), work.output((groups, weights)));
         let dw = work.output(kernel.shape());
         let binds = [Bind::Input(0), Bind::Input(1), Bind::Input(2), Bind::Output(dx)];
+        let library = LIBRARY.of(x.dtype())?;
         work.add(library, "short_conv_backward", Grid::Each(rows * self.width), binds, &shape)?;
         let binds = [Bind::Input(0), Bind::Input(2), Bind::Output(partials)];
         work.add(library, "short_conv_weights", Grid::Each(groups * self.width), binds, &shape)?;
@@ -294,14 +300,12 @@ mod tests {
     }
 
     #[test]
-    fn in_bf16_the_kernels_round_once_and_the_gradient_of_the_taps_not_at_all() -> Result<()> {
+    fn in_bf16_the_kernels_round_once() -> Result<()> {
         if !host::available() {
             return Ok(());
         }
-        for [width, taps, windows, ctx] in CASES {
-            let inputs = [uniform(1, 2.0, &[windows * ctx, 3 * width])?, uniform(2, 1.0, &[width, 1, taps])?];
-            assert_rounds_once(|t| short_conv(&t[0], &t[1], ctx), &inputs, &[1])?;
-        }
-        Ok(())
+        // The weights stay f32.
+        let inputs = [uniform(1, 2.0, &[18, 51])?, uniform(2, 1.0, &[17, 1, 3])?];
+        assert_rounds_once(|t| short_conv(&t[0], &t[1], 9), &inputs, &[1])
     }
 }

@@ -325,6 +325,26 @@ impl Student {
         Ok(ops::fake_quant_learned(weight, scale, bias.as_ref(), &spec)?)
     }
 
+    /// Whether the matrix whose scales or biases `variable` holds lies on its grid, so that rounding changes none of its weights:
+    /// that of a model which was rounded before.
+    ///
+    /// # Errors
+    /// The device is out of memory.
+    pub fn begins_on_grid(&self, variable: &Variable) -> Result<bool> {
+        if self.quantization.learn != Learn::All {
+            return Ok(false);
+        }
+        let names = |param: &Param| [scale_name(param), bias_name(param)].contains(&variable.name);
+        let Some(param) = params(&self.config).into_iter().find(names) else { return Ok(false) };
+        let Some(format) = self.format(&param) else { return Ok(false) };
+        let values = host(self.var(&param.name)?)?;
+        let (rows, cols, mut rounded) = (param.shape[0], param.shape[1], vec![0.0; values.len()]);
+        qat_quant::fake_quant(format, &values, rows, cols, &self.grid(&param, format)?, &mut rounded);
+        // Scale times code rounds once.
+        let same = |(a, b): (&f32, &f32)| (a - b).abs() <= f32::EPSILON * a.abs();
+        Ok(values.iter().zip(&rounded).all(same))
+    }
+
     /// The learned grid of `param`'s matrix as it would be stored now.
     fn grid(&self, param: &Param, format: Format) -> Result<Scales> {
         let scale = host(self.var(&scale_name(param))?)?;

@@ -52,6 +52,11 @@ fn add_magnitudes(sums: &mut [f32], x: &Tensor) -> Result<()> {
     Ok(())
 }
 
+/// Which of `have` layers becomes layer `index` of `kept`.
+pub(crate) fn kept_layer(index: usize, kept: usize, have: usize) -> usize {
+    if kept == 1 { 0 } else { (index * (have - 1) + (kept - 1) / 2) / (kept - 1) }
+}
+
 /// Keeps `kept` layers: the first, the last and those spread evenly between them.
 ///
 /// # Errors
@@ -61,7 +66,7 @@ pub fn layers(floats: &Floats, kept: usize) -> Result<Floats> {
     if kept > have {
         return Err(Error::Config(format!("student.layers = {kept}: the model has {have}")));
     }
-    let source = |i: usize| if kept == 1 { 0 } else { (i * (have - 1) + (kept - 1) / 2) / (kept - 1) };
+    let source = |index| kept_layer(index, kept, have);
     let mut config = floats.config.clone();
     config.layers = kept;
     if let Some(convs) = &mut config.short_convs {

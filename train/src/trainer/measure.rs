@@ -94,30 +94,41 @@ pub fn measure(plan: &Plan, device: &Device, warm_up: usize, steps: usize) -> Re
         losses: Vec::new(),
     };
     for step in 0..warm_up + steps {
-        let batches: Vec<Batch> = (0..settings.train.accumulate).map(|_| tokens.batch(rows, ctx)).collect();
-        let began = Instant::now();
-        let (sums, gradients) = learner.gradients(plan, step, batches.into_iter())?;
-        device.synchronize()?;
-        let gradients_took = began.elapsed();
-        learner.update(plan, step, &gradients)?;
-        device.synchronize()?;
+        let batches = (0..settings.train.accumulate).map(|_| tokens.batch(rows, ctx)).collect();
+        let (took, loss) = take(&mut learner, plan, step, batches, device)?;
         if step >= warm_up {
-            let update = began.elapsed() - gradients_took;
-            measured.steps.push(StepTime { gradients: gradients_took, update });
+            measured.steps.push(took);
         }
-        measured.losses.push(sums.loss / measured.step_tokens as f64);
+        measured.losses.push(loss / measured.step_tokens as f64);
     }
     Ok(measured)
 }
 
+/// Takes step `step` on `batches`; says what it took, and the sum of the loss.
+pub(super) fn take(
+    learner: &mut Learner,
+    plan: &Plan,
+    step: usize,
+    batches: Vec<Batch>,
+    device: &Device,
+) -> Result<(StepTime, f64)> {
+    let began = Instant::now();
+    let (sums, of_variables) = learner.gradients(plan, step, batches.into_iter())?;
+    device.synchronize()?;
+    let gradients = began.elapsed();
+    learner.update(plan, step, &of_variables)?;
+    device.synchronize()?;
+    Ok((StepTime { gradients, update: began.elapsed() - gradients }, sums.loss))
+}
+
 /// Token ids without a pattern: the upper bits of Knuth's linear congruential generator (MMIX).
-struct RandomTokens {
+pub(super) struct RandomTokens {
     state: u64,
     vocab: u64,
 }
 
 impl RandomTokens {
-    fn new(seed: u64, vocab: usize) -> Self {
+    pub fn new(seed: u64, vocab: usize) -> Self {
         Self { state: seed, vocab: vocab as u64 }
     }
 
@@ -128,7 +139,7 @@ impl RandomTokens {
     }
 
     /// `rows` windows of `context + 1` tokens.
-    fn batch(&mut self, rows: usize, context: usize) -> Batch {
+    pub fn batch(&mut self, rows: usize, context: usize) -> Batch {
         let (mut inputs, mut targets) = (Vec::new(), Vec::new());
         for _ in 0..rows {
             let window: Vec<u32> = (0..=context).map(|_| self.next()).collect();

@@ -18,6 +18,7 @@ pub mod mixed;
 mod objective;
 mod on_policy;
 mod prepare;
+mod probe;
 mod teacher;
 #[cfg(test)]
 mod tests;
@@ -35,6 +36,7 @@ pub use event::{Event, Log, StepLog, ValidLog};
 pub use flips::FlipLog;
 pub use measure::{Measured, StepTime, measure};
 pub use prepare::{Start, student_dir};
+pub use probe::probe;
 
 use self::{
     course::Part,
@@ -136,7 +138,7 @@ fn take_step(job: &Job, run: &mut Prepared) -> Result<(Sums, f64)> {
     let begins = run.step == run.learner.part(plan, run.step).first;
     if begins || run.step == plan.warmup.begin {
         let rounded = run.step >= plan.warmup.begin;
-        every_variable_learns(run.learner.optimizer.variables(), &gradients, rounded)?;
+        every_variable_learns(&run.learner.student, run.learner.optimizer.variables(), &gradients, rounded)?;
     }
     if begins {
         (run.start_loss, run.steps_above) = (Some(loss), 0);

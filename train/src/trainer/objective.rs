@@ -231,16 +231,25 @@ fn no_gradient(variable: &Variable) -> Error {
 }
 
 /// Refuses a first step in which a variable's gradient is zero throughout: something on its way cuts or rounds it off. Unless the
-/// student is `rounded`, grids have none.
+/// student is `rounded`, grids have none; nor have those whose matrix begins on them, until it has moved.
 ///
 /// # Errors
 /// The first such variable, by name; or that nothing at all has a gradient.
-pub fn every_variable_learns(variables: &[Variable], gradients: &[Tensor], rounded: bool) -> Result<()> {
+pub fn every_variable_learns(
+    student: &Student,
+    variables: &[Variable],
+    gradients: &[Tensor],
+    rounded: bool,
+) -> Result<()> {
     let mut silent = Vec::new();
     let mut awaited = 0;
     for (variable, gradient) in variables.iter().zip(gradients).filter(|(v, _)| rounded || !of_grid(v.kind)) {
+        let is_zero = gradient.abs()?.sum_all()?.to_scalar::<f32>()? == 0.0;
+        if is_zero && of_grid(variable.kind) && student.begins_on_grid(variable)? {
+            continue;
+        }
         awaited += 1;
-        if gradient.abs()?.sum_all()?.to_scalar::<f32>()? == 0.0 {
+        if is_zero {
             silent.push(variable);
         }
     }

@@ -93,6 +93,11 @@ impl Exporter for Onnx {
         }
     }
 
+    /// The graph, and where each tensor is put, are made while it is written.
+    fn bytes(&self, _: &Config, _: &[(Param, Storage)], _: &Options) -> Option<u64> {
+        None
+    }
+
     fn write(&self, source: &Source, options: &Options, into: &StagedDir) -> Result<()> {
         let companions = source.companions()?;
         write_surroundings(into, &source.config.to_json(), &companions)?;

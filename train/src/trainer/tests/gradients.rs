@@ -109,7 +109,7 @@ fn every_variable_learns_with_every_format_and_every_gradient() {
             let scales = if gradient == Gradient::Lsq { ScaleRule::Mse } else { ScaleRule::Absmax };
             let student = student(&config, &format.to_string(), gradient, scales);
             let (_, gradients) = bench.gradients(&student).expect("a gradient each");
-            let learns = every_variable_learns(student.variables(), &gradients, true);
+            let learns = every_variable_learns(&student, student.variables(), &gradients, true);
             assert!(learns.is_ok(), "{format} {gradient:?}: {learns:?}");
         }
     }
@@ -210,7 +210,7 @@ fn a_step_on_the_gpu_tells_every_variable_what_the_cpu_tells_it() {
     }
 }
 
-/// Holds a step in bf16, taken by `path`, to one in f32 on the CPU, of each kind.
+/// Holds a step in bf16, taken by `path`, to one in f32 on the CPU, with each quantizer.
 fn assert_is_near_in_bf16(path: impl Fn(Step) -> (f64, BTreeMap<String, Tensor>)) {
     let length = |t: &Tensor| t.sqr()?.sum_all()?.to_scalar::<f32>().map(f32::sqrt);
     for step in STEPS {
@@ -265,10 +265,13 @@ fn a_variable_whose_gradient_is_zero_throughout_is_refused_by_name() {
     let silenced = student.variables().iter().find(|v| v.name == name).expect("a norm");
     silenced.var.set(&silenced.var.zeros_like().expect("zeros")).expect("same shape");
     let (_, gradients) = Bench::new(&config).gradients(&student).expect("a gradient each");
-    let m = every_variable_learns(student.variables(), &gradients, true).expect_err("refused").to_string();
+    let m = every_variable_learns(&student, student.variables(), &gradients, true)
+        .expect_err("refused")
+        .to_string();
     assert!(m.starts_with(&format!("{name}: receives no gradient")), "{m}");
     let zeros: Vec<Tensor> = gradients.iter().map(|g| g.zeros_like().expect("zeros")).collect();
-    let m = every_variable_learns(student.variables(), &zeros, true).expect_err("refused").to_string();
+    let m =
+        every_variable_learns(&student, student.variables(), &zeros, true).expect_err("refused").to_string();
     assert!(m.contains("student and teacher agree already"), "{m}");
 }
 
