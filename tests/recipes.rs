@@ -73,6 +73,7 @@ fn a_value_out_of_range_names_its_key_and_the_range() {
         ("quant.weights=int4", "int4-g32"),
         ("optim.schedule=step", "want cosine, wsd or constant"),
         ("data.train=[]", "data.train"),
+        ("train.precision=fp16", "train.precision = \"fp16\": want \"f32\" or \"bf16\""),
     ] {
         shop.refused(&format!("{TRAIN} --set {set}"), &["tiny.toml", want]);
     }
@@ -197,6 +198,13 @@ fn a_device_that_is_not_here_is_refused() {
     if !cfg!(target_os = "macos") {
         shop.refused("eval teacher --data valid.txt --device metal", &["--device metal", "--device cpu"]);
     }
+}
+
+#[test]
+fn a_precision_that_the_device_has_not_is_refused_with_both_ways_out() {
+    let shop = Workshop::furnished();
+    let line = format!("{TRAIN} --device cpu --set train.precision=bf16");
+    shop.refused(&line, &["train.precision = \"bf16\"", "train.precision = \"f32\"", "--device cuda"]);
 }
 
 #[test]
