@@ -219,6 +219,7 @@ impl Stepper<'_> {
                 of_matrix.get_or_insert_with(|| if exact { found.block.clone() } else { sum() });
             }
             drop((logits, gradient, spread));
+            self.heap.wait();
         }
         let total = exec.make(Part::Activations, 1);
         if let Some(of_matrix) = of_matrix {

@@ -10,7 +10,7 @@ use candle_core::{DType, Result, Tensor};
 use super::{NAME, Rows, Term, TopRows, buckets::evaluate_top, evaluate};
 use crate::ops::{
     accumulate, cast,
-    gpu::{Backward, attach},
+    gpu::{Backward, attach, settle},
     linear, linear_gradients, scale,
 };
 
@@ -146,6 +146,8 @@ impl Head {
             if let Some(gradient) = gradient {
                 walk.add(linear_gradients(&input, &student.weight, &gradient)?)?;
             }
+            drop(logits);
+            settle(self.input.device())?;
         }
         Ok(walk)
     }

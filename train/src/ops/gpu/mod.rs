@@ -86,7 +86,7 @@ pub(crate) enum Path {
     Kernels,
 }
 
-/// Between layers that are made again: Metal is waited for, because candle gives the buffers that were let go of back only then. Until
+/// Between layers that are made again, and chunks of logits: Metal is waited for, because candle gives the buffers that were let go of back only then. Until
 /// then whoever wants a small one takes a large one that is free, and keeps it.
 ///
 /// # Errors
