@@ -3,6 +3,7 @@
 use std::{num::NonZero, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 use qat_infer::{cpu::KvType, files};
 
 /// Quantization-aware training and distillation of small language models; the grid that is trained is the grid that ships.
@@ -37,6 +38,10 @@ pub enum Command {
     Doctor,
     /// Say what a model directory is, or what a Mac's GPU would do to run it.
     Inspect(Inspect),
+    /// Write what a shell needs to complete commands, to standard output.
+    Completions(Completions),
+    /// Write pages for man.
+    Man(Man),
 }
 
 /// `qat train`.
@@ -402,6 +407,21 @@ pub struct Inspect {
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+/// `qat completions`.
+#[derive(Debug, Args)]
+pub struct Completions {
+    /// The shell.
+    pub shell: Shell,
+}
+
+/// `qat man`.
+#[derive(Debug, Args)]
+pub struct Man {
+    /// The folder to write them to.
+    #[arg(long, default_value = "man/man1")]
+    pub out: PathBuf,
 }
 
 /// Notation of the results.

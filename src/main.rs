@@ -4,6 +4,7 @@
 
 mod bench;
 mod cli;
+mod complete;
 mod doctor;
 mod evaluate;
 mod export;
@@ -48,6 +49,8 @@ fn main() -> ExitCode {
         Command::Plan(args) => plan::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Completions(args) => complete::completions(&args),
+        Command::Man(args) => complete::man(&args),
     };
     match ending {
         Ok(Ending::Done) => ExitCode::SUCCESS,

@@ -145,3 +145,35 @@ fn a_changed_packed_model_is_not_exported() {
     shop.write("packed/model.safetensors", bytes);
     shop.refused("export packed --format hf --out x", &["packed/model.safetensors", "SHA-256"]);
 }
+
+#[test]
+fn a_float_model_is_rounded_by_gptq_on_a_text_and_only_with_one() {
+    let shop = Workshop::furnished();
+    let export = "export teacher --format qat --weights int3-affine-g32 --embeddings float";
+    shop.done(&format!("{export} --scales mse --out mse"));
+    shop.done(&format!("{export} --scales gptq --calibration train.txt --calibration-windows 16 --out gptq"));
+    let kl = |model: &str| {
+        shop.done(&format!("eval {model} --data valid.txt --against teacher --ctx 32 --json score.json"));
+        let score = shop.json("score.json");
+        let windows = score["per_window"].as_array().expect("a list").clone();
+        assert_eq!(windows.len() as u64, score["windows"].as_u64().expect("a number"));
+        let mean =
+            windows.iter().map(|w| w["kl"].as_f64().expect("a number")).sum::<f64>() / windows.len() as f64;
+        let whole = score["kl_mean"].as_f64().expect("a number");
+        assert!((mean - whole).abs() < 1e-9, "windows of equal length: {mean} is {whole}");
+        whole
+    };
+    assert_ne!(shop.read("mse/model.safetensors"), shop.read("gptq/model.safetensors"));
+    assert!(kl("gptq").is_finite() && kl("mse").is_finite());
+    assert_eq!(shop.json("gptq/manifest.json")["source"]["scales"], "gptq");
+    shop.refused(&format!("{export} --scales gptq --out x"), &["--scales gptq", "--calibration TEXT"]);
+    shop.refused(
+        &format!("{export} --scales mse --calibration train.txt --out x"),
+        &["--calibration", "only gptq", "mse"],
+    );
+    shop.refused(&format!("{export} --scales gptq --calibration nowhere.txt --out x"), &["nowhere.txt"]);
+    shop.refused(
+        &format!("{export} --scales gptq --calibration train.txt --calibration-windows 0 --out x"),
+        &["calibration_windows = 0", "at least 1"],
+    );
+}

@@ -2,13 +2,13 @@
 //!
 //! | part | what |
 //! |---|---|
-//! | panel | rows `16·p..16·p + 16`; rows past the last are code 0 under scale 0 |
+//! | panel | rows `16·p..16·p + 16`; rows past the last are code 0, under scale 0 or that of the tensor |
 //! | chunk of a panel | 32 columns, in `bits` lines of 64 bytes; a row that ends within a chunk goes on with the code of 0 |
 //! | 8-bit chunk | line i: byte `4·r + j` is the code of row r, column `4·i + j` |
 //! | 4-bit chunk | line i: those of lines 2i (low nibble) and 2i + 1 of the 8-bit chunk |
 //! | 2-bit chunk | line i: those of lines 4i (lowest bits) to 4i + 3 |
 //! | 3-bit chunk | two lines of the low two bits as above, then a line whose bit i is the third of line i |
-//! | scales | for each panel and group 16 scales, then (affine) for each 16 biases, two bytes as stored |
+//! | scales | for each panel and group 16 scales, then (affine) for each 16 biases, two bytes as stored; none where the tensor has one |
 //!
 //! A code is stored less the lowest of its format, so that it is never negative. The bits are those of the blocks, and
 //! so are the bytes but for padding. Knows no files; invariant: [`Panels::decode_row`] gives what
@@ -37,6 +37,8 @@ pub struct Panels {
     lines: Vec<Line>,
     /// `[panels, groups, 1 or 2]`
     scales: Vec<ScaleRow>,
+    /// The scale of all weights, in f32: a file of another tool may have one that is no bf16.
+    tensor_scale: Option<f32>,
 }
 
 /// One panel, as a product walks through it.
@@ -47,6 +49,8 @@ pub(super) struct Panel<'a> {
     /// `[groups, 1 or 2]`
     pub scales: &'a [ScaleRow],
     pub scale_type: ScaleType,
+    /// In place of `scales`, where the tensor has one; rows past the last have it too, over codes of 0.
+    pub tensor_scale: Option<f32>,
     /// Chunks that share a scale.
     pub group_chunks: usize,
     /// The stored code of 0; of no meaning in affine formats, whose bias takes its place.
@@ -78,7 +82,7 @@ impl Panels {
                 );
             },
         );
-        Self { format, rows, cols, lines, scales }
+        Self { format, rows, cols, lines, scales, tensor_scale: w.tensor_scale() }
     }
 
     /// How its blocks were laid out.
@@ -121,7 +125,9 @@ impl Panels {
         let (lo, hi) = self.format.levels();
         let bits = bits(self.format);
         let group_len = panel.group_chunks * CHUNK;
-        let stored = |index: usize| panel.scale_type.read(panel.scales[index][lane]);
+        let stored = |index: usize| {
+            panel.tensor_scale.unwrap_or_else(|| panel.scale_type.read(panel.scales[index][lane]))
+        };
         for (group, out) in out.chunks_mut(group_len).enumerate() {
             let (scale, bias) = match self.format.has_bias() {
                 true => (stored(2 * group), stored(2 * group + 1)),
@@ -142,6 +148,7 @@ impl Panels {
             lines: &self.lines[index * lines..][..lines],
             scales: &self.scales[index * scales..][..scales],
             scale_type: self.format.scale_type(),
+            tensor_scale: self.tensor_scale,
             group_chunks: self.format.group_len().map_or(chunks, |len| len / CHUNK),
             zero: -self.format.levels().0,
         }

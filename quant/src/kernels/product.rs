@@ -12,7 +12,7 @@
 
 use super::PANEL;
 use super::lanes::{Chunk, Lanes};
-use super::panels::Panel;
+use super::panels::{Panel, ScaleRow};
 use super::tokens::{CHUNK, FloatTokens, Int8Tokens};
 
 /// Lines between what is multiplied and what is fetched, for one token: 16 KiB, the next panels. Without it the loads
@@ -66,7 +66,7 @@ pub(super) fn int8<L: Lanes, const BITS: usize, const AFFINE: bool, const T: usi
                 group_sums[t] += sums[t][index];
             }
         }
-        let scale = l.scales(&scales[0], panel.scale_type);
+        let scale = scale(l, &panel, &scales[0]);
         for t in 0..T {
             let dot = l.add_ints(ints[t], l.int(-zero * group_sums[t]));
             acc[t] = l.mul_add(l.to_floats(dot), scale, acc[t]);
@@ -131,7 +131,7 @@ pub(super) fn float<L: Lanes, const BITS: usize, const AFFINE: bool, const T: us
                 group_sums[t] += sums[t][index];
             }
         }
-        let scale = l.scales(&scales[0], panel.scale_type);
+        let scale = scale(l, &panel, &scales[0]);
         for t in 0..T {
             if !L::centers::<BITS>() {
                 sum[t] = l.accumulate(l.float(-(zero as f32)), l.float(group_sums[t]), sum[t]);
@@ -149,6 +149,15 @@ pub(super) fn float<L: Lanes, const BITS: usize, const AFFINE: bool, const T: us
         #[inline(always)]
         |acc| l.store(acc),
     )
+}
+
+/// The scales of a group, one for each row.
+#[inline(always)]
+fn scale<L: Lanes>(l: L, panel: &Panel<'_>, stored: &ScaleRow) -> L::Floats {
+    match panel.tensor_scale {
+        Some(scale) => l.float(scale),
+        None => l.scales(stored, panel.scale_type),
+    }
 }
 
 /// Sends for the chunk that lies [`AHEAD`] of this one, perhaps past the end.

@@ -51,7 +51,7 @@ pub fn round_int8(x: &[f32], codes: &mut [i8], sums: &mut [i32]) -> f32 {
     vectorized(
         #[inline(always)]
         || {
-            let scale = int8_scale(x);
+            let (scale, inverse) = int8_scale(x);
             if scale == 0.0 {
                 codes.fill(0);
                 sums.fill(0);
@@ -60,7 +60,7 @@ pub fn round_int8(x: &[f32], codes: &mut [i8], sums: &mut [i32]) -> f32 {
             for ((x, codes), sum) in x.chunks(CHUNK).zip(codes.chunks_mut(CHUNK)).zip(sums) {
                 for (code, x) in codes.iter_mut().zip(x) {
                     // The sum has no bits left for a fraction: it is rounded to even, and its lowest byte is the code.
-                    *code = ((x / scale).clamp(-128.0, 127.0) + ROUND).to_bits() as i8;
+                    *code = ((x * inverse).clamp(-128.0, 127.0) + ROUND).to_bits() as i8;
                 }
                 *sum = codes.iter().map(|code| i32::from(*code)).sum();
             }

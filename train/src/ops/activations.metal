@@ -22,12 +22,16 @@ kernel void int8_tokens(device const Element* x [[buffer(0)]],
     float magnitude = fabs(float(x[start + i]));
     peak = magnitude > peak ? magnitude : peak;
   }
-  float scale = precise::divide(group_max(peak, shared, at), 127.0f);
+  peak = group_max(peak, shared, at);
+  // Below 2^-119 a token is zero, as for the CPU.
+  bool zero = peak < 1.50463277e-36f;
+  float scale = precise::divide(peak, 127.0f);
+  float inverse = precise::divide(127.0f, peak);
   for (uint i = index; i < shape.width; i += threads) {
     float value = float(x[start + i]);
     float rounded = 0.0f;
-    if (scale != 0.0f) {
-      float code = rint(precise::divide(value, scale));
+    if (!zero) {
+      float code = rint(value * inverse);
       code = code < -128.0f ? -128.0f : (code > 127.0f ? 127.0f : code);
       rounded = scale * code;
     }

@@ -11,7 +11,7 @@ use super::{blend, floats, floats_out, tape};
 const NAME: &str = "quantize_activations";
 const LIBRARY: Typed = typed!("activations", "gpu/common.metal", "activations.metal");
 
-/// Rounds each row of `x` `[.., cols]` to 8 bits: x̂ = a·clamp(round_ties_even(x/a), −128, 127) with a = max|x|/127.
+/// Rounds each row of `x` `[.., cols]` to 8 bits: x̂ = a·clamp(round_ties_even(x·(127/max|x|)), −128, 127) with a = max|x|/127.
 ///
 /// The value is x + `lambda`·(x̂ − x), and exactly x̂ at 1. The gradient passes unchanged.
 ///

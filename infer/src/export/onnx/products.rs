@@ -141,11 +141,12 @@ impl Recorder<'_> {
         let float = self.writer.float;
         let last = self.graph.integers(&[-1], false);
         let most = self.graph.number(INT8_MAX, float);
-        // A row of zeros is divided by this instead of by 0.
+        // What a row of zeros has in place of its peak.
         let least = self.graph.number(
             match float {
-                FloatType::F16 => 2_f32.powi(-24),
-                FloatType::F32 | FloatType::BF16 => f32::MIN_POSITIVE,
+                // 127 times the least number above 0, so that the scale is one.
+                FloatType::F16 => 127.0 * 2_f32.powi(-24),
+                FloatType::F32 | FloatType::BF16 => 2_f32.powi(-119),
             },
             float,
         );
@@ -156,9 +157,16 @@ impl Recorder<'_> {
         };
         let size = step("Abs", "/abs", &[x]);
         let peak = step("ReduceMax", "/peak", &[&size, &last]);
+        let peak = step("Max", "/least", &[&peak, &least]);
         let scale = step("Div", "/scale", &[&peak, &most]);
-        let scale = step("Max", "/divisor", &[&scale, &least]);
-        let ratio = step("Div", "/ratio", &[x, &scale]);
+        let ratio = match float {
+            // f16 can't hold 127 / peak for peaks below 0.002.
+            FloatType::F16 => step("Div", "/ratio", &[x, &scale]),
+            FloatType::F32 | FloatType::BF16 => {
+                let inverse = step("Div", "/inverse", &[&most, &peak]);
+                step("Mul", "/ratio", &[x, &inverse])
+            }
+        };
         // Halves go to the even neighbour.
         let code = step("Round", "/code", &[&ratio]);
         let value = step("Mul", "", &[&code, &scale]);

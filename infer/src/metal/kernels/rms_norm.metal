@@ -1,7 +1,7 @@
 // What is done to each row before products: residual sum, RMS norm, rounding to int8, whichever are asked for.
 //
 // A threadgroup for each row. Knows no matrix. Invariant: a row depends on its own values only, and is rounded exactly as
-// the CPU rounds it: scale max|x| / 127, the quotients to nearest even.
+// the CPU rounds it: scale max|x| / 127, the products with 127 / max|x| to nearest even.
 
 constant bool NORM [[function_constant(0)]];
 constant bool INT8 [[function_constant(1)]];
@@ -67,11 +67,11 @@ inline float over_all(float x, threadgroup float* scratch, uint lane, uint simdg
             peak = max(peak, abs(out[first + i]));
         }
         peak = over_all<false>(peak, peaks_of, lane, simdgroup, simdgroups);
+        // Below 2^-119 a row is zero, as for the CPU.
         const float scale = precise::divide(peak, 127.0f);
-        // Of a row of zeros the codes are zeros, whatever they are divided by.
-        const float step = scale == 0.0f ? 1.0f : scale;
+        const float inverse = peak < 1.50463277e-36f ? 0.0f : precise::divide(127.0f, peak);
         for (uint i = thread_index; i < shape.width; i += threads) {
-            const float code = clamp(rint(precise::divide(out[first + i], step)), -128.0f, 127.0f);
+            const float code = clamp(rint(out[first + i] * inverse), -128.0f, 127.0f);
             out[first + i] = scale * code;
         }
     }

@@ -34,8 +34,7 @@ pub struct RmsNorm {
     pub width: u32,
     /// `x / sqrt(mean(x²) + eps) · weight` with this `eps`.
     pub norm: Option<f32>,
-    /// Rounding as [`qat_quant::int8_tokens`] has it. Scales that are subnormal count as zero, as all such numbers do
-    /// on the GPU.
+    /// Rounding as [`qat_quant::int8_tokens`] has it.
     pub int8: bool,
     /// Whether x is added to a residual first.
     pub residual: bool,

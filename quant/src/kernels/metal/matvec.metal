@@ -16,7 +16,7 @@ struct Input {
     uint cols;
     // 1 / sqrt(mean of squares + eps)
     float inverse;
-    // The largest magnitude / 127, and one over it: 0, which makes all codes 0, where that is 0 or subnormal.
+    // The largest magnitude / 127, and 127 / the largest magnitude: 0, which makes all codes 0, where that is below 2^-119.
     float scale;
     float reciprocal;
 };
@@ -29,22 +29,14 @@ inline float4 normed(thread const Input& input, uint column) {
     return x;
 }
 
-// The code of x, exactly as dividing, rounding to even and clamping gives it. The product with the reciprocal is within
-// 127 · 2^-22 < 1e-4 of the quotient, so the quotient is needed only near a tie, which is rare. That of the peak is 127
-// within a rounding, so nothing is left to clamp.
-inline float code_of(float x, float scale, float reciprocal) {
-    const float near = x * reciprocal;
-    const float code = rint(near);
-    return abs(near - code) > 0.4999f ? rint(precise::divide(x, scale)) : code;
-}
-
 // Four activations as they are multiplied: normed, and codes where they are rounded.
 inline float4 activations(thread const Input& input, uint column) {
     float4 x = normed(input, column);
     if (INT8) {
         #pragma unroll
         for (uint e = 0; e < 4; e++) {
-            x[e] = code_of(x[e], input.scale, input.reciprocal);
+            // That of the peak is 127 within two roundings: nothing is left to clamp.
+            x[e] = rint(x[e] * input.reciprocal);
         }
     }
     return x;
@@ -79,8 +71,9 @@ inline void prepare(thread Input& input, float eps, threadgroup float* shared, u
             shared[SIMDGROUPS + simdgroup] = peak;
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);
-        input.scale = precise::divide(max(shared[SIMDGROUPS], shared[SIMDGROUPS + 1]), 127.0f);
-        input.reciprocal = input.scale >= 1.17549435e-38f ? 1.0f / input.scale : 0.0f;
+        peak = max(shared[SIMDGROUPS], shared[SIMDGROUPS + 1]);
+        input.scale = precise::divide(peak, 127.0f);
+        input.reciprocal = peak < 1.50463277e-36f ? 0.0f : precise::divide(127.0f, peak);
     }
 }
 

@@ -91,8 +91,7 @@ pub struct Product<'a> {
     pub tokens: u32,
     /// RMS norm of x before anything else, with this number added to the mean square: one token only.
     pub norm: Option<f32>,
-    /// x (normed, where it is) is rounded as [`crate::int8_tokens`] rounds it: one token only. Scales that are
-    /// subnormal count as zero, as all such numbers do on the GPU.
+    /// x (normed, where it is) is rounded as [`crate::int8_tokens`] rounds it: one token only.
     pub int8: bool,
     /// Whether every matrix has a bias; else none has.
     pub has_bias: bool,

@@ -63,11 +63,12 @@ logits = MatMulNBits(model.norm, model.embed_tokens.weight_Q4, model.embed_token
 const INT8: &str = "\
 model.layers.0.post_attention_layernorm/int8/abs = Abs(model.layers.0.post_attention_layernorm)
 model.layers.0.post_attention_layernorm/int8/peak = ReduceMax(model.layers.0.post_attention_layernorm/int8/abs, int64/[-1])
-model.layers.0.post_attention_layernorm/int8/scale = Div(model.layers.0.post_attention_layernorm/int8/peak, float/1.27e2)
-model.layers.0.post_attention_layernorm/int8/divisor = Max(model.layers.0.post_attention_layernorm/int8/scale, float/1.1754944e-38)
-model.layers.0.post_attention_layernorm/int8/ratio = Div(model.layers.0.post_attention_layernorm, model.layers.0.post_attention_layernorm/int8/divisor)
+model.layers.0.post_attention_layernorm/int8/least = Max(model.layers.0.post_attention_layernorm/int8/peak, float/1.5046328e-36)
+model.layers.0.post_attention_layernorm/int8/scale = Div(model.layers.0.post_attention_layernorm/int8/least, float/1.27e2)
+model.layers.0.post_attention_layernorm/int8/inverse = Div(float/1.27e2, model.layers.0.post_attention_layernorm/int8/least)
+model.layers.0.post_attention_layernorm/int8/ratio = Mul(model.layers.0.post_attention_layernorm, model.layers.0.post_attention_layernorm/int8/inverse)
 model.layers.0.post_attention_layernorm/int8/code = Round(model.layers.0.post_attention_layernorm/int8/ratio)
-model.layers.0.post_attention_layernorm/int8 = Mul(model.layers.0.post_attention_layernorm/int8/code, model.layers.0.post_attention_layernorm/int8/divisor)
+model.layers.0.post_attention_layernorm/int8 = Mul(model.layers.0.post_attention_layernorm/int8/code, model.layers.0.post_attention_layernorm/int8/scale)
 model.layers.0.mlp.gate_proj = MatMulNBits(model.layers.0.post_attention_layernorm/int8, model.layers.0.mlp.gate_proj.weight_Q4, model.layers.0.mlp.gate_proj.weight_scales)
 model.layers.0.mlp.up_proj = MatMulNBits(model.layers.0.post_attention_layernorm/int8, model.layers.0.mlp.up_proj.weight_Q4, model.layers.0.mlp.up_proj.weight_scales)";
 
