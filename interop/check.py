@@ -61,6 +61,12 @@ TARGETS = [
 LACKS = {"mlx-lm": ["bitnet"], "llama.cpp": ["bitnet"], "onnxruntime": ["lfm2"]}
 
 
+def opens(target, model):
+    """Whether the target's runtime has models like that in the directory."""
+    config = json.loads((model / "config.json").read_text())
+    return config["model_type"] not in LACKS.get(target.runtime, [])
+
+
 def fits(format_, config):
     """Whether the rows of the model's matrices are whole blocks of the format."""
     group = next((int(part[1:]) for part in format_.split("-") if part[0] == "g"), 4)
@@ -168,6 +174,8 @@ class Check:
             first = next(other for other in TARGETS if other.name == target.name)
             if target is not first or target.name in ("bitnet", "ollama") or not self.wants(name, "tokenizer", target.name):
                 continue
+            if not opens(target, model):
+                continue
             what = (name, "tokenizer", target.label)
             try:
                 packed = self.pack(name, model, "int4-g32", target.embeddings)
@@ -191,9 +199,9 @@ class Check:
     def run(self):
         architectures = models.architectures(self.qat, self.folder)
         for (name, model), target in itertools.product(architectures.items(), TARGETS):
-            config = json.loads((model / "config.json").read_text())
-            if config["model_type"] in LACKS.get(target.runtime, []):
+            if not opens(target, model):
                 continue
+            config = json.loads((model / "config.json").read_text())
             # A fixture adds a shape and a tokenizer; what a format is, the models before it have told.
             for format_ in target.formats[:2] if name.startswith("fixture") else target.formats:
                 if fits(format_, config) and self.wants(name, format_, target.label):
