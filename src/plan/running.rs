@@ -87,7 +87,9 @@ impl Running {
         };
         let longest = outline.config.max_position_embeddings;
         let kv = |kv, context| outline.kv_bytes(kv, context);
-        let cache = |&context: &usize| Cache {
+        let mut contexts: Vec<usize> = contexts.iter().map(|context| *context.min(&longest)).collect();
+        contexts.dedup();
+        let cache = |context: usize| Cache {
             context,
             f32: kv(KvType::F32, context),
             f16: kv(KvType::F16, context),
@@ -104,7 +106,7 @@ impl Running {
             bits_per_weight: outline.bits_per_weight(),
             parts: outline.shares(),
             files: std::iter::once(packed).chain(targets.iter().map(of_target)).collect(),
-            keys_and_values: contexts.iter().filter(|context| **context <= longest).map(cache).collect(),
+            keys_and_values: contexts.into_iter().map(cache).collect(),
             past,
             devices,
             no_devices,

@@ -221,8 +221,8 @@ impl fmt::Display for Training {
         if let Some([of_token, all]) = self.teacher_cache_bytes {
             row("teacher's cache", format!("{of_token} bytes a token, at most {}", table::bytes(all)));
         }
-        let hours = self.flop / 1e12 / 3600.0;
-        row("arithmetic", format!("{:.3e} operations of products: {hours:.1} h at 1 TFLOP/s", self.flop));
+        let time = duration(self.flop / 1e12);
+        row("arithmetic", format!("{:.3e} operations of products: {time} at 1 TFLOP/s", self.flop));
         row(
             "time",
             match &self.time {
