@@ -39,7 +39,7 @@ METHODS = {
     "large": ["teacher.model=runs/experiment/teachers/large/hf"],
     "dwq": ["quant.learn=scales", "quant.scales=gptq", "loss.temperature=2.0"],
 }
-CONTROL = ["loss.forward_kl=0.0", "loss.cross_entropy=1.0"]
+CONTROL = METHODS["ce"]
 ROUNDINGS = ["absmax", "mse", "gptq"]
 FORMATS = {
     "int4-g32": 4, "int4-affine-g128": 4, "int3-affine-g32": 3, "int3-affine-g128": 3,
@@ -161,9 +161,14 @@ def last_validation(run, what="valid_cross_entropy"):
     return [line[what] for line in lines if what in line][-1]
 
 
+def scored(name, text):
+    """Where the report of a model on a text is."""
+    return WORK / f"scores/{name}-{text}.json"
+
+
 def score(model, name):
     for text in TEXTS:
-        out = WORK / f"scores/{name}-{text}.json"
+        out = scored(name, text)
         if not out.is_file():
             out.parent.mkdir(parents=True, exist_ok=True)
             against = ["--against", TEACHER] if model != TEACHER else []
@@ -173,7 +178,7 @@ def score(model, name):
 
 
 def is_scored(name):
-    return all((WORK / f"scores/{name}-{text}.json").is_file() for text in TEXTS)
+    return all(scored(name, text).is_file() for text in TEXTS)
 
 
 def wait(futures: list[Future]):

@@ -74,7 +74,7 @@ impl StagedDir {
         check_replaceable(&resolve(target)?, marker)
     }
 
-    /// Where the directory is for now. Files may be made in it freely.
+    /// Where the directory is until it is committed. Files may be made in it freely.
     pub fn path(&self) -> &Path {
         &self.partial
     }

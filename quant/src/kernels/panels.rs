@@ -8,7 +8,7 @@
 //! | 4-bit chunk | line i: those of lines 2i (low nibble) and 2i + 1 of the 8-bit chunk |
 //! | 2-bit chunk | line i: those of lines 4i (lowest bits) to 4i + 3 |
 //! | 3-bit chunk | two lines of the low two bits as above, then a line whose bit i is the third of line i |
-//! | scales | for each panel and group 16 scales, then (affine) for each 16 biases, two bytes as stored; none where the tensor has one |
+//! | scales | for each panel and group 16 scales, then (affine) for each 16 biases, two bytes as stored; not read where the tensor has one |
 //!
 //! A code is stored less the lowest of its format, so that it is never negative. The bits are those of the blocks, and
 //! so are the bytes but for padding. Knows no files; invariant: [`Panels::decode_row`] gives what
