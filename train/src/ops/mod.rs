@@ -19,6 +19,7 @@ pub(crate) mod check;
 mod cpu;
 mod embedding;
 mod fake_quant;
+mod gate;
 pub(crate) mod gpu;
 mod kv;
 pub(crate) mod lanes;

@@ -2,55 +2,19 @@
 //!
 //! Knows no projections. Where the gate is shut, so is the way of gradients.
 
-use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
+use candle_core::{Result, Tensor};
 
-use super::gpu::{Backward, Bind, Grid, Path, Typed, Work, attach, path, typed, word};
-use super::{Floats, floats, floats_out, for_each_chunk, tape};
-
-const NAME: &str = "relu2";
-const LIBRARY: Typed = typed!("relu2", "gpu/common.metal", "relu2.metal");
+use super::{
+    gate::{Gate, gated},
+    gpu::{Typed, typed},
+};
 
 /// max(`gate`, 0)²·`up`, elementwise over two tensors of one shape.
 ///
 /// # Errors
 /// Shapes that differ; dtypes other than f32 on the CPU.
 pub fn relu2(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    if gate.dims() != up.dims() {
-        candle_core::bail!("{NAME}: up: want the shape of gate {:?}, found {:?}", gate.dims(), up.dims());
-    }
-    let (gate, up) = (gate.contiguous()?, up.contiguous()?);
-    match path(gate.device()) {
-        Path::Cpu => tape::apply2(&gate, &up, Relu2),
-        Path::Kernels => on_gpu(&gate, &up),
-    }
-}
-
-fn on_gpu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    let n = gate.elem_count();
-    let mut work = Work::default();
-    let y = work.output_like(gate);
-    let binds = [Bind::Input(0), Bind::Input(1), Bind::Output(y)];
-    work.add(LIBRARY.of(gate.dtype())?, "relu2", Grid::Each(n), binds, &[word(n)?])?;
-    let [y] = work.run(NAME, &[gate, up])?;
-    attach(y, &[gate, up], GpuRelu2)
-}
-
-struct GpuRelu2;
-
-impl Backward for GpuRelu2 {
-    const NAME: &'static str = NAME;
-
-    fn backward(&self, inputs: &[&Tensor], _: &Tensor, g: &Tensor) -> Result<Vec<Option<Tensor>>> {
-        let (gate, up) = (inputs[0], inputs[1]);
-        let n = gate.elem_count();
-        let mut work = Work::default();
-        let gradients = [work.output_like(gate), work.output_like(gate)];
-        let [d_gate, d_up] = gradients.map(Bind::Output);
-        let binds = [Bind::Input(0), Bind::Input(1), Bind::Input(2), d_gate, d_up];
-        work.add(LIBRARY.of(gate.dtype())?, "relu2_backward", Grid::Each(n), binds, &[word(n)?])?;
-        let [d_gate, d_up] = work.run(NAME, &[gate, up, g])?;
-        Ok(vec![Some(d_gate), Some(d_up)])
-    }
+    gated::<Relu2>(gate, up)
 }
 
 /// max(x, 0), but a NaN stays one: that is how a diverged run is noticed.
@@ -61,61 +25,22 @@ fn open(x: f32) -> f32 {
 
 struct Relu2;
 
-impl CustomOp2 for Relu2 {
-    fn name(&self) -> &'static str {
-        NAME
-    }
+impl Gate for Relu2 {
+    const NAME: &'static str = "relu2";
+    const BACKWARD: &'static str = "relu2_backward";
+    const LIBRARY: Typed = typed!("relu2", "gpu/common.metal", "relu2.metal");
 
-    fn cpu_fwd(
-        &self,
-        gate: &CpuStorage,
-        lg: &Layout,
-        up: &CpuStorage,
-        lu: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let (gate, up) = (floats(NAME, gate, lg)?, floats(NAME, up, lu)?);
-        let mut y = vec![0f32; gate.len()];
-        for_each_chunk(
-            1,
-            [&mut y],
-            [gate, up],
-            #[inline(always)]
-            |_, [y], [gate, up]| {
-                for ((y, &gate), &up) in y.iter_mut().zip(gate).zip(up) {
-                    let x = open(gate);
-                    *y = x * x * up;
-                }
-            },
-        );
-        floats_out(y, lg.shape().clone())
+    #[inline(always)]
+    fn value(gate: f32, up: f32) -> f32 {
+        let x = open(gate);
+        x * x * up
     }
 
     /// With x = max(gate, 0): d gate = 2·g·up·x, d up = g·x².
-    fn bwd(
-        &self,
-        gate: &Tensor,
-        up: &Tensor,
-        _: &Tensor,
-        g: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let g = g.contiguous()?;
-        let mut gradients = [vec![0f32; gate.elem_count()], vec![0f32; gate.elem_count()]];
-        for_each_chunk(
-            1,
-            gradients.each_mut().map(Vec::as_mut_slice),
-            [&Floats::of(NAME, gate)?, &Floats::of(NAME, up)?, &Floats::of(NAME, &g)?],
-            #[inline(always)]
-            |_, [d_gate, d_up], [gate, up, g]| {
-                let inputs = gate.iter().zip(up).zip(g);
-                for ((d_gate, d_up), ((&gate, &up), &g)) in d_gate.iter_mut().zip(d_up).zip(inputs) {
-                    let x = open(gate);
-                    *d_gate = 2.0 * g * up * x;
-                    *d_up = g * x * x;
-                }
-            },
-        );
-        let [d_gate, d_up] = gradients.map(|values| Tensor::from_vec(values, gate.shape(), gate.device()));
-        Ok((Some(d_gate?), Some(d_up?)))
+    #[inline(always)]
+    fn gradients(gate: f32, up: f32, g: f32) -> (f32, f32) {
+        let x = open(gate);
+        (2.0 * g * up * x, g * x * x)
     }
 }
 
@@ -123,7 +48,7 @@ impl CustomOp2 for Relu2 {
 mod tests {
     use super::*;
     use crate::ops::check::{assert_matches, assert_rounds_once, uniform};
-    use crate::ops::gpu::host;
+    use crate::ops::{gate::on_gpu, gpu::host};
 
     /// What the tests hold every implementation to, in operations of candle.
     fn composed(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
@@ -150,7 +75,12 @@ mod tests {
         }
         for shape in [vec![1], vec![3, 137]] {
             let inputs = [uniform(7, 6.0, &shape)?, uniform(8, 2.0, &shape)?];
-            assert_matches(|t| on_gpu(&t[0], &t[1]), |t| composed(&t[0], &t[1]), &inputs, TOLERANCE)?;
+            assert_matches(
+                |t| on_gpu::<Relu2>(&t[0], &t[1]),
+                |t| composed(&t[0], &t[1]),
+                &inputs,
+                TOLERANCE,
+            )?;
         }
         Ok(())
     }

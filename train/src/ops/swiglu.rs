@@ -2,54 +2,39 @@
 //!
 //! Knows no projections. The backward pass recomputes σ instead of keeping it.
 
-use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
+use candle_core::{Result, Tensor};
 
-use super::gpu::{Backward, Bind, Grid, Path, Typed, Work, attach, path, typed, word};
-use super::{Floats, floats, floats_out, for_each_chunk, lanes, tape};
-
-const NAME: &str = "swiglu";
-const LIBRARY: Typed = typed!("swiglu", "gpu/common.metal", "swiglu.metal");
+use super::{
+    gate::{Gate, gated},
+    gpu::{Typed, typed},
+    lanes,
+};
 
 /// silu(`gate`)·`up`, elementwise over two tensors of one shape.
 ///
 /// # Errors
 /// Shapes that differ; dtypes other than f32 on the CPU.
 pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    if gate.dims() != up.dims() {
-        candle_core::bail!("{NAME}: up: want the shape of gate {:?}, found {:?}", gate.dims(), up.dims());
-    }
-    match path(gate.device()) {
-        Path::Cpu => tape::apply2(&gate.contiguous()?, &up.contiguous()?, SwiGlu),
-        Path::Kernels => on_gpu(gate, up),
-    }
+    gated::<SwiGlu>(gate, up)
 }
 
-fn on_gpu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    let (gate, up) = (gate.contiguous()?, up.contiguous()?);
-    let n = gate.elem_count();
-    let mut work = Work::default();
-    let y = work.output_like(&gate);
-    let binds = [Bind::Input(0), Bind::Input(1), Bind::Output(y)];
-    work.add(LIBRARY.of(gate.dtype())?, "swiglu", Grid::Each(n), binds, &[word(n)?])?;
-    let [y] = work.run(NAME, &[&gate, &up])?;
-    attach(y, &[&gate, &up], GpuSwiGlu)
-}
+struct SwiGlu;
 
-struct GpuSwiGlu;
+impl Gate for SwiGlu {
+    const NAME: &'static str = "swiglu";
+    const BACKWARD: &'static str = "swiglu_backward";
+    const LIBRARY: Typed = typed!("swiglu", "gpu/common.metal", "swiglu.metal");
 
-impl Backward for GpuSwiGlu {
-    const NAME: &'static str = NAME;
+    #[inline(always)]
+    fn value(gate: f32, up: f32) -> f32 {
+        gate * lanes::sigmoid(gate) * up
+    }
 
-    fn backward(&self, inputs: &[&Tensor], _: &Tensor, g: &Tensor) -> Result<Vec<Option<Tensor>>> {
-        let (gate, up) = (inputs[0], inputs[1]);
-        let n = gate.elem_count();
-        let mut work = Work::default();
-        let (d_gate, d_up) = (work.output_like(gate), work.output_like(gate));
-        let binds =
-            [Bind::Input(0), Bind::Input(1), Bind::Input(2), Bind::Output(d_gate), Bind::Output(d_up)];
-        work.add(LIBRARY.of(gate.dtype())?, "swiglu_backward", Grid::Each(n), binds, &[word(n)?])?;
-        let [d_gate, d_up] = work.run(NAME, &[gate, up, g])?;
-        Ok(vec![Some(d_gate), Some(d_up)])
+    /// d gate = g·up·σ·(1 + gate·(1 − σ)), d up = g·gate·σ.
+    #[inline(always)]
+    fn gradients(gate: f32, up: f32, g: f32) -> (f32, f32) {
+        let sigmoid = lanes::sigmoid(gate);
+        (g * up * sigmoid * (1.0 + gate * (1.0 - sigmoid)), g * gate * sigmoid)
     }
 }
 
@@ -59,71 +44,11 @@ fn composed(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     gate.silu()? * up
 }
 
-struct SwiGlu;
-
-impl CustomOp2 for SwiGlu {
-    fn name(&self) -> &'static str {
-        NAME
-    }
-
-    fn cpu_fwd(
-        &self,
-        gate: &CpuStorage,
-        lg: &Layout,
-        up: &CpuStorage,
-        lu: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let (gate, up) = (floats(NAME, gate, lg)?, floats(NAME, up, lu)?);
-        let mut y = vec![0f32; gate.len()];
-        for_each_chunk(
-            1,
-            [&mut y],
-            [gate, up],
-            #[inline(always)]
-            |_, [y], [gate, up]| {
-                for ((y, &gate), &up) in y.iter_mut().zip(gate).zip(up) {
-                    *y = gate * lanes::sigmoid(gate) * up;
-                }
-            },
-        );
-        floats_out(y, lg.shape().clone())
-    }
-
-    /// d gate = g·up·σ·(1 + gate·(1 − σ)), d up = g·gate·σ.
-    fn bwd(
-        &self,
-        gate: &Tensor,
-        up: &Tensor,
-        _: &Tensor,
-        g: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let g = g.contiguous()?;
-        let (mut d_gate, mut d_up) = (vec![0f32; gate.elem_count()], vec![0f32; gate.elem_count()]);
-        for_each_chunk(
-            1,
-            [&mut d_gate, &mut d_up],
-            [&Floats::of(NAME, gate)?, &Floats::of(NAME, up)?, &Floats::of(NAME, &g)?],
-            #[inline(always)]
-            |_, [d_gate, d_up], [gate, up, g]| {
-                let inputs = gate.iter().zip(up).zip(g);
-                for ((d_gate, d_up), ((&gate, &up), &g)) in d_gate.iter_mut().zip(d_up).zip(inputs) {
-                    let sigmoid = lanes::sigmoid(gate);
-                    *d_gate = g * up * sigmoid * (1.0 + gate * (1.0 - sigmoid));
-                    *d_up = g * gate * sigmoid;
-                }
-            },
-        );
-        let d_gate = Tensor::from_vec(d_gate, gate.shape(), gate.device())?;
-        let d_up = Tensor::from_vec(d_up, gate.shape(), gate.device())?;
-        Ok((Some(d_gate), Some(d_up)))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::ops::check::{assert_matches, assert_rounds_once, uniform};
-    use crate::ops::gpu::host;
+    use crate::ops::{gate::on_gpu, gpu::host};
 
     #[test]
     fn value_and_gradients_agree_with_finite_differences() -> Result<()> {
@@ -143,7 +68,7 @@ mod tests {
         for shape in [vec![1], vec![3, 137]] {
             let inputs = [uniform(7, 6.0, &shape)?, uniform(8, 2.0, &shape)?];
             // As on the CPU; Metal's precise exp is good to 4 units in the last place, 5e-7.
-            assert_matches(|t| on_gpu(&t[0], &t[1]), |t| composed(&t[0], &t[1]), &inputs, 1e-6)?;
+            assert_matches(|t| on_gpu::<SwiGlu>(&t[0], &t[1]), |t| composed(&t[0], &t[1]), &inputs, 1e-6)?;
         }
         Ok(())
     }
