@@ -11,7 +11,9 @@ mod on_gpu;
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use self::heads::HeadShape;
+use qat_infer::model::Sight;
+
+use self::heads::{HeadShape, Queries};
 use super::gpu::{Path, path};
 use super::tile::{Left, TILE_ROWS, multiply_add};
 use super::{Floats, floats, floats_out, softmax, tape};
@@ -21,12 +23,12 @@ const NAME: &str = "causal_attention";
 /// Queries of a block, a multiple of the lanes of a product: with 512 keys a block of scores is 64 KiB.
 const BLOCK: usize = 32;
 
-/// Attention of `q` `[b, t, heads, d]` over `k`, `v` `[b, t, kv_heads, d]`, scaled by 1/√d; position p sees 0..=p.
+/// Attention of `q` `[b, t, heads, d]` over `k`, `v` `[b, t, kv_heads, d]`; position p sees what `sight` says of 0..=p.
 /// Query head h reads key head ⌊h·kv_heads/heads⌋. Gives `[b, t, heads·d]`.
 ///
 /// # Errors
 /// Shapes other than these, `heads` that is no multiple of `kv_heads`; dtypes other than f32 on the CPU.
-pub fn causal_attention(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+pub fn causal_attention(q: &Tensor, k: &Tensor, v: &Tensor, sight: Sight) -> Result<Tensor> {
     let (b, t, heads, d) = q.dims4()?;
     let (_, _, kv_heads, _) = k.dims4()?;
     let grouped = kv_heads > 0 && heads % kv_heads == 0;
@@ -43,27 +45,23 @@ pub fn causal_attention(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
     }
     match path(q.device()) {
         Path::Cpu => {
-            let shape = HeadShape { t, d, kv_heads, group: heads / kv_heads };
+            let shape = HeadShape { t, d, kv_heads, group: heads / kv_heads, sight };
             tape::apply3(&q.contiguous()?, &k.contiguous()?, &v.contiguous()?, Attention { shape })
         }
-        Path::Kernels => on_gpu::attention(q, k, v),
+        Path::Kernels => on_gpu::attention(q, k, v, sight),
     }
 }
 
 /// What the tests hold every implementation to, in operations of candle.
 #[cfg(test)]
-fn composed(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+fn composed(q: &Tensor, k: &Tensor, v: &Tensor, sight: Sight) -> Result<Tensor> {
     let (b, t, heads, d) = q.dims4()?;
     let kv_heads = k.dim(2)?;
     let q = q.transpose(1, 2)?.contiguous()?.reshape((b * kv_heads, heads / kv_heads * t, d))?;
     let k = k.transpose(1, 2)?.contiguous()?.reshape((b * kv_heads, t, d))?;
     let v = v.transpose(1, 2)?.contiguous()?.reshape((b * kv_heads, t, d))?;
-    let weights = softmax::composed(&q.matmul(&k.t()?)?, scale(d), t)?;
+    let weights = softmax::composed(&q.matmul(&k.t()?)?, sight, t)?;
     weights.matmul(&v)?.reshape((b, heads, t, d))?.transpose(1, 2)?.reshape((b, t, heads * d))
-}
-
-fn scale(d: usize) -> f32 {
-    (d as f32).powf(-0.5)
 }
 
 /// Scratch of one unit, for one block of queries at a time.
@@ -88,33 +86,41 @@ impl Block {
         }
     }
 
-    /// `scores = a·bᵗ` over the keys `..seen`, with `a` `[len, cols]` and `bt` `[d, rows]`.
+    /// `scores = a·bᵗ` over the keys of the block, with `a` `[len, cols]` and `bt` `[d, rows]`.
     #[inline(always)]
-    fn score(&mut self, a: &[f32], bt: &[f32], (len, seen): (usize, usize), shape: HeadShape) {
-        let scores = &mut self.scores[..len * seen];
+    fn score(&mut self, a: &[f32], bt: &[f32], Queries { len, keys, .. }: &Queries, shape: HeadShape) {
+        let scores = &mut self.scores[..len * keys.len()];
         scores.fill(0.0);
         let a = Left::Rows { values: a, stride: shape.cols() };
-        multiply_add(a, (bt, shape.rows()), (scores, seen), (len, seen, shape.d), &mut self.panel);
+        let size = (*len, keys.len(), shape.d);
+        multiply_add(a, (&bt[keys.start..], shape.rows()), (scores, keys.len()), size, &mut self.panel);
     }
 
-    /// `weights = softmax(scores)`, where row i sees the first `first + i + 1` keys.
+    /// `weights = softmax(scores)`, where each row sees what is in its sight.
     #[inline(always)]
-    fn soften(&mut self, first: usize, (len, seen): (usize, usize), shape: HeadShape) {
-        let scores = self.scores[..len * seen].chunks_exact_mut(seen);
-        for (i, (scores, weights)) in scores.zip(self.weights.chunks_exact_mut(seen)).enumerate() {
-            scores[first + i + 1..].fill(f32::NEG_INFINITY);
-            softmax::softmax_row(scores, scale(shape.d), weights);
+    fn soften(&mut self, Queries { first, len, keys }: &Queries, shape: HeadShape) {
+        let scores = self.scores[..len * keys.len()].chunks_exact_mut(keys.len());
+        for (i, (scores, weights)) in scores.zip(self.weights.chunks_exact_mut(keys.len())).enumerate() {
+            scores[..shape.sight.first(first + i) - keys.start].fill(f32::NEG_INFINITY);
+            scores[first + i + 1 - keys.start..].fill(f32::NEG_INFINITY);
+            softmax::softmax_row(scores, shape.sight.scale, weights);
         }
     }
 
     /// `out = a·b` with `a` one of the score-shaped buffers, and `b` `[rows, cols]`.
     #[inline(always)]
-    fn mix(&mut self, gradient: bool, b: &[f32], (len, seen): (usize, usize), shape: HeadShape) {
+    fn mix(&mut self, gradient: bool, b: &[f32], Queries { len, keys, .. }: &Queries, shape: HeadShape) {
         let a = if gradient { &self.d_scores } else { &self.weights };
-        let out = &mut self.out[..len * shape.cols()];
+        let (out, cols) = (&mut self.out[..len * shape.cols()], shape.cols());
         out.fill(0.0);
-        let a = Left::Rows { values: a, stride: seen };
-        multiply_add(a, (b, shape.cols()), (out, shape.cols()), (len, shape.cols(), seen), &mut self.panel);
+        let a = Left::Rows { values: a, stride: keys.len() };
+        multiply_add(
+            a,
+            (&b[keys.start * cols..], cols),
+            (out, cols),
+            (*len, cols, keys.len()),
+            &mut self.panel,
+        );
     }
 }
 
@@ -132,11 +138,11 @@ impl Attention {
         let mut block = Block::new(shape);
         for (member, out) in out.chunks_exact_mut(shape.t * shape.d).enumerate() {
             let q = shape.gather(q, shape.heads(), unit * shape.group + member);
-            for (first, len, seen) in shape.blocks() {
-                block.score(&q[first * shape.cols()..], &kt, (len, seen), shape);
-                block.soften(first, (len, seen), shape);
-                block.mix(false, &v, (len, seen), shape);
-                shape.scatter(&block.out, first, out);
+            for queries in shape.blocks() {
+                block.score(&q[queries.first * shape.cols()..], &kt, &queries, shape);
+                block.soften(&queries, shape);
+                block.mix(false, &v, &queries, shape);
+                shape.scatter(&block.out, queries.first, out);
             }
         }
     }
@@ -154,22 +160,24 @@ impl Attention {
         for (member, dq) in dq.chunks_exact_mut(shape.t * shape.d).enumerate() {
             let q = shape.gather(q, shape.heads(), unit * shape.group + member);
             let g = shape.gather(g, shape.heads(), unit * shape.group + member);
-            for (first, len, seen) in shape.blocks() {
-                let (q, g) = (&q[first * cols..], &g[first * cols..]);
-                block.score(q, &kt, (len, seen), shape);
-                block.soften(first, (len, seen), shape);
-                block.score(g, &vt, (len, seen), shape);
-                let rows = block.weights.chunks_exact(seen).zip(block.scores.chunks_exact(seen)).take(len);
+            for queries in shape.blocks() {
+                let Queries { first, len, keys } = &queries;
+                let (q, g, seen) = (&q[first * cols..], &g[first * cols..], keys.len());
+                block.score(q, &kt, &queries, shape);
+                block.soften(&queries, shape);
+                block.score(g, &vt, &queries, shape);
+                let rows = block.weights.chunks_exact(seen).zip(block.scores.chunks_exact(seen)).take(*len);
                 for ((weights, d_weights), d_scores) in rows.zip(block.d_scores.chunks_exact_mut(seen)) {
-                    softmax::softmax_row_backward(weights, d_weights, scale(shape.d), d_scores);
+                    softmax::softmax_row_backward(weights, d_weights, shape.sight.scale, d_scores);
                 }
-                block.mix(true, &k, (len, seen), shape);
-                shape.scatter(&block.out, first, dq);
+                block.mix(true, &k, &queries, shape);
+                shape.scatter(&block.out, *first, dq);
                 for (left, right, sum) in
                     [(&block.d_scores, q, &mut dk_sum), (&block.weights, g, &mut dv_sum)]
                 {
-                    let left = Left::Columns { values: left, stride: seen };
-                    multiply_add(left, (right, cols), (sum, cols), (seen, cols, len), &mut block.panel);
+                    let (left, sum) =
+                        (Left::Columns { values: left, stride: seen }, &mut sum[keys.start * cols..]);
+                    multiply_add(left, (right, cols), (sum, cols), (seen, cols, *len), &mut block.panel);
                 }
             }
         }

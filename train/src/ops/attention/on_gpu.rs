@@ -8,7 +8,9 @@ use std::ops::Range;
 
 use candle_core::{Result, Tensor};
 
-use super::{NAME, scale};
+use qat_infer::model::Sight;
+
+use super::NAME;
 use crate::ops::{
     gpu::{Backward, Bind, Grid, Typed, Work, attach, typed, word},
     softmax,
@@ -20,20 +22,20 @@ const LIBRARY: Typed = typed!("heads", "../gpu/common.metal", "heads.metal");
 const SCORES: usize = 1 << 25;
 
 /// Attention of `q` `[b, t, heads, d]` over `k`, `v` `[b, t, kv_heads, d]`, which fit each other.
-pub(super) fn attention(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
-    attention_within(SCORES, q, k, v)
+pub(super) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, sight: Sight) -> Result<Tensor> {
+    attention_within(SCORES, [q, k, v], sight)
 }
 
 /// The same with at most `scores` scores at a time.
-pub(super) fn attention_within(scores: usize, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+pub(super) fn attention_within(scores: usize, [q, k, v]: [&Tensor; 3], sight: Sight) -> Result<Tensor> {
     let (b, t, heads, d) = q.dims4()?;
-    let units = Units { b, t, heads, kv_heads: k.dim(2)?, d, scores };
+    let units = Units { b, t, heads, kv_heads: k.dim(2)?, d, scores, sight };
     let (q, k, v) = (q.contiguous()?, k.contiguous()?, v.contiguous()?);
     let [by_q, by_k, by_v] = [units.gather(&q)?, units.gather(&k)?, units.gather(&v)?];
     let chunks = units.chunks().map(|chunk| {
         let of = |x: &Tensor| x.narrow(0, chunk.start, chunk.len());
         let weights = of(&by_q)?.matmul(&of(&by_k)?.t()?)?;
-        softmax::soften(&weights, scale(d), t)?;
+        softmax::soften(&weights, sight, t)?;
         weights.matmul(&of(&by_v)?)
     });
     let mixed = units.scatter(&Tensor::cat(&chunks.collect::<Result<Vec<_>>>()?, 0)?, heads)?;
@@ -50,6 +52,7 @@ struct Units {
     d: usize,
     /// Scores that may be in memory at a time.
     scores: usize,
+    sight: Sight,
 }
 
 impl Units {
@@ -108,9 +111,9 @@ impl Backward for GpuAttention {
             let of = |x: &Tensor| x.narrow(0, chunk.start, chunk.len());
             let (q, k, v, g) = (of(&self.by_q)?, of(&self.by_k)?, of(&self.by_v)?, of(&by_g)?);
             let weights = q.matmul(&k.t()?)?;
-            softmax::soften(&weights, scale(units.d), units.t)?;
+            softmax::soften(&weights, units.sight, units.t)?;
             let d_scores = g.matmul(&v.t()?)?;
-            softmax::soften_backward(&weights, &d_scores, scale(units.d), units.t)?;
+            softmax::soften_backward(&weights, &d_scores, units.sight, units.t)?;
             let [dq, dk, dv] = &mut parts;
             dq.push(d_scores.matmul(&k)?);
             dk.push(d_scores.t()?.matmul(&q)?);

@@ -13,11 +13,18 @@ fn inputs(b: usize, t: usize, heads: usize, kv_heads: usize, d: usize) -> Result
 
 #[test]
 fn value_and_gradients_agree_with_finite_differences() -> Result<()> {
-    for (b, t, heads, kv_heads, d) in [(1, 1, 1, 1, 1), (2, 5, 4, 2, 3), (1, 18, 3, 1, 4)] {
+    for ((b, t, heads, kv_heads, d), window) in [
+        ((1, 1, 1, 1, 1), None),
+        ((2, 5, 4, 2, 3), None),
+        ((1, 18, 3, 1, 4), None),
+        ((2, 5, 4, 2, 3), Some(1)),
+        ((1, 18, 3, 1, 4), Some(5)),
+    ] {
         let inputs = inputs(b, t, heads, kv_heads, d)?;
-        let reference = |x: &[Tensor]| composed(&x[0], &x[1], &x[2]);
+        let sight = Sight { window, ..Sight::all(d) };
+        let reference = |x: &[Tensor]| composed(&x[0], &x[1], &x[2], sight);
         // Scores of magnitude ≤ 16 carry 1e-6 into exp, the sums of ≤ 18 terms in order another 1e-6.
-        assert_matches(|x| causal_attention(&x[0], &x[1], &x[2]), reference, &inputs, 4e-6)?;
+        assert_matches(|x| causal_attention(&x[0], &x[1], &x[2], sight), reference, &inputs, 4e-6)?;
     }
     Ok(())
 }
@@ -28,10 +35,12 @@ fn attention_around_the_kernels_softmax_agrees_with_finite_differences() -> Resu
         return Ok(());
     }
     let inputs = inputs(2, 5, 4, 2, 3)?;
-    let reference = |x: &[Tensor]| composed(&x[0], &x[1], &x[2]);
     // A key head at a time, three of the four, all: 50 scores each.
-    for scores in [1, 150, 1000] {
-        assert_matches(|x| on_gpu::attention_within(scores, &x[0], &x[1], &x[2]), reference, &inputs, 4e-6)?;
+    for (scores, window) in [(1, None), (150, Some(2)), (1000, None)] {
+        let sight = Sight { window, ..Sight::all(3) };
+        let reference = |x: &[Tensor]| composed(&x[0], &x[1], &x[2], sight);
+        let found = |x: &[Tensor]| on_gpu::attention_within(scores, [&x[0], &x[1], &x[2]], sight);
+        assert_matches(found, reference, &inputs, 4e-6)?;
     }
     Ok(())
 }
@@ -41,28 +50,31 @@ fn several_blocks_of_queries_agree_with_the_composition_in_f64() -> Result<()> {
     // 77 positions: two whole blocks, one ragged; finite differences of as many elements would take minutes.
     let inputs = inputs(2, 77, 4, 2, 24)?;
     let weights = uniform(34, 1.0, &[2, 77, 96])?;
-    let run = |wide: bool| -> Result<Vec<Vec<f64>>> {
+    let run = |wide: bool, sight: Sight| -> Result<Vec<Vec<f64>>> {
         let dtype = if wide { DType::F64 } else { DType::F32 };
         let vars: Vec<_> = inputs
             .iter()
             .map(|x| candle_core::Var::from_tensor(&x.to_dtype(dtype)?))
             .collect::<Result<_>>()?;
         if wide {
-            let out = composed(&vars[0], &vars[1], &vars[2])?;
+            let out = composed(&vars[0], &vars[1], &vars[2], sight)?;
             let grads = out.mul(&weights.to_dtype(dtype)?)?.sum_all()?.backward()?;
             let gradients = vars.iter().map(|v| grads.get(v).map_or(Ok(Vec::new()), flat));
             return std::iter::once(flat(&out)).chain(gradients).collect();
         }
-        let (out, grads) = backward(|| causal_attention(&vars[0], &vars[1], &vars[2]), &weights)?;
+        let (out, grads) = backward(|| causal_attention(&vars[0], &vars[1], &vars[2], sight), &weights)?;
         let gradients = vars.iter().map(|v| grads.get(v).map_or(Ok(Vec::new()), flat));
         std::iter::once(flat(&out)).chain(gradients).collect()
     };
-    for (what, (found, want)) in
-        ["value", "dq", "dk", "dv"].into_iter().zip(run(false)?.into_iter().zip(run(true)?))
-    {
-        let n = found.len();
-        // As above, with sums of ≤ 154 terms.
-        assert_close(what, &Tensor::from_vec(found, n, &candle_core::Device::Cpu)?, &want, 1e-5)?;
+    // The last of these windows leaves keys out that no query of a block sees.
+    for window in [None, Some(40), Some(9)] {
+        let sight = Sight { window, scale: 0.3 };
+        let both = run(false, sight)?.into_iter().zip(run(true, sight)?);
+        for (what, (found, want)) in ["value", "dq", "dk", "dv"].into_iter().zip(both) {
+            let n = found.len();
+            // As above, with sums of ≤ 154 terms.
+            assert_close(what, &Tensor::from_vec(found, n, &candle_core::Device::Cpu)?, &want, 1e-5)?;
+        }
     }
     Ok(())
 }
@@ -70,10 +82,11 @@ fn several_blocks_of_queries_agree_with_the_composition_in_f64() -> Result<()> {
 #[test]
 fn a_position_does_not_depend_on_what_comes_after_it() -> Result<()> {
     let [q, k, v] = inputs(1, 40, 2, 1, 8)?;
-    let whole = causal_attention(&q, &k, &v)?;
+    let sight = Sight::all(8);
+    let whole = causal_attention(&q, &k, &v, sight)?;
     for t in [1, 16, 33] {
         let cut = |x: &Tensor| x.narrow(1, 0, t);
-        let part = causal_attention(&cut(&q)?, &cut(&k)?, &cut(&v)?)?;
+        let part = causal_attention(&cut(&q)?, &cut(&k)?, &cut(&v)?, sight)?;
         // Sums are joined lane by lane over a padded row, so a longer row only adds zeros.
         assert_eq!(bits(&part)?, bits(&whole.narrow(1, 0, t)?)?, "{t}");
     }
@@ -84,7 +97,7 @@ fn a_position_does_not_depend_on_what_comes_after_it() -> Result<()> {
 fn query_heads_that_no_key_head_divides_are_refused() -> Result<()> {
     let [q, _, _] = inputs(1, 4, 3, 1, 8)?;
     let [_, k, v] = inputs(1, 4, 4, 2, 8)?;
-    let message = causal_attention(&q, &k, &v).unwrap_err().to_string();
+    let message = causal_attention(&q, &k, &v, Sight::all(8)).unwrap_err().to_string();
     assert!(message.contains("a divisor of 3"), "{message}");
     Ok(())
 }
@@ -99,7 +112,7 @@ fn in_bf16_attention_is_that_of_f32_but_for_the_roundings_of_what_lies_in_memory
     let narrow = [narrow((q / 2.0)?)?, narrow((k / 2.0)?)?, narrow(v)?];
     let wide = narrow.each_ref().map(|x| x.to_dtype(DType::F32));
     let wide = wide.into_iter().collect::<Result<Vec<_>>>()?;
-    let run = |x: &[Tensor]| value_and_gradients(|x| causal_attention(&x[0], &x[1], &x[2]), x);
+    let run = |x: &[Tensor]| value_and_gradients(|x| causal_attention(&x[0], &x[1], &x[2], Sight::all(8)), x);
     for (at, (found, want)) in run(&narrow)?.into_iter().zip(run(&wide)?).enumerate() {
         let (found, want) = (found.expect("in bf16"), want.expect("in f32"));
         assert_eq!(found.dtype(), DType::BF16);
