@@ -168,8 +168,15 @@ mod tests {
 
     #[test]
     fn what_an_axis_was_made_for_lies_on_it() {
-        let cases: [&[f64]; 7] =
-            [&[], &[0.0], &[-3.0], &[1e-300, 1e300], &[-1e-9, 1e9], &[f64::NAN, 2.0, f64::INFINITY], &[5.0, 5.0]];
+        let cases: [&[f64]; 7] = [
+            &[],
+            &[0.0],
+            &[-3.0],
+            &[1e-300, 1e300],
+            &[-1e-9, 1e9],
+            &[f64::NAN, 2.0, f64::INFINITY],
+            &[5.0, 5.0],
+        ];
         for values in cases {
             for spread in [Spread::Linear, Spread::FromZero, Spread::Ratios] {
                 let axis = Axis::new(values.iter().copied(), spread);
@@ -185,9 +192,19 @@ mod tests {
     #[test]
     fn numbers_are_short() {
         let cases = [
-            (0.0, "0"), (1.0, "1"), (0.5, "0.5"), (12.345, "12.3"), (0.012345, "0.0123"), (999.9, "1000"),
-            (1234.0, "1234"), (23_456.0, "23.5k"), (1_000_000.0, "1M"), (345_678_901.0, "346M"), (0.00012, "1.2e-4"),
-            (-2.5, "-2.5"), (f64::NAN, "NaN"),
+            (0.0, "0"),
+            (1.0, "1"),
+            (0.5, "0.5"),
+            (12.345, "12.3"),
+            (0.012345, "0.0123"),
+            (999.9, "1000"),
+            (1234.0, "1234"),
+            (23_456.0, "23.5k"),
+            (1_000_000.0, "1M"),
+            (345_678_901.0, "346M"),
+            (0.00012, "1.2e-4"),
+            (-2.5, "-2.5"),
+            (f64::NAN, "NaN"),
         ];
         for (value, wanted) in cases {
             assert_eq!(number(value), wanted);

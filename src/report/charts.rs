@@ -39,7 +39,8 @@ pub fn colour(at: usize) -> String {
 
 /// Curves over the steps of a run.
 pub fn curves(caption: Caption, curves: &[Curve], spread: Spread) -> String {
-    let legend = if curves.len() > 1 { entries(curves.iter().map(|c| (&c.name, &c.colour))) } else { Vec::new() };
+    let legend =
+        if curves.len() > 1 { entries(curves.iter().map(|c| (&c.name, &c.colour))) } else { Vec::new() };
     let all = || curves.iter().flat_map(|c| c.points.iter());
     let x = Axis::new(all().map(|p| p[0]), Spread::FromZero);
     let y = Axis::new(all().map(|p| p[1]), spread);
@@ -110,7 +111,11 @@ pub fn points(caption: Caption, points: &[Point], spread: Spread) -> String {
 pub fn histograms(caption: Caption, spreads: &[(String, String, &Histogram)]) -> String {
     let spreads: Vec<_> = spreads.iter().filter(|(_, _, h)| h.counts.iter().any(|&c| c > 0)).collect();
     let used = spreads.iter().flat_map(|(_, _, h)| {
-        h.counts.iter().enumerate().filter(|(_, count)| **count > 0).map(|(bin, _)| (bin, h.counts.len(), h.from, h.to))
+        h.counts
+            .iter()
+            .enumerate()
+            .filter(|(_, count)| **count > 0)
+            .map(|(bin, _)| (bin, h.counts.len(), h.from, h.to))
     });
     let edges = used.map(|(bin, bins, from, to)| {
         let width = (to - from) / bins as f64;
@@ -153,11 +158,15 @@ pub fn codes(caption: Caption, lowest: i32, sides: &[(String, String, &[u64])]) 
         let (from, to) = (f64::from(lowest) - 0.5, f64::from(lowest) + codes as f64 - 0.5);
         let spread = |counts: &[u64]| Histogram { from, to, counts: counts.to_vec() };
         let spreads: Vec<_> = sides.iter().map(|(_, _, counts)| spread(counts)).collect();
-        let named: Vec<_> =
-            sides.iter().zip(&spreads).map(|((name, colour, _), h)| (name.clone(), colour.clone(), h)).collect();
+        let named: Vec<_> = sides
+            .iter()
+            .zip(&spreads)
+            .map(|((name, colour, _), h)| (name.clone(), colour.clone(), h))
+            .collect();
         return histograms(caption, &named);
     }
-    let share = |counts: &[u64], at: usize| 100.0 * counts[at] as f64 / counts.iter().sum::<u64>().max(1) as f64;
+    let share =
+        |counts: &[u64], at: usize| 100.0 * counts[at] as f64 / counts.iter().sum::<u64>().max(1) as f64;
     let all = sides.iter().flat_map(|(_, _, counts)| (0..codes).map(|at| share(counts, at)));
     let y = Axis::new(all, Spread::FromZero);
     let mut svg =
@@ -170,7 +179,8 @@ pub fn codes(caption: Caption, lowest: i32, sides: &[(String, String, &[u64])]) 
             let share = share(counts, at);
             let left = svg.x(0.0) + slot * (at as f64 + 0.1) + wide * at_side as f64;
             let (top, foot) = (svg.y(y.place(share)), svg.y(y.place(0.0)));
-            let told = format!("{name}: code {} stands for {} % of the weights", lowest + at as i32, number(share));
+            let told =
+                format!("{name}: code {} stands for {} % of the weights", lowest + at as i32, number(share));
             svg.rect(left, top, (wide - 1.0).max(0.5), foot - top, &format!("f{colour}"), 1.0, &told);
         }
     }
@@ -218,7 +228,15 @@ pub fn map(caption: Caption, cells: &[Cell]) -> String {
             let x = svg.x(0.0) + wide * column as f64;
             let told = format!("{} {}: {} %", cell.row, cell.column, number(cell.percent));
             // At most as dark as text on it can be read.
-            svg.rect(x + 0.5, y + 0.5, wide - 1.0, high - 1.0, "f0", 0.06 + 0.54 * cell.percent / most, &told);
+            svg.rect(
+                x + 0.5,
+                y + 0.5,
+                wide - 1.0,
+                high - 1.0,
+                "f0",
+                0.06 + 0.54 * cell.percent / most,
+                &told,
+            );
             svg.text_at(x + wide / 2.0, y + 12.5, "middle cell", &number(cell.percent));
         }
     }
@@ -244,7 +262,8 @@ mod tests {
     #[test]
     fn a_long_run_makes_a_small_picture() {
         let points: Points = (0..100_000).map(|n| [n as f64, 1.0 / (1.0 + n as f64)]).collect();
-        let curve = |name: &str| Curve { name: name.to_owned(), points: &points, colour: colour(0), dotted: true };
+        let curve =
+            |name: &str| Curve { name: name.to_owned(), points: &points, colour: colour(0), dotted: true };
         let element = curves(CAPTION, &[curve("one"), curve("two")], Spread::Ratios);
         assert!(element.len() < 20_000, "{} bytes", element.len());
         assert_eq!(element.matches("<polyline").count(), 2);
@@ -255,7 +274,11 @@ mod tests {
     fn few_codes_are_bars_and_many_are_lines() {
         let side = |codes: usize| vec![1u64; codes];
         let draw = |counts: &[u64]| {
-            codes(CAPTION, -1, &[("a".to_owned(), "n".to_owned(), counts), ("b".to_owned(), "0".to_owned(), counts)])
+            codes(
+                CAPTION,
+                -1,
+                &[("a".to_owned(), "n".to_owned(), counts), ("b".to_owned(), "0".to_owned(), counts)],
+            )
         };
         // Two of the legend, two sides of three bars.
         assert_eq!(draw(&side(3)).matches("<rect").count(), 2 + 6);

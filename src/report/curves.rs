@@ -124,7 +124,9 @@ impl Curves {
             "forward_kl" => Some(&self.valid_kl),
             _ => None,
         };
-        let same = |points: &Points| points.len() == self.loss.len() && points.iter().zip(&self.loss).all(|(a, b)| a == b);
+        let same = |points: &Points| {
+            points.len() == self.loss.len() && points.iter().zip(&self.loss).all(|(a, b)| a == b)
+        };
         let mut losses = Vec::new();
         if !self.loss.is_empty() && !(self.terms.len() == 1 && self.terms.values().all(same)) {
             losses.push(Quantity { name: "loss", training: Some(&self.loss), held_out: None });
@@ -134,8 +136,13 @@ impl Curves {
             losses.push(Quantity { name, training: Some(points), held_out });
         }
         for name in ["forward_kl", "cross_entropy"] {
-            let untrained = held_out(name).filter(|points| !points.is_empty() && !self.terms.contains_key(name));
-            losses.extend(untrained.map(|held_out| Quantity { name, training: None, held_out: Some(held_out) }));
+            let untrained =
+                held_out(name).filter(|points| !points.is_empty() && !self.terms.contains_key(name));
+            losses.extend(untrained.map(|held_out| Quantity {
+                name,
+                training: None,
+                held_out: Some(held_out),
+            }));
         }
         losses
     }
@@ -185,7 +192,8 @@ mod tests {
         let curves = Curves::read(dir.path()).expect("read");
         assert_eq!((curves.step, curves.tokens, curves.unreadable), (20, 2000, 1));
         assert!((curves.seconds - 40.0).abs() < 1e-9, "2000 tokens at 50 a second took {} s", curves.seconds);
-        let names: Vec<_> = curves.losses().iter().map(|q| (q.name, q.training.is_some(), q.held_out.is_some())).collect();
+        let names: Vec<_> =
+            curves.losses().iter().map(|q| (q.name, q.training.is_some(), q.held_out.is_some())).collect();
         assert_eq!(names, [("forward_kl", true, true), ("cross_entropy", false, true)]);
         assert_eq!(curves.valid_kl, [[20.0, 0.25]]);
         assert!(Curves::read(&dir.path().join("none")).expect("no log is no error").is_empty());

@@ -229,7 +229,8 @@ impl Svg {
     }
 
     fn text(&mut self, x: f64, y: f64, class: &str, text: &str) {
-        let _ = write!(self.body, "<text class=\"{class}\" x=\"{x:.1}\" y=\"{y:.1}\">{}</text>", escape(text));
+        let _ =
+            write!(self.body, "<text class=\"{class}\" x=\"{x:.1}\" y=\"{y:.1}\">{}</text>", escape(text));
     }
 
     /// The picture as an element of a page.
@@ -282,7 +283,8 @@ pub fn style() -> String {
          svg circle{stroke-width:1.5}svg .thin{stroke-width:1}svg .dashed{stroke-dasharray:4 3}\
          svg line{stroke-width:1}",
     );
-    let rules = |pick: fn(&(&'static str, &'static str)) -> &'static str, [ink, muted, grid, ground, grey]: [&str; 5]| {
+    let rules = |pick: fn(&(&'static str, &'static str)) -> &'static str,
+                 [ink, muted, grid, ground, grey]: [&str; 5]| {
         let mut rules = format!(
             "svg text{{fill:{ink}}}svg .note,svg .label{{fill:{muted}}}svg .grid{{stroke:{grid}}}svg .axis{{stroke:{muted}}}\
              svg .ground{{fill:{ground}}}svg circle{{stroke:{ground}}}svg .sn{{stroke:{grey}}}svg .fn{{fill:{grey}}}"
@@ -312,7 +314,10 @@ mod tests {
         svg.dot([10.0, 10.0], "f0", "</title><script>");
         svg.curve([[0.0, 0.5], [f64::NAN, 0.1], [1.0, 1.0]].into_iter(), "s0", "'><script>");
         let element = svg.element();
-        assert!(!element.contains("<script") && !element.contains("<img") && !element.contains('\u{1b}'), "{element}");
+        assert!(
+            !element.contains("<script") && !element.contains("<img") && !element.contains('\u{1b}'),
+            "{element}"
+        );
         assert!(!element.contains("NaN") && element.contains("a &amp; b"), "{element}");
     }
 

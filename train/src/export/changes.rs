@@ -191,9 +191,7 @@ impl FormatSpread {
     }
 
     fn merge(&mut self, other: &Self) {
-        for (counts, more) in
-            [(&mut self.codes_start, &other.codes_start), (&mut self.codes, &other.codes)]
-        {
+        for (counts, more) in [(&mut self.codes_start, &other.codes_start), (&mut self.codes, &other.codes)] {
             counts.iter_mut().zip(more).for_each(|(count, more)| *count += more);
         }
         self.scales_start.merge(&other.scales_start);
@@ -267,8 +265,9 @@ impl<'a> Matrix<'a> {
         rule: ScaleRule,
     ) -> Result<Self> {
         let (format, rows, cols) = (packed.format(), packed.rows(), packed.cols());
-        let tensor_start =
-            start.filter(|_| format.group_len().is_none()).map(|w| Scales::choose(format, rule, w, rows, cols));
+        let tensor_start = start
+            .filter(|_| format.group_len().is_none())
+            .map(|w| Scales::choose(format, rule, w, rows, cols));
         let squares = |w: &[f32]| w.iter().map(|&w| f64::from(w).powi(2)).sum::<f64>();
         // Bands in their order: the sum is the same on any number of threads.
         let square: f64 = match (start, latent) {
@@ -393,8 +392,9 @@ mod tests {
         let folder = tempfile::tempdir().expect("temporary folder");
         let config = floats.config.to_json();
         let place = student_dir(folder.path());
-        let mut writer = HfWriter::create(&place, &config, &tiny::tokenizer_files(), FloatType::F32, &json!({}))
-            .expect("a writer");
+        let mut writer =
+            HfWriter::create(&place, &config, &tiny::tokenizer_files(), FloatType::F32, &json!({}))
+                .expect("a writer");
         for param in params(&floats.config) {
             writer.add(&param.name, &param.shape, &floats.tensors[&param.name]).expect("added");
         }
@@ -415,7 +415,10 @@ mod tests {
             let changes = shipment.changes(folder.path()).expect("changes");
             assert_eq!(changes.step, 7);
             let names: Vec<&str> = changes.modules.iter().map(|m| m.module.as_str()).collect();
-            assert!(names.contains(&"self_attn.q_proj") && names.contains(&"model.embed_tokens"), "{names:?}");
+            assert!(
+                names.contains(&"self_attn.q_proj") && names.contains(&"model.embed_tokens"),
+                "{names:?}"
+            );
             for change in &changes.matrices {
                 assert_eq!(change.flipped, Some(0.0), "{change:?}");
                 assert_eq!(change.rounding, change.rounding_start, "{change:?}");

@@ -8,6 +8,7 @@ mod quant;
 mod raw;
 mod rules;
 mod teaching;
+mod written;
 
 use std::path::Path;
 
