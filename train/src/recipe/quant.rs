@@ -10,7 +10,11 @@ use qat_infer::{
 use qat_quant::{Format, ScaleRule};
 
 use super::{OptimPlan, Rules, Schedule, plan::fail, raw};
-use crate::{Error, Result, ops::Gradient, schedule};
+use crate::{
+    Error, Result,
+    ops::{Gradient, MOST_TURNS},
+    schedule,
+};
 
 /// How a cache will keep keys and values; none: unrounded.
 ///
@@ -161,6 +165,8 @@ pub struct Quantization {
     pub activations: Activations,
     /// How keys and values are kept, where that is rounded.
     pub kv: Option<KvType>,
+    /// Times that a weight's code turns back before it is held, where any is.
+    pub freeze_after: Option<u32>,
 }
 
 impl Quantization {
@@ -214,6 +220,7 @@ impl Quantization {
                 other => return fail("quant.activations", other, "float or int8-token"),
             },
             kv: kv(&quant.kv)?,
+            freeze_after: quant.freeze_after.map(|turns| freeze_after(quant, turns)).transpose()?,
         })
     }
 
@@ -225,7 +232,8 @@ impl Quantization {
 
     /// The same formats with `start` for the weights as they are: rounding without training.
     pub fn untrained(rules: Rules, start: Rounding, activations: Activations) -> Self {
-        Self { rules, start, gradient: Gradient::Lsq, even: false, learn: Learn::All, activations, kv: None }
+        let (gradient, learn) = (Gradient::Lsq, Learn::All);
+        Self { rules, start, gradient, even: false, learn, activations, kv: None, freeze_after: None }
     }
 
     /// The rule of grids that are chosen from the weights alone.
@@ -235,6 +243,21 @@ impl Quantization {
             Rounding::Rule(rule) => rule,
             Rounding::Gptq => ScaleRule::Mse,
         }
+    }
+}
+
+/// `quant.freeze_after` and what it goes with.
+fn freeze_after(quant: &raw::Quant, turns: u32) -> Result<u32> {
+    let refused = |why: &str| Err(Error::Config(format!("quant.freeze_after = {turns}: {why}")));
+    match (quant.gradient.as_str(), quant.learn.as_str()) {
+        _ if !(1..=MOST_TURNS).contains(&turns) => {
+            fail("quant.freeze_after", turns, &format!("a number of turns from 1 to {MOST_TURNS}"))
+        }
+        (_, "scales") => refused("with quant.learn = \"scales\" all codes stay as they are; leave it out"),
+        ("lsq" | "seq", _) => Ok(turns),
+        (gradient, _) => refused(&format!(
+            "with quant.gradient = {gradient:?} the scales are chosen anew in each step, and no code could be held; use lsq or seq"
+        )),
     }
 }
 

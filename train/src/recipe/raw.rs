@@ -143,6 +143,10 @@ pub struct Quant {
     /// Write into `log.jsonl` which share of the codes has changed since the line before.
     #[serde(default)]
     pub log_flips: bool,
+    /// Hold a weight at its code when that has turned back so many times: changed in the direction opposite to its last change. For learned
+    /// scales and formats of up to 4 bits; without this key none is held.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub freeze_after: Option<u32>,
     /// Formats to choose from for each projection that no override names, by what they cost it; with `target_bpw`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub candidates: Vec<String>,

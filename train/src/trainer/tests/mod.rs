@@ -3,6 +3,7 @@
 mod bits;
 mod blocks;
 mod cache;
+mod freezing;
 mod gradients;
 mod on_policy;
 mod phases;
