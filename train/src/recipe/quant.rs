@@ -99,14 +99,21 @@ impl Warmup {
     }
 }
 
-/// Formats to choose from for each projection, and the bits that the choice may use.
+/// Formats to choose from for each matrix, and the bits that the choice may use.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Mix {
     /// At least two, each once.
     pub candidates: Vec<Format>,
     /// Bits per weight of the whole model.
     pub target_bpw: f64,
+    /// Whether the table of embeddings (and so a tied head) is among what they are for.
+    pub embeddings: bool,
+    /// Whether an untied head is.
+    pub head: bool,
 }
+
+/// In the place of a format: one of `quant.candidates`.
+const CANDIDATES: &str = "candidates";
 
 impl Mix {
     /// What the table asks for, if it asks for a choice.
@@ -114,7 +121,12 @@ impl Mix {
     /// # Errors
     /// A candidate that is no format or listed twice, or one key without the other.
     pub(super) fn new(quant: &raw::Quant) -> Result<Option<Self>> {
+        let [embeddings, head] = [&quant.embeddings, &quant.head].map(|format| format == CANDIDATES);
         let target_bpw = match (quant.target_bpw, quant.candidates.len()) {
+            (None, 0) if embeddings || head => {
+                let key = if embeddings { "quant.embeddings" } else { "quant.head" };
+                return fail(key, CANDIDATES, "quant.candidates and quant.target_bpw beside it, or a format");
+            }
             (None, 0) => return Ok(None),
             (Some(target), 2..) if target.is_finite() && target > 0.0 => target,
             (Some(target), 2..) => return fail("quant.target_bpw", target, "a finite number above 0"),
@@ -135,7 +147,25 @@ impl Mix {
             }
             candidates.push(format);
         }
-        Ok(Some(Self { candidates, target_bpw }))
+        Ok(Some(Self { candidates, target_bpw, embeddings, head }))
+    }
+
+    /// Whether the candidates are for `param`: a matrix of a role that asks for them, which no override names.
+    pub fn is_for(&self, param: &Param, rules: &Rules) -> bool {
+        let role = match param.role {
+            Role::Projection => true,
+            Role::Embedding => self.embeddings,
+            Role::Head => self.head,
+            Role::Norm | Role::Bias | Role::Conv => false,
+        };
+        role && !rules.is_overridden(param)
+    }
+
+    /// `rules` with `format` for every matrix that the candidates are for.
+    pub fn with(&self, rules: Rules, format: Format) -> Rules {
+        let rules = rules.with_weights(format);
+        let rules = if self.embeddings { rules.with_embeddings(format) } else { rules };
+        if self.head { rules.with_head(format) } else { rules }
     }
 }
 
@@ -191,6 +221,8 @@ impl Quantization {
             other => return fail("quant.learn", other, "all or scales"),
         };
         let start = rounding("quant.scales", &quant.scales)?;
+        // Until the choice is made, as the projections.
+        let settled = |format| if format == CANDIDATES { &quant.weights } else { format };
         let together = |holds: bool, key: &str, value: &str, why: &str| match holds {
             true => Ok(()),
             false => Err(Error::Config(format!(
@@ -209,7 +241,12 @@ impl Quantization {
             return Err(Error::Config(format!("quant.learn = \"scales\": {problem}")));
         }
         Ok(Self {
-            rules: Rules::new(&quant.weights, &quant.embeddings, &quant.head, &quant.overrides)?,
+            rules: Rules::new(
+                &quant.weights,
+                settled(&quant.embeddings),
+                settled(&quant.head),
+                &quant.overrides,
+            )?,
             start,
             gradient,
             even,
