@@ -1,6 +1,6 @@
 //! The command line as types. Few flags: a knob is a key of the recipe, and `--set` reaches it.
 
-use std::{num::NonZero, path::PathBuf};
+use std::{num::NonZero, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
@@ -351,6 +351,12 @@ pub struct Bench {
     /// What the inputs of packed matrices are rounded to, head and all; or model: as the model says.
     #[arg(long, default_value = "model")]
     pub activations: Inputs,
+    /// Write tokens without a pause for so long instead, such as 90s, 10m or 1h, and draw how fast; Ctrl-C ends it with what it has.
+    #[arg(long, value_name = "DURATION", value_parser = crate::bench::length)]
+    pub sustain: Option<Duration>,
+    /// Where Linux shows the counters of energy [default: /sys/class/powercap].
+    #[arg(long, value_name = "DIR")]
+    pub powercap: Option<PathBuf>,
     /// Seed of the token ids.
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
@@ -369,7 +375,7 @@ pub struct TrainBench {
     #[arg(
         long = "train",
         value_name = "RECIPE",
-        conflicts_with_all = ["dirs", "pp", "tg", "depth", "threads", "reps", "kv", "activations", "seed"]
+        conflicts_with_all = ["dirs", "pp", "tg", "depth", "threads", "reps", "kv", "activations", "seed", "sustain", "powercap"]
     )]
     pub train: Option<PathBuf>,
     /// Change a key of the recipe, such as train.batch=8.
