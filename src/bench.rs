@@ -37,7 +37,10 @@ pub fn run(args: &cli::Bench) -> anyhow::Result<Ending> {
     if let Some(recipe) = &args.training.train {
         return training::run(recipe, args);
     }
-    let tests = tests(args)?;
+    let mut tests = tests(args)?;
+    if args.sustain.is_some() {
+        tests.retain(|test| matches!(test.work, Work::Generation(_)));
+    }
     let threads = threads(args)?;
     for dir in &args.dirs {
         check(dir, &tests)?;

@@ -43,19 +43,25 @@ fn set(file: &PathBuf, microjoules: u64) {
 
 /// Runs the command while the counter turns by 50 W, once over its end at least.
 fn while_it_turns(shop: &Workshop, line: &str) -> Said {
-    let done = AtomicBool::new(false);
+    /// Ends it, also when a test fails.
+    struct End<'a>(&'a AtomicBool);
+    impl Drop for End<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+    let is_over = AtomicBool::new(false);
     thread::scope(|scope| {
+        let _end = End(&is_over);
         scope.spawn(|| {
             let (file, began) = (counter(shop), Instant::now());
-            while !done.load(Ordering::Relaxed) {
+            while !is_over.load(Ordering::Relaxed) {
                 let used = began.elapsed().as_micros() as u64 * 50;
                 set(&file, (RANGE - 1_000_000 + used) % (RANGE + 1));
                 thread::sleep(Duration::from_millis(2));
             }
         });
-        let said = shop.done(line);
-        done.store(true, Ordering::Relaxed);
-        said
+        shop.done(line)
     })
 }
 

@@ -6,7 +6,7 @@ use std::{num::NonZero, path::Path, time::Duration};
 
 use anyhow::{Context as _, bail};
 use indicatif::{ProgressBar, ProgressStyle};
-use qat_infer::bench::{Point, Setup, Test, Work, sustain};
+use qat_infer::bench::{Point, Setup, Test, sustain};
 use qat_quant::kernels::Isa;
 use serde::Serialize;
 
@@ -69,8 +69,7 @@ pub fn run(
     (tests, threads): (&[Test], &[NonZero<usize>]),
     energy: &Energy,
 ) -> anyhow::Result<Ending> {
-    let writing: Vec<&Test> = tests.iter().filter(|test| matches!(test.work, Work::Generation(_))).collect();
-    let ([dir], [test], [threads]) = (args.dirs.as_slice(), writing.as_slice(), threads) else {
+    let ([dir], [test], [threads]) = (args.dirs.as_slice(), tests, threads) else {
         bail!("--sustain: want one model, one number of threads, and one of each --tg and --depth");
     };
     let model = super::open(dir, args)?;
@@ -82,9 +81,10 @@ pub fn run(
         bar.set_position(point.seconds as u64);
         bar.set_message(format!("{:.1} tokens/s", point.tokens_per_second));
     };
-    let points = sustain(&model, (**test, &setup), length, energy.meter.as_ref(), &stop, &mut seen)?;
+    let points = sustain(&model, (*test, &setup), length, energy.meter.as_ref(), &stop, &mut seen)?;
     bar.finish_and_clear();
-    let [mean, first, last] = [0.0..1.0, 0.0..0.1, 0.9..1.0].map(|part| rate(&points, &part));
+    let tenth = points.len().div_ceil(10);
+    let (first, last) = (rate(&points[..tenth]), rate(&points[points.len() - tenth..]));
     let sustained = Sustained {
         model: dir,
         test: test.to_string(),
@@ -94,10 +94,10 @@ pub fn run(
         asked_seconds: length.as_secs_f64(),
         seconds: points.last().map_or(0.0, |point| point.seconds),
         tokens: points.iter().map(|point| point.tokens).sum(),
-        tokens_per_second: mean.context("stopped before the first token was written")?,
+        tokens_per_second: rate(&points).context("stopped before the first token was written")?,
         joules_per_token: joules_per_token(&points),
-        first: first.or(mean).unwrap_or_default(),
-        last: last.or(mean).unwrap_or_default(),
+        first: first.unwrap_or_default(),
+        last: last.unwrap_or_default(),
         points: &points,
     };
     match args.format {
@@ -111,11 +111,9 @@ pub fn run(
     Ok(Ending::Done)
 }
 
-/// Tokens per second of the points that end within this part of the time.
-fn rate(points: &[Point], part: &std::ops::Range<f64>) -> Option<f64> {
-    let end = points.last()?.seconds;
-    let within = |point: &&Point| point.seconds > part.start * end && point.seconds <= part.end * end;
-    let (tokens, seconds) = points.iter().filter(within).fold((0.0, 0.0), |(tokens, seconds), point| {
+/// Tokens per second of these points together.
+fn rate(points: &[Point]) -> Option<f64> {
+    let (tokens, seconds) = points.iter().fold((0.0, 0.0), |(tokens, seconds), point| {
         (tokens + point.tokens as f64, seconds + point.tokens as f64 / point.tokens_per_second)
     });
     (tokens > 0.0).then(|| tokens / seconds)
@@ -166,9 +164,11 @@ impl Sustained<'_> {
 
 /// Bars from zero up, a column for each share of the time.
 fn drawing(points: &[Point]) -> String {
-    let columns = points.len().min(COLUMNS);
-    let part = |at: usize| at as f64 / columns as f64..(at + 1) as f64 / columns as f64;
-    let rates: Vec<f64> = (0..columns).map(|at| rate(points, &part(at)).unwrap_or(0.0)).collect();
+    let column = |at: usize| {
+        let [begin, end] = [at, at + 1].map(|at| at * points.len() / COLUMNS);
+        points.get(begin..end.max(begin + 1)).and_then(rate).unwrap_or(0.0)
+    };
+    let rates: Vec<f64> = (0..COLUMNS).map(column).collect();
     let top = rates.iter().copied().fold(f64::MIN_POSITIVE, f64::max);
     let mut text = String::new();
     for row in (0..ROWS).rev() {
@@ -184,8 +184,8 @@ fn drawing(points: &[Point]) -> String {
         text += &format!("{label:>10} │{}\n", bars.collect::<String>().trim_end());
     }
     let seconds = format!("{:.0} s", points.last().map_or(0.0, |point| point.seconds));
-    text += &format!("{:>10} └{}\n", 0, "─".repeat(columns));
-    text + &format!("{:>10}  0 s{seconds:>width$}\n", "", width = columns.saturating_sub(3))
+    text += &format!("{:>10} └{}\n", 0, "─".repeat(COLUMNS));
+    text + &format!("{:>10}  0 s{seconds:>width$}\n", "", width = COLUMNS - 3)
 }
 
 fn csv(points: &[Point]) -> String {
@@ -228,7 +228,7 @@ mod tests {
         assert_eq!(lines[3], format!("           │{}", "█".repeat(30)), "{text}");
         assert!(lines[9].ends_with("120 s"), "{text}");
         // 600 tokens at 100/s and 600 at 50/s.
-        let mean = rate(&points, &(0.0..1.0)).expect("tokens");
+        let mean = rate(&points).expect("tokens");
         assert!((mean - 1200.0 / 18.0).abs() < 1e-9, "{mean}");
         assert!((joules_per_token(&points).expect("measured") - 10.0 * 18.0 / 1200.0).abs() < 1e-9);
         assert_eq!(csv(&points[..1]).lines().nth(1), Some("1,10,100,10,0.1,"));

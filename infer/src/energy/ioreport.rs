@@ -1,7 +1,7 @@
-//! Energy on a Mac with Apple's own chip: the power that IOReport shows to everybody, sampled ten times a second and added up.
+//! Energy on a Mac with Apple's own chip: the power that IOReport shows to everybody, sampled four times a second and added up.
 //!
 //! The crate macmon knows the channels of every generation of chips. Knows no model. Invariant: between two samples the power of the last
-//! one is taken to go on, so that a time of any length has its energy; a tenth of a second is what it is known to.
+//! one is taken to go on, so that a time of any length has its energy; a quarter of a second is what it is known to.
 
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use macmon::{Metrics, Sampler};
 
-const INTERVAL_MS: u32 = 100;
+/// Reading all sensors takes a core some milliseconds.
+const INTERVAL_MS: u32 = 250;
 
 /// Without a sample for so long, the sampler has ended.
 const LATE: Duration = Duration::from_secs(5);
