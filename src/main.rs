@@ -10,6 +10,7 @@ mod evaluate;
 mod export;
 mod generate;
 mod heap;
+mod hub;
 mod init;
 mod inspect;
 mod logits;
@@ -38,7 +39,7 @@ pub(crate) enum Ending {
 
 fn main() -> ExitCode {
     heap::keep_freed_memory();
-    let ending = match Cli::parse().command {
+    let ending = hub::brought(Cli::parse().command).and_then(|command| match command {
         Command::Train(args) => train::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Eval(args) => evaluate::run(&args),
@@ -51,7 +52,7 @@ fn main() -> ExitCode {
         Command::Inspect(args) => inspect::run(&args),
         Command::Completions(args) => complete::completions(&args),
         Command::Man(args) => complete::man(&args),
-    };
+    });
     match ending {
         Ok(Ending::Done) => ExitCode::SUCCESS,
         Ok(Ending::GateFailed) => ExitCode::from(1),

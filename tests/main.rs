@@ -7,6 +7,7 @@ mod families;
 mod gates;
 mod generate;
 mod gguf;
+mod hub;
 mod inspect;
 mod journey;
 mod logits;

@@ -3,6 +3,7 @@
 //! Two types, two stages: [`Recipe`] is what the user wrote, [`Plan`] what will run. Every error names the key and the file or the
 //! argument it came from, and a misspelt key is answered with the nearest one that exists.
 
+mod data;
 mod plan;
 mod quant;
 mod raw;
@@ -13,6 +14,7 @@ use std::path::Path;
 
 use serde::Deserialize as _;
 
+pub use data::DataPlan;
 pub use plan::{BlocksPlan, EvalPlan, ExportPlan, MuonPlan, OptimPlan, Origin, Plan, Schedule};
 pub use quant::{Learn, Mix, Quantization, Rounding, Warmup};
 pub use raw::Recipe;

@@ -308,11 +308,12 @@ pub(super) fn tokens(
         }
         Ok(tokens)
     };
-    let all = tokenize(&settings.train)?;
-    if settings.valid.is_empty() {
+    let listed = &job.plan.data;
+    let all = tokenize(&listed.train)?;
+    if listed.valid.is_empty() {
         return all.split(settings.held_out, settings.ctx + 1);
     }
-    Ok((all, tokenize(&settings.valid)?))
+    Ok((all, tokenize(&listed.valid)?))
 }
 
 /// The held-out windows that every validation scores, in micro-batches, always the same.

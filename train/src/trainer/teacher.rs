@@ -65,6 +65,18 @@ impl Predictions {
         }
     }
 
+    /// Those of `rows` alone.
+    ///
+    /// # Errors
+    /// The device is out of memory.
+    pub fn only(self, rows: &[u32]) -> Result<Self> {
+        Ok(match self {
+            Self::None => Self::None,
+            Self::Head(head, features) => Self::Head(head.only(rows)?, features),
+            Self::Top(top) => Self::Top(top.only(rows)?),
+        })
+    }
+
     /// What is behind a layer.
     pub fn features(&self) -> Option<&Features> {
         match self {
@@ -129,9 +141,8 @@ impl Teacher {
         };
         let (decoder, layout) = (floats.decoder(&job.device)?, identity.layout());
         let rope = RopeTable::new(&decoder.rope, ctx, &job.device)?;
-        let ask = |layout, ids: &[u32]| {
-            records_of(layout, &forward(&decoder, &rope, (ids, ctx), Pass::default())?.0)
-        };
+        let ask =
+            |layout, batch: &Batch| records_of(layout, &forward(&decoder, &rope, batch, Pass::default())?.0);
         let (wanted, report) = (batches.windows_per_epoch(), RefCell::new(report));
         let mut make = |windows: std::ops::Range<u64>| {
             let mut records = Vec::new();
@@ -141,9 +152,7 @@ impl Teacher {
                     return Err(Error::Interrupted);
                 }
                 (*report.borrow_mut())(Event::Teaching { done: some[0].min(wanted), total: wanted });
-                let ids: Vec<u32> =
-                    some.iter().filter_map(|number| batches.window(*number)).flatten().collect();
-                records.extend(ask(layout, &ids)?);
+                records.extend(ask(layout, &batches.numbered(some))?);
             }
             Ok(records)
         };
@@ -151,7 +160,7 @@ impl Teacher {
         let cache = Cache::open(&plan.dir, identity, wanted, &mut make, &mut note)?;
         // Scores of held-out text don't depend on the temperature of the training.
         let plain = teacher_cache::Layout { temperature: 1.0, ..layout };
-        let valid = valid.iter().map(|batch| rows_of(plain, &ask(plain, &batch.inputs)?, &job.device));
+        let valid = valid.iter().map(|batch| rows_of(plain, &ask(plain, batch)?, &job.device));
         Ok(Self::Cached { cache, valid: valid.collect::<Result<_>>()? })
     }
 
@@ -166,11 +175,10 @@ impl Teacher {
         batch: &Batch,
         pass: Pass,
     ) -> Result<Predictions> {
-        let text = (&*batch.inputs, batch.context);
         let found = match self {
             Self::None => return Ok(Predictions::None),
-            Self::Latent => forward(&student.decoder(None)?, student_rope, text, pass)?,
-            Self::Frozen { decoder, rope } => forward(decoder, rope, text, pass)?,
+            Self::Latent => forward(&student.decoder(None)?, student_rope, batch, pass)?,
+            Self::Frozen { decoder, rope } => forward(decoder, rope, batch, pass)?,
             Self::Cached { cache, .. } => {
                 return cache.rows(&batch.windows, student_rope.device()).map(Predictions::Top);
             }
@@ -218,18 +226,19 @@ pub struct Pass {
     pub again: bool,
 }
 
-/// What the logits of windows of `ctx` tokens, one after the other in `ids`, are a product of; and what is behind the layer that
-/// `pass` listens to.
+/// What the logits of the windows of `batch` are a product of; and what is behind the layer that `pass` listens to.
 ///
 /// # Errors
 /// The device is out of memory.
 pub fn forward(
     decoder: &Decoder<Matrix, Tensor>,
     rope: &RopeTable,
-    (ids, ctx): (&[u32], usize),
+    batch: &Batch,
     pass: Pass,
 ) -> Result<(Head, Option<Features>)> {
-    let mut exec = TrainExec::new(ids.len() / ctx, ctx, rope).with_precision(pass.precision);
+    let borders = batch.packed.as_ref().map(|packed| packed.borders.clone());
+    let exec = TrainExec::new(batch.rows, batch.context, rope).with_precision(pass.precision);
+    let (mut exec, ids) = (exec.with_borders(borders), &batch.inputs);
     if let Some(layer) = pass.tap {
         exec = exec.with_tap(layer);
     }

@@ -32,11 +32,10 @@ impl HeadShape {
         self.d.next_multiple_of(LANES)
     }
 
-    /// The blocks of queries: first row, number of rows, and how many keys their last row sees.
-    pub(super) fn blocks(self) -> impl Iterator<Item = (usize, usize, usize)> {
+    /// The blocks of queries: first row and number of rows.
+    pub(super) fn blocks(self) -> impl Iterator<Item = (usize, usize)> {
         (0..self.rows()).step_by(BLOCK).map(move |first| {
-            let len = BLOCK.min(self.rows() - first);
-            (first, len, first + len)
+            (first, BLOCK.min(self.rows() - first))
         })
     }
 
