@@ -15,7 +15,10 @@ use anyhow::Context as _;
 use indicatif::{ProgressBar, ProgressStyle};
 use qat_hub::{Found, Hub, Kind, Part, Progress, Reference};
 
-use crate::{cli::Command, table};
+use crate::{
+    cli::{Command, DataCommand},
+    table,
+};
 
 pub use recipes::fetch;
 
@@ -39,6 +42,11 @@ pub fn brought(mut command: Command) -> anyhow::Result<Command> {
         Command::Bench(args) => args.dirs.iter_mut().try_for_each(model)?,
         Command::Inspect(args) => model(&mut args.dir)?,
         Command::Plan(args) => shape(&mut args.target)?,
+        Command::Data(args) => {
+            let DataCommand::Show(args) = &mut args.command;
+            args.model.iter_mut().try_for_each(model)?;
+            texts(&mut args.targets)?;
+        }
         _ => {}
     }
     Ok(command)
@@ -81,7 +89,11 @@ fn reference(path: &Path) -> anyhow::Result<Option<Reference>> {
 
 fn places(found: &Found) -> anyhow::Result<Vec<String>> {
     let text = |path: &PathBuf| path.to_str().map(str::to_owned);
-    found.paths.iter().map(|path| text(path).with_context(|| format!("{}: no UTF-8", path.display()))).collect()
+    found
+        .paths
+        .iter()
+        .map(|path| text(path).with_context(|| format!("{}: no UTF-8", path.display())))
+        .collect()
 }
 
 /// Fetches what `reference` names: data, a model, or so much of it.
@@ -90,7 +102,8 @@ fn fetched(reference: &Reference, part: Part) -> anyhow::Result<Found> {
     let mut bar = Bar::default();
     let mut show = |progress: Progress| bar.show(progress);
     let is_data = reference.kind == Kind::Dataset;
-    let found = if is_data { hub.data(reference, &mut show)? } else { hub.model(reference, part, &mut show)? };
+    let found =
+        if is_data { hub.data(reference, &mut show)? } else { hub.model(reference, part, &mut show)? };
     bar.end();
     found.note.iter().for_each(|note| eprintln!("{note}"));
     Ok(found)

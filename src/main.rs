@@ -5,6 +5,7 @@
 mod bench;
 mod cli;
 mod complete;
+mod data;
 mod doctor;
 mod evaluate;
 mod export;
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
         Command::Export(args) => export::run(&args),
         Command::Eval(args) => evaluate::run(&args),
         Command::Generate(args) => generate::run(&args),
+        Command::Data(args) => data::run(&args),
         Command::Doctor => doctor::run(),
         Command::Logits(args) => logits::run(&args),
         Command::Init(args) => init::run(&args),

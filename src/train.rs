@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
+use qat_hub::Part;
 use qat_infer::{
     Chosen,
     cpu::Cpu,
@@ -17,7 +18,6 @@ use qat_infer::{
     export::Export,
     files::{MANIFEST_FILE, PROVENANCE_FILE, StagedDir},
 };
-use qat_hub::Part;
 use qat_train::{
     Error,
     checkpoint::Checkpoints,

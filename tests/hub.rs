@@ -35,10 +35,14 @@ impl Town {
     /// The tool in a fresh environment: this hub, a cache in the folder of tokens, nobody's token.
     fn command(&self, line: &str) -> Command {
         let mut command = self.shop.command(line.split_whitespace());
-        for name in ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"] {
+        for name in
+            ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"]
+        {
             command.env_remove(name);
         }
-        for name in ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"] {
+        for name in
+            ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"]
+        {
             command.env_remove(name);
         }
         command.env("HF_ENDPOINT", &self.server.endpoint).env("HF_HOME", self.shop.path("cache/huggingface"));
@@ -70,7 +74,8 @@ fn a_recipe_trains_from_the_hub_and_goes_on_with_the_commit_that_it_began_with()
     };
     assert_eq!(losses("near"), losses("far"), "the same files are the same run");
     let steps: Vec<_> = fs::read_dir(town.shop.path("far/checkpoints")).expect("listed").collect();
-    let kept = fs::read_to_string(steps[0].as_ref().expect("listed").path().join("state.json")).expect("a state");
+    let kept =
+        fs::read_to_string(steps[0].as_ref().expect("listed").path().join("state.json")).expect("a state");
     assert!(kept.contains(&format!("hf://maker/tiny@{}", commit('a'))), "{kept}");
     assert!(!kept.contains("snapshots"), "no place of this machine: {kept}");
     // main moves on to a model that is none; the run keeps its own.
@@ -93,7 +98,8 @@ fn commands_take_models_and_texts_of_the_hub() {
     let said = town.done(&format!("eval hf://maker/tiny --data {text} --ctx 32 --json far.json"));
     assert!(said.out.contains("perplexity"), "{}", said.out);
     town.done("eval teacher --data train.txt --ctx 32 --json near.json");
-    let [far, near] = ["far.json", "near.json"].map(|name| town.shop.json(name)["cross_entropy_nats"].clone());
+    let [far, near] =
+        ["far.json", "near.json"].map(|name| town.shop.json(name)["cross_entropy_nats"].clone());
     assert_eq!(far, near);
     town.done("generate hf://maker/tiny@v1 --prompt a --tokens 2");
     let packed = "export hf://maker/tiny --format qat --weights int4-g32 --out packed";
@@ -121,9 +127,15 @@ fn a_plan_needs_no_weights() {
 fn what_the_hub_refuses_is_said_and_leaves_nothing_behind() {
     let town = Town::new();
     let refused = |line: &str, parts: &[&str]| town.shop.refusal(town.command(line), parts);
-    refused("generate hf://maker/none --prompt a", &["maker/none is private, or there is no such repository", "HF_TOKEN"]);
+    refused(
+        "generate hf://maker/none --prompt a",
+        &["maker/none is private, or there is no such repository", "HF_TOKEN"],
+    );
     refused("generate hf://maker --prompt a", &["maker is private, or there is no such repository"]);
-    refused("generate hf://maker/tiny/x.gguf --prompt a", &["the repository has no x.gguf", "model.safetensors"]);
+    refused(
+        "generate hf://maker/tiny/x.gguf --prompt a",
+        &["the repository has no x.gguf", "model.safetensors"],
+    );
     let recipe = town.recipe().replace("hf://maker/tiny", "hf://maker/tiny@v9");
     town.shop.write("far.toml", recipe);
     refused("train far.toml --out run", &["student.from", "maker/tiny has no revision v9"]);

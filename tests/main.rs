@@ -2,6 +2,7 @@
 
 mod accidents;
 mod bench;
+mod conversations;
 mod exports;
 mod families;
 mod gates;

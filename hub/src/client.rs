@@ -77,7 +77,9 @@ impl Client {
             _ => return Err(refused("want an address such as https://huggingface.co")),
         };
         let tls = match cfg!(target_vendor = "apple") {
-            true => TlsConfig::builder().provider(TlsProvider::NativeTls).root_certs(RootCerts::PlatformVerifier),
+            true => {
+                TlsConfig::builder().provider(TlsProvider::NativeTls).root_certs(RootCerts::PlatformVerifier)
+            }
             false => TlsConfig::builder().provider(TlsProvider::Rustls),
         };
         let mut config = Agent::config_builder()
@@ -139,7 +141,8 @@ impl Client {
             let etag = text(headers, "x-linked-etag").or_else(|| text(headers, "etag"));
             let etag = etag.map(|etag| etag.trim_start_matches("W/").trim_matches('"').to_owned());
             let fits = |etag: &String| {
-                (8..=128).contains(&etag.len()) && etag.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b))
+                (8..=128).contains(&etag.len())
+                    && etag.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b))
             };
             let Some(etag) = etag.filter(fits) else {
                 let problem = "says no checksum (ETag); is this a hub?".to_owned();
@@ -224,7 +227,9 @@ impl Client {
         let status = response.status();
         if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
             let problem = match status {
-                StatusCode::TOO_MANY_REQUESTS => "too many requests; wait a while, or use a token (HF_TOKEN)".to_owned(),
+                StatusCode::TOO_MANY_REQUESTS => {
+                    "too many requests; wait a while, or use a token (HF_TOKEN)".to_owned()
+                }
                 _ => format!("the server is in trouble ({status})"),
             };
             return Err(Failure::Passing(Error::Network { url: url.to_owned(), problem }));
@@ -233,7 +238,13 @@ impl Client {
     }
 
     /// What an answer other than the one wanted means for the user.
-    fn refusal(&self, reference: &Reference, file: Option<&str>, response: &Response<Body>, url: &str) -> Failure {
+    fn refusal(
+        &self,
+        reference: &Reference,
+        file: Option<&str>,
+        response: &Response<Body>,
+        url: &str,
+    ) -> Failure {
         let headers = response.headers();
         let code = text(headers, "x-error-code").unwrap_or_default();
         let said = text(headers, "x-error-message").map(shown).filter(|said| !said.is_empty());
@@ -253,13 +264,22 @@ impl Client {
                 format!("{repo}: the hub doesn't accept the token{said}; {token}")
             }
             (401 | 403, _) => {
-                format!("{repo} is private, or there is no such repository: check the spelling at {page}; {token}{said}")
+                format!(
+                    "{repo} is private, or there is no such repository: check the spelling at {page}; {token}{said}"
+                )
             }
             (404, "RevisionNotFound") => format!("{repo} has no revision {}{said}", reference.revision),
-            (404, "EntryNotFound") => format!("{repo} has no file {} at {}{said}", file.unwrap_or("of this name"), reference.revision),
+            (404, "EntryNotFound") => format!(
+                "{repo} has no file {} at {}{said}",
+                file.unwrap_or("of this name"),
+                reference.revision
+            ),
             (404, _) => match file {
                 Some(file) => format!("{repo}: the file {file} is not there (404){said}"),
-                None => format!("there is no repository {place}, or no revision {} of it: check the spelling at {page}{said}", reference.revision),
+                None => format!(
+                    "there is no repository {place}, or no revision {} of it: check the spelling at {page}{said}",
+                    reference.revision
+                ),
             },
             _ => {
                 let problem = format!("answers {status}{said}");
@@ -330,7 +350,8 @@ mod tests {
     use super::*;
 
     fn leads(url: &str, location: &str) -> Option<String> {
-        let response = Response::builder().status(302).header("location", location).body(Body::builder().data(""));
+        let response =
+            Response::builder().status(302).header("location", location).body(Body::builder().data(""));
         next(url, &response.expect("a response"))
     }
 

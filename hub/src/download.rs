@@ -38,7 +38,14 @@ pub(crate) fn file(
         let _lock = cache.lock(&about.etag)?;
         // Somebody else may have brought it meanwhile.
         if !blob.exists() {
-            let transfer = Transfer { client, reference, name, url: &url, about: &about, part: &cache.part(&about.etag) };
+            let transfer = Transfer {
+                client,
+                reference,
+                name,
+                url: &url,
+                about: &about,
+                part: &cache.part(&about.etag),
+            };
             transfer.whole(progress)?;
             fs::rename(transfer.part, &blob).map_err(|e| Error::io("cannot rename", transfer.part, e))?;
         }
@@ -126,7 +133,9 @@ impl Transfer<'_> {
         }
         file.sync_all().map_err(|e| Error::io("cannot write", self.part, e))?;
         match self.about.size {
-            Some(size) if done < size => Err(passing(self.url, format!("broke off after {done} of {size} bytes"))),
+            Some(size) if done < size => {
+                Err(passing(self.url, format!("broke off after {done} of {size} bytes")))
+            }
             _ => Ok(()),
         }
     }
@@ -175,7 +184,10 @@ impl Transfer<'_> {
 /// Whether an answer of a part begins where it was asked to.
 fn begins_at(response: &ureq::http::Response<ureq::Body>, from: u64) -> bool {
     let range = text(response.headers(), "content-range").unwrap_or_default();
-    range.strip_prefix("bytes ").and_then(|range| range.split('-').next()).is_some_and(|first| first == from.to_string())
+    range
+        .strip_prefix("bytes ")
+        .and_then(|range| range.split('-').next())
+        .is_some_and(|first| first == from.to_string())
 }
 
 fn sha256(path: &Path) -> Result<String> {

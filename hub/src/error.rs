@@ -46,7 +46,9 @@ pub enum Error {
         problem: String,
     },
     /// What arrived is not what was sent.
-    #[error("{file}: arrived damaged twice ({problem}); what sits between here and the hub changes files, or its copy is damaged")]
+    #[error(
+        "{file}: arrived damaged twice ({problem}); what sits between here and the hub changes files, or its copy is damaged"
+    )]
     Damaged {
         /// Name in the repository.
         file: String,

@@ -205,7 +205,8 @@ impl Hub {
         if files.is_empty() {
             return Err(missing());
         }
-        let note = why.map(|why| format!("{why}; {reference} is taken from the cache, as of commit {commit}"));
+        let note =
+            why.map(|why| format!("{why}; {reference} is taken from the cache, as of commit {commit}"));
         Ok(Listing { commit, files, note, online: false })
     }
 

@@ -132,7 +132,9 @@ fn is_name(name: &str) -> bool {
 /// Whether `path` is relative and stays below where it begins.
 pub(crate) fn is_safe(path: &str) -> bool {
     let unsafe_part = |part: &str| part.is_empty() || part == "." || part == "..";
-    !path.contains(['\\', '\0', ':']) && !path.chars().any(char::is_control) && !path.split('/').any(unsafe_part)
+    !path.contains(['\\', '\0', ':'])
+        && !path.chars().any(char::is_control)
+        && !path.split('/').any(unsafe_part)
 }
 
 #[cfg(test)]
@@ -177,8 +179,20 @@ mod tests {
     #[test]
     fn what_leads_elsewhere_is_refused() {
         for text in [
-            "hf://", "hf:///b", "hf://a/..", "hf://../b", "hf://a/b/../c", "hf://a/b//c", "hf://a/b@", "hf://a/b@x y",
-            "hf://a/b@../../x", "hf://a--x/b", "hf://a/b?x", "hf://spaces/a/b", "hf://a/b/c\\d", "hf://datasets/a b/c",
+            "hf://",
+            "hf:///b",
+            "hf://a/..",
+            "hf://../b",
+            "hf://a/b/../c",
+            "hf://a/b//c",
+            "hf://a/b@",
+            "hf://a/b@x y",
+            "hf://a/b@../../x",
+            "hf://a--x/b",
+            "hf://a/b?x",
+            "hf://spaces/a/b",
+            "hf://a/b/c\\d",
+            "hf://datasets/a b/c",
         ] {
             let message = text.parse::<Reference>().expect_err(text).to_string();
             assert!(message.starts_with(text) && message.contains("want hf://owner/name"), "{message}");

@@ -61,14 +61,19 @@ pub(crate) fn of_model(reference: &Reference, files: &[String], part: Part) -> R
         let mut wanted = vec![path.clone()];
         let (folder, name) = split(path);
         if name == TOKENIZER_FILE {
-            wanted.extend(surroundings(files, folder).filter(|file| *file != path && is_of_tokenizer(split(file).1)).cloned());
+            wanted.extend(
+                surroundings(files, folder)
+                    .filter(|file| *file != path && is_of_tokenizer(split(file).1))
+                    .cloned(),
+            );
         }
         return Ok(Wanted { files: wanted, index: None, place: path.clone(), is_file: true });
     }
     let place = reference.path.clone().unwrap_or_default();
     let here = |name: &str| if place.is_empty() { name.to_owned() } else { format!("{place}/{name}") };
     let has = |name: &str| files.contains(&here(name));
-    let inside: Vec<&String> = files.iter().filter(|file| place.is_empty() || file.starts_with(&here(""))).collect();
+    let inside: Vec<&String> =
+        files.iter().filter(|file| place.is_empty() || file.starts_with(&here(""))).collect();
     if inside.is_empty() {
         return Err(missing(reference, files));
     }
@@ -96,7 +101,10 @@ pub(crate) fn of_model(reference: &Reference, files: &[String], part: Part) -> R
 pub(crate) fn of_data(reference: &Reference, files: &[String]) -> Result<Vec<String>> {
     let Some(pattern) = &reference.path else {
         let problem = format!("{reference}: name files of it, such as {reference}/{}", example(files));
-        return Err(Error::NotFound(format!("{problem}; it has {}", listed(files.iter().filter(|file| is_data(file))))));
+        return Err(Error::NotFound(format!(
+            "{problem}; it has {}",
+            listed(files.iter().filter(|file| is_data(file)))
+        )));
     };
     if files.contains(pattern) {
         return Ok(vec![pattern.clone()]);
@@ -187,7 +195,9 @@ fn no_model(reference: &Reference, inside: &[&String]) -> Error {
         (_, Some(first)) => format!("its weights are pickled ({first}); convert them to safetensors first"),
         _ => format!("it has {}", listed(inside.iter().copied())),
     };
-    Error::NotFound(format!("{reference}: no model in safetensors ({CONFIG_FILE} with {MODEL_FILE} or its shards); {way}"))
+    Error::NotFound(format!(
+        "{reference}: no model in safetensors ({CONFIG_FILE} with {MODEL_FILE} or its shards); {way}"
+    ))
 }
 
 #[cfg(test)]
@@ -216,15 +226,25 @@ mod tests {
     #[test]
     fn of_weights_one_copy_is_fetched_and_nothing_that_is_not_read() {
         let wanted = chosen("hf://a/b", &REPO, Part::Whole).expect("a model");
-        assert_eq!(wanted.files, ["LICENSE", "README.md", "config.json", "tokenizer.json", "model.safetensors"]);
+        assert_eq!(
+            wanted.files,
+            ["LICENSE", "README.md", "config.json", "tokenizer.json", "model.safetensors"]
+        );
         let wanted = chosen("hf://a/b/sub", &REPO, Part::Whole).expect("a model");
-        assert_eq!((wanted.files.as_slice(), wanted.place.as_str()), (&["sub/config.json".to_owned(), "sub/model.safetensors".to_owned()][..], "sub"));
+        assert_eq!(
+            (wanted.files.as_slice(), wanted.place.as_str()),
+            (&["sub/config.json".to_owned(), "sub/model.safetensors".to_owned()][..], "sub")
+        );
         let wanted = chosen("hf://a/b", &REPO, Part::Shape).expect("a model");
         assert_eq!(wanted.files, ["config.json"]);
         let shards = ["config.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json"];
         let wanted = chosen("hf://a/b", &shards, Part::Whole).expect("a model");
         assert_eq!(wanted.index.as_deref(), Some("model.safetensors.index.json"));
-        assert_eq!(wanted.files, ["config.json", "model.safetensors.index.json"], "shards come from the index");
+        assert_eq!(
+            wanted.files,
+            ["config.json", "model.safetensors.index.json"],
+            "shards come from the index"
+        );
     }
 
     #[test]
@@ -238,12 +258,22 @@ mod tests {
 
     #[test]
     fn a_repository_without_a_model_is_refused_with_what_it_has() {
-        let refused = |files: &[&str]| chosen("hf://a/b", files, Part::Whole).expect_err("refused").to_string();
-        assert!(refused(&["config.json", "x-Q4_0.gguf"]).contains("name one of its GGUF files, hf://…/NAME: x-Q4_0.gguf"));
-        assert!(refused(&["config.json", "pytorch_model.bin"]).contains("its weights are pickled (pytorch_model.bin)"));
+        let refused =
+            |files: &[&str]| chosen("hf://a/b", files, Part::Whole).expect_err("refused").to_string();
+        assert!(
+            refused(&["config.json", "x-Q4_0.gguf"])
+                .contains("name one of its GGUF files, hf://…/NAME: x-Q4_0.gguf")
+        );
+        assert!(
+            refused(&["config.json", "pytorch_model.bin"])
+                .contains("its weights are pickled (pytorch_model.bin)")
+        );
         assert!(refused(&["model.safetensors"]).contains("it has model.safetensors"));
         let message = chosen("hf://a/b/nothing", &REPO, Part::Whole).expect_err("refused").to_string();
-        assert!(message.contains("the repository has no nothing; it has .gitattributes, LICENSE"), "{message}");
+        assert!(
+            message.contains("the repository has no nothing; it has .gitattributes, LICENSE"),
+            "{message}"
+        );
     }
 
     #[test]
@@ -255,6 +285,11 @@ mod tests {
         assert_eq!(found("hf://datasets/a/b/**/*.parquet").expect("files").len(), 3);
         let message = found("hf://datasets/a/b").expect_err("refused").to_string();
         assert!(message.contains("name files of it, such as hf://datasets/a/b/d/b.parquet"), "{message}");
-        assert!(found("hf://datasets/a/b/x/*").expect_err("refused").to_string().contains("the repository has no x/*"));
+        assert!(
+            found("hf://datasets/a/b/x/*")
+                .expect_err("refused")
+                .to_string()
+                .contains("the repository has no x/*")
+        );
     }
 }

@@ -19,8 +19,10 @@ fn a_model_lies_in_the_cache_as_huggingface_hub_lays_it() {
     assert_eq!((found.paths, found.commit, found.note), (vec![snapshot.clone()], commit('a'), None));
     assert_eq!(fs::read_to_string(repo.join("refs/main")).expect("a ref"), commit('a'));
     assert_eq!(fs::read(snapshot.join("model.safetensors")).expect("weights"), weights(1, 300_000));
-    let mut names: Vec<_> =
-        fs::read_dir(&snapshot).expect("listed").map(|e| e.expect("listed").file_name().into_string().expect("a name")).collect();
+    let mut names: Vec<_> = fs::read_dir(&snapshot)
+        .expect("listed")
+        .map(|e| e.expect("listed").file_name().into_string().expect("a name"))
+        .collect();
     names.sort();
     assert_eq!(names, ["README.md", "config.json", "model.safetensors", "tokenizer.json"], "and no pickle");
     if cfg!(unix) {
@@ -42,7 +44,13 @@ fn what_is_here_is_not_fetched_again() {
     assert!(bench.server.seen().is_empty(), "a commit never moves");
     // The same contents under another revision are links to the same blobs.
     bench.model("hf://a/b@v1").expect("linked");
-    assert!(bench.server.seen().iter().all(|request| request.line.starts_with("HEAD") || request.line.contains("/api/")));
+    assert!(
+        bench
+            .server
+            .seen()
+            .iter()
+            .all(|request| request.line.starts_with("HEAD") || request.line.contains("/api/"))
+    );
 }
 
 #[test]
@@ -54,10 +62,15 @@ fn a_cut_connection_goes_on_where_it_stood() {
     let hub = Hub::new(bench.settings()).expect("a hub");
     let reference = "hf://a/b".parse().expect("a reference");
     let found = hub
-        .model(&reference, Part::Whole, &mut |p| if p.file == "model.safetensors" { heard.push((p.done, p.total)) })
+        .model(&reference, Part::Whole, &mut |p| {
+            if p.file == "model.safetensors" {
+                heard.push((p.done, p.total))
+            }
+        })
         .expect("fetched");
     assert_eq!(fs::read(found.paths[0].join("model.safetensors")).expect("weights"), weights(1, 300_000));
-    let ranges: Vec<_> = bench.server.seen().into_iter().filter(|r| r.host == "store").map(|r| r.range).collect();
+    let ranges: Vec<_> =
+        bench.server.seen().into_iter().filter(|r| r.host == "store").map(|r| r.range).collect();
     assert_eq!(ranges, [None, Some(70_000), Some(140_000), Some(210_000), Some(280_000)]);
     assert!(heard.is_sorted() && heard.last() == Some(&(300_000, Some(300_000))), "{heard:?}");
 }
@@ -74,7 +87,8 @@ fn a_process_that_was_killed_leaves_a_part_that_the_next_one_goes_on_with() {
     bench.server.seen();
     let found = bench.model("hf://a/b").expect("fetched");
     assert_eq!(fs::read(found.paths[0].join("model.safetensors")).expect("weights"), weights(1, 300_000));
-    let ranges: Vec<_> = bench.server.seen().into_iter().filter(|r| r.host == "store").map(|r| r.range).collect();
+    let ranges: Vec<_> =
+        bench.server.seen().into_iter().filter(|r| r.host == "store").map(|r| r.range).collect();
     assert_eq!(ranges, [Some(100_000)]);
 }
 
@@ -97,7 +111,8 @@ fn a_damaged_part_is_noticed_and_fetched_anew() {
     bench.model("hf://a/b").expect_err("broken off");
     let blobs = bench.folder.path().join("models--a--b/blobs");
     let part = fs::read_dir(&blobs).expect("listed").map(|e| e.expect("listed").path());
-    let part = part.into_iter().find(|path| path.extension().is_some_and(|e| e == "incomplete")).expect("a part");
+    let part =
+        part.into_iter().find(|path| path.extension().is_some_and(|e| e == "incomplete")).expect("a part");
     fs::write(&part, vec![0; 50_000]).expect("written");
     bench.server.accidents(Accidents::default());
     let found = bench.model("hf://a/b").expect("fetched");
@@ -135,7 +150,8 @@ fn a_renamed_repository_is_followed_and_data_comes_by_pattern() {
     bench.server.add("datasets/a/b", files);
     bench.server.rename("datasets/old/b", "datasets/a/b");
     let found = bench.data("hf://datasets/old/b/data/train-*.parquet").expect("fetched");
-    let names: Vec<_> = found.paths.iter().map(|p| p.file_name().expect("a name").to_str().expect("UTF-8")).collect();
+    let names: Vec<_> =
+        found.paths.iter().map(|p| p.file_name().expect("a name").to_str().expect("UTF-8")).collect();
     assert_eq!(names, ["train-0.parquet", "train-1.parquet"]);
     assert_eq!(fs::read(&found.paths[1]).expect("read"), weights(2, 50));
     let found = bench.data("hf://datasets/a/b@v1/data/test 1.parquet").expect("fetched");
@@ -153,7 +169,10 @@ fn offline_the_cache_does_and_a_dead_hub_is_said() {
     assert_eq!((found.commit, found.note), (commit('a'), None));
     assert!(bench.server.seen().is_empty());
     let message = model(offline, "hf://a/c").expect_err("not here").to_string();
-    assert!(message.starts_with("hf://a/c: is not in the cache (") && message.contains("HF_HUB_OFFLINE"), "{message}");
+    assert!(
+        message.starts_with("hf://a/c: is not in the cache (") && message.contains("HF_HUB_OFFLINE"),
+        "{message}"
+    );
     // A port that nobody listens on.
     let dead = Settings { endpoint: "http://127.0.0.1:9".to_owned(), ..bench.settings() };
     let found = model(dead.clone(), "hf://a/b").expect("here");

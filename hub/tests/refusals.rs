@@ -11,10 +11,16 @@ fn what_is_not_there_is_named() {
     let bench = Bench::new();
     bench.add_model("a/b");
     let message = refused(&bench, "hf://a/missing");
-    assert!(message.starts_with("hf://a/missing: a/missing is private, or there is no such repository"), "{message}");
+    assert!(
+        message.starts_with("hf://a/missing: a/missing is private, or there is no such repository"),
+        "{message}"
+    );
     assert!(message.contains("there is no token: set HF_TOKEN"), "{message}");
     assert!(refused(&bench, "hf://a/b@v9").contains("a/b has no revision v9"));
-    assert!(refused(&bench, "hf://a/b/model.bin").contains("the repository has no model.bin; it has README.md, config.json"));
+    assert!(
+        refused(&bench, "hf://a/b/model.bin")
+            .contains("the repository has no model.bin; it has README.md, config.json")
+    );
     assert!(refused(&bench, "hf://a/b/../c").contains("the path leads out of the repository"));
 }
 
@@ -24,7 +30,10 @@ fn a_gated_repository_says_where_its_conditions_are() {
     bench.add_model("a/b");
     bench.server.change("a/b", |repo| repo.gated = true);
     let message = refused(&bench, "hf://a/b");
-    assert!(message.contains(&format!("a/b is gated: accept its conditions at {}/a/b", bench.server.endpoint)), "{message}");
+    assert!(
+        message.contains(&format!("a/b is gated: accept its conditions at {}/a/b", bench.server.endpoint)),
+        "{message}"
+    );
     assert!(message.contains("(the hub says: Access to this model is restricted)"), "{message}");
     let message = model(bench.with_token("mine"), "hf://a/b").expect_err("refused").to_string();
     assert!(message.contains("the token from HF_TOKEN is not enough"), "{message}");
@@ -36,7 +45,10 @@ fn a_token_opens_and_is_shown_to_the_hub_alone() {
     bench.add_model("a/b");
     bench.server.change("a/b", |repo| repo.token = Some("secret".to_owned()));
     let message = model(bench.with_token("wrong"), "hf://a/b").expect_err("refused").to_string();
-    assert!(message.contains("the hub doesn't accept the token (the hub says: Invalid credentials"), "{message}");
+    assert!(
+        message.contains("the hub doesn't accept the token (the hub says: Invalid credentials"),
+        "{message}"
+    );
     assert!(!message.contains("wrong"), "a token is never printed: {message}");
     bench.server.seen();
     model(bench.with_token("secret"), "hf://a/b").expect("fetched");

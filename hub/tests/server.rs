@@ -81,7 +81,8 @@ impl Server {
     /// A hub without repositories.
     pub fn start() -> Self {
         let [hub, store] = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").expect("a port"));
-        let address = |listener: &TcpListener| format!("http://{}", listener.local_addr().expect("an address"));
+        let address =
+            |listener: &TcpListener| format!("http://{}", listener.local_addr().expect("an address"));
         let endpoint = address(&hub);
         let state = Arc::new(Mutex::new(State { store: address(&store), ..State::default() }));
         for (listener, host) in [(hub, "hub"), (store, "store")] {
@@ -169,8 +170,7 @@ fn read(reader: &mut BufReader<TcpStream>, host: &'static str) -> Option<(Reques
     reader.read_line(&mut line).ok().filter(|read| *read > 0)?;
     let mut words = line.split_whitespace();
     let (method, path) = (words.next()?.to_owned(), words.next()?.to_owned());
-    let mut request =
-        Request { host, line: line.trim().to_owned(), authorization: None, range: None };
+    let mut request = Request { host, line: line.trim().to_owned(), authorization: None, range: None };
     loop {
         let mut header = String::new();
         reader.read_line(&mut header).ok()?;
@@ -178,7 +178,8 @@ fn read(reader: &mut BufReader<TcpStream>, host: &'static str) -> Option<(Reques
         match &*name.to_ascii_lowercase() {
             "authorization" => request.authorization = Some(value.to_owned()),
             "range" => {
-                request.range = value.strip_prefix("bytes=").and_then(|range| range.trim_end_matches('-').parse().ok());
+                request.range =
+                    value.strip_prefix("bytes=").and_then(|range| range.trim_end_matches('-').parse().ok());
             }
             "content-length" => {
                 let mut body = vec![0; value.parse().ok()?];
@@ -210,9 +211,12 @@ fn of_hub(state: &State, path: &str, request: &Request) -> Answer {
     let path = path.trim_start_matches('/');
     let api = path.strip_prefix("api/").map(|rest| rest.strip_prefix("models/").unwrap_or(rest));
     let middle = if api.is_some() { "/revision/" } else { "/resolve/" };
-    let Some((place, rest)) = api.unwrap_or(path).split_once(middle) else { return Answer::of("404 Not Found") };
+    let Some((place, rest)) = api.unwrap_or(path).split_once(middle) else {
+        return Answer::of("404 Not Found");
+    };
     if let Some(new) = state.renamed.get(place) {
-        return Answer::of("307 Temporary Redirect").with("Location", format!("/{}", path.replacen(place, new, 1)));
+        return Answer::of("307 Temporary Redirect")
+            .with("Location", format!("/{}", path.replacen(place, new, 1)));
     }
     let Some(repo) = state.repos.get(place) else {
         return Answer::of("401 Unauthorized").with("X-Error-Code", "RepoNotFound");
@@ -263,7 +267,9 @@ fn of_file(state: &State, repo: &Repo, commit: &str, name: &str, range: Option<u
             .with("ETag", "\"the-redirect-itself\"")
             .with("Location", format!("{}/{sha256}", state.store));
     }
-    part(content, range, &state.accidents).with("X-Repo-Commit", commit).with("ETag", format!("\"{}\"", &sha256[..40]))
+    part(content, range, &state.accidents)
+        .with("X-Repo-Commit", commit)
+        .with("ETag", format!("\"{}\"", &sha256[..40]))
 }
 
 fn of_store(state: &State, path: &str, range: Option<u64>) -> Answer {

@@ -44,7 +44,8 @@ pub fn fetch(
             continue;
         }
         // A file, such as a tokenizer, is needed as it is.
-        let found = fetched(&reference, if reference.path.is_some() { Part::Whole } else { part }).context(key)?;
+        let found =
+            fetched(&reference, if reference.path.is_some() { Part::Whole } else { part }).context(key)?;
         *text = reference.at(&found.commit).to_string();
         brought.0.insert(text.clone(), places(&found)?);
     }
@@ -56,7 +57,9 @@ impl Brought {
     pub fn put_into(&self, plan: &mut Plan) {
         match &mut plan.origin {
             Origin::Pretrained(path) => self.put(path),
-            Origin::Scratch { config, tokenizer } => [config, tokenizer].into_iter().for_each(|path| self.put(path)),
+            Origin::Scratch { config, tokenizer } => {
+                [config, tokenizer].into_iter().for_each(|path| self.put(path))
+            }
         }
         if let TeacherPlan::Model(path) = &mut plan.teacher {
             self.put(path);
@@ -77,6 +80,9 @@ impl Brought {
     }
 
     fn put_all(&self, list: &mut Vec<String>) {
-        *list = list.drain(..).flat_map(|text| self.0.get(&text).cloned().unwrap_or_else(|| vec![text])).collect();
+        *list = list
+            .drain(..)
+            .flat_map(|text| self.0.get(&text).cloned().unwrap_or_else(|| vec![text]))
+            .collect();
     }
 }

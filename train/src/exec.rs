@@ -13,11 +13,15 @@ use qat_infer::{
 
 pub use recompute::forward_in_layers;
 
-use crate::{Error, Result, loss::Features, ops::{self, Borders}, precision::Precision};
+use crate::{
+    Error, Result,
+    loss::Features,
+    ops::{self, Borders},
+    precision::Precision,
+};
 
 /// Why a model with short convolutions learns from one document a window.
-pub const SHORT_CONVS: &str =
-    "the model's short convolutions would mix documents of a window; data.format = \"chat\" needs layers that all attend";
+pub const SHORT_CONVS: &str = "the model's short convolutions would mix documents of a window; data.format = \"chat\" needs layers that all attend";
 
 /// A matrix as the forward pass sees it.
 #[derive(Debug, Clone)]

@@ -37,7 +37,8 @@ impl Base {
 
 /// `owner/name` of a directory below `models--owner--name/snapshots/COMMIT`, as the hub's cache has it.
 fn of_hub(path: &Path) -> Option<String> {
-    let mut above = path.ancestors().skip_while(|above| above.file_name().is_none_or(|name| name != "snapshots"));
+    let mut above =
+        path.ancestors().skip_while(|above| above.file_name().is_none_or(|name| name != "snapshots"));
     let repo = above.nth(1)?.file_name()?.to_str()?.strip_prefix("models--")?;
     Some(repo.replacen("--", "/", 1))
 }

@@ -107,9 +107,10 @@ impl Batches {
 
     /// The windows `numbers` of [`Self::fixed`] batches; none of them where windows have no numbers.
     pub fn numbered(&self, numbers: &[u64]) -> Batch {
-        let starts = self.numbers.iter().flat_map(|places| {
-            numbers.iter().map(|number| places.at(*number) as usize * self.stride())
-        });
+        let starts = self
+            .numbers
+            .iter()
+            .flat_map(|places| numbers.iter().map(|number| places.at(*number) as usize * self.stride()));
         Batch { windows: numbers.to_vec(), ..self.batch(starts) }
     }
 

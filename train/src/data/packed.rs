@@ -16,6 +16,33 @@ pub(super) const FILL: u32 = 1 << 28;
 /// The id itself.
 pub(super) const ID: u32 = FILL - 1;
 
+/// A token of a window, as training takes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Marked {
+    /// Its id.
+    pub id: u32,
+    /// Whether it is a target that is learned.
+    pub learned: bool,
+    /// Whether a document begins with it, where documents lie apart.
+    pub begins: bool,
+    /// Whether it fills a window behind its documents.
+    pub fills: bool,
+    /// Whether its document was cut off behind it.
+    pub cut: bool,
+}
+
+impl Marked {
+    /// A token of a token file; where ids carry no marks all are learned.
+    pub(super) fn of(token: u32, marked: bool) -> Self {
+        if !marked {
+            return Self { id: token, learned: true, begins: false, fills: false, cut: false };
+        }
+        let has = |mark: u32| token & mark != 0;
+        let learned = has(LEARNED) && !has(FIRST);
+        Self { id: token & ID, learned, begins: has(FIRST), fills: has(FILL), cut: has(CUT) }
+    }
+}
+
 /// What a batch of such windows is besides its ids.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Packed {

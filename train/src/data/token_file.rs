@@ -27,7 +27,9 @@ use std::path::{Path, PathBuf};
 use qat_infer::files::Mapped;
 use sha2::{Digest, Sha256};
 
+use super::chat::Census;
 use super::digest;
+use super::packed::Marked;
 use crate::{Error, Result};
 
 const MAGIC: &[u8; 8] = b"QATTOKEN";
@@ -165,6 +167,21 @@ impl Tokens {
     /// Whether its ids carry marks: windows of whole documents.
     pub(super) fn is_marked(&self) -> bool {
         self.header.marked
+    }
+
+    /// The tokens at `range` of this run, as training takes them.
+    ///
+    /// # Panics
+    /// When `range` reaches beyond the run.
+    pub fn marked(&self, range: Range<usize>) -> Vec<Marked> {
+        self.slice(range).into_iter().map(|token| Marked::of(token, self.is_marked())).collect()
+    }
+
+    /// What the windows of whole documents in this run hold.
+    pub fn census(&self) -> Census {
+        const AT_ONCE: usize = 1 << 20;
+        let parts = (0..self.len()).step_by(AT_ONCE).map(|at| at..self.len().min(at + AT_ONCE));
+        Census::of(parts.flat_map(|part| self.slice(part)))
     }
 
     /// What the file says about the whole of it.

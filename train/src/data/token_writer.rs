@@ -60,7 +60,8 @@ impl TokenWriter {
     /// An id that is not below the vocabulary size, and a disk that is full.
     pub(super) fn write(&mut self, ids: &[u32]) -> Result<()> {
         let plain = if self.header.marked { ID } else { u32::MAX };
-        if let Some(id) = ids.iter().map(|id| id & plain).find(|&id| u64::from(id) >= self.header.vocab_size) {
+        if let Some(id) = ids.iter().map(|id| id & plain).find(|&id| u64::from(id) >= self.header.vocab_size)
+        {
             return Err(Error::Data(format!(
                 "token id {id} is outside the model's vocabulary (vocab_size {}); use the tokenizer of the model",
                 self.header.vocab_size

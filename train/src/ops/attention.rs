@@ -14,8 +14,8 @@ use std::ops::Range;
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use self::borders::Sight;
 pub use self::borders::Borders;
+use self::borders::Sight;
 use self::heads::HeadShape;
 use super::gpu::{Path, path};
 use super::tile::{Left, TILE_ROWS, multiply_add};
@@ -114,7 +114,12 @@ impl Block {
 
     /// `weights = softmax(scores)`, where row i sees the keys `range(i)`.
     #[inline(always)]
-    fn soften(&mut self, range: impl Fn(usize) -> Range<usize>, (len, seen): (usize, usize), shape: HeadShape) {
+    fn soften(
+        &mut self,
+        range: impl Fn(usize) -> Range<usize>,
+        (len, seen): (usize, usize),
+        shape: HeadShape,
+    ) {
         let scores = self.scores[..len * seen].chunks_exact_mut(seen);
         for (i, (scores, weights)) in scores.zip(self.weights.chunks_exact_mut(seen)).enumerate() {
             let Range { start, end } = range(i);
@@ -169,7 +174,12 @@ impl Attention {
 
     /// dq `[group, t, d]`, dk and dv `[t, d]` of key head `unit`, from one sequence and its output gradient `g`.
     #[inline(always)]
-    fn backward_unit(&self, (sequence, unit): (usize, usize), [q, k, v, g]: [&[f32]; 4], [dq, dk, dv]: [&mut [f32]; 3]) {
+    fn backward_unit(
+        &self,
+        (sequence, unit): (usize, usize),
+        [q, k, v, g]: [&[f32]; 4],
+        [dq, dk, dv]: [&mut [f32]; 3],
+    ) {
         let shape = self.shape;
         let cols = shape.cols();
         let k = shape.gather(k, shape.kv_heads, unit);

@@ -196,7 +196,7 @@ impl Plan {
         Ok(Self {
             origin: origin(&r.student)?,
             cache: teaching::cache(r, &teacher, &loss)?,
-            data: DataPlan::new(&r.data),
+            data: DataPlan::new(r)?,
             on_policy: teaching::on_policy(r, &loss)?,
             loss,
             teacher,

@@ -8,7 +8,7 @@ use candle_core::Tensor;
 
 use super::{
     inside::{Found, Inside},
-    teacher::{Pass, Predictions, Teacher, forward},
+    teacher::{Pass, Predictions, Teacher, forward_batch},
 };
 use crate::{
     Error, Result,
@@ -152,8 +152,9 @@ impl Objective<'_> {
         let pass = Pass { precision: self.precision, tap, again: self.recompute };
         let (made, tape) = Tape::of(|| -> Result<_> {
             let decoder = student.decoder_at(moment)?;
-            let (head, features) = forward(&decoder, self.rope, batch, pass)?;
-            let losses = targets.of_student(head)?.losses(&self.terms(), &self.answers(&targets, &teacher))?;
+            let (head, features) = forward_batch(&decoder, self.rope, batch, pass)?;
+            let losses =
+                targets.of_student(head)?.losses(&self.terms(), &self.answers(&targets, &teacher))?;
             let inside = match (self.inside, features, teacher.features()) {
                 (Some(inside), Some(ours), Some(theirs)) => inside.terms(&ours, theirs, batch.rows)?,
                 _ => Vec::new(),
@@ -203,7 +204,7 @@ impl Objective<'_> {
             let targets = Targets::of(batch);
             let theirs = silent(|| self.teacher.valid_predictions(student, self.rope, (index, batch)))?;
             let theirs = targets.of_teacher(theirs)?;
-            let (ours, _) = silent(|| forward(&decoder, self.rope, batch, Pass::default()))?;
+            let (ours, _) = silent(|| forward_batch(&decoder, self.rope, batch, Pass::default()))?;
             let answers = Answers { temperature: 1.0, ..self.answers(&targets, &theirs) };
             let sums = silent(|| targets.of_student(ours))?.scores(terms, &answers)?.to_vec1::<f32>()?;
             scores.iter_mut().zip(sums).for_each(|(score, sum)| *score += f64::from(sum));

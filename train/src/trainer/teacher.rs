@@ -141,8 +141,9 @@ impl Teacher {
         };
         let (decoder, layout) = (floats.decoder(&job.device)?, identity.layout());
         let rope = RopeTable::new(&decoder.rope, ctx, &job.device)?;
-        let ask =
-            |layout, batch: &Batch| records_of(layout, &forward(&decoder, &rope, batch, Pass::default())?.0);
+        let ask = |layout, batch: &Batch| {
+            records_of(layout, &forward_batch(&decoder, &rope, batch, Pass::default())?.0)
+        };
         let (wanted, report) = (batches.windows_per_epoch(), RefCell::new(report));
         let mut make = |windows: std::ops::Range<u64>| {
             let mut records = Vec::new();
@@ -177,8 +178,8 @@ impl Teacher {
     ) -> Result<Predictions> {
         let found = match self {
             Self::None => return Ok(Predictions::None),
-            Self::Latent => forward(&student.decoder(None)?, student_rope, batch, pass)?,
-            Self::Frozen { decoder, rope } => forward(decoder, rope, batch, pass)?,
+            Self::Latent => forward_batch(&student.decoder(None)?, student_rope, batch, pass)?,
+            Self::Frozen { decoder, rope } => forward_batch(decoder, rope, batch, pass)?,
             Self::Cached { cache, .. } => {
                 return cache.rows(&batch.windows, student_rope.device()).map(Predictions::Top);
             }
@@ -226,19 +227,42 @@ pub struct Pass {
     pub again: bool,
 }
 
-/// What the logits of the windows of `batch` are a product of; and what is behind the layer that `pass` listens to.
+/// What the logits of windows of `ctx` tokens, one after the other in `ids`, are a product of; and what is behind the layer that
+/// `pass` listens to.
 ///
 /// # Errors
 /// The device is out of memory.
 pub fn forward(
     decoder: &Decoder<Matrix, Tensor>,
     rope: &RopeTable,
+    (ids, ctx): (&[u32], usize),
+    pass: Pass,
+) -> Result<(Head, Option<Features>)> {
+    carry_out(decoder, TrainExec::new(ids.len() / ctx, ctx, rope), ids, pass)
+}
+
+/// The same of the windows of `batch`, in which documents may lie apart.
+///
+/// # Errors
+/// The device is out of memory.
+pub fn forward_batch(
+    decoder: &Decoder<Matrix, Tensor>,
+    rope: &RopeTable,
     batch: &Batch,
     pass: Pass,
 ) -> Result<(Head, Option<Features>)> {
     let borders = batch.packed.as_ref().map(|packed| packed.borders.clone());
-    let exec = TrainExec::new(batch.rows, batch.context, rope).with_precision(pass.precision);
-    let (mut exec, ids) = (exec.with_borders(borders), &batch.inputs);
+    let exec = TrainExec::new(batch.rows, batch.context, rope).with_borders(borders);
+    carry_out(decoder, exec, &batch.inputs, pass)
+}
+
+fn carry_out(
+    decoder: &Decoder<Matrix, Tensor>,
+    exec: TrainExec,
+    ids: &[u32],
+    pass: Pass,
+) -> Result<(Head, Option<Features>)> {
+    let mut exec = exec.with_precision(pass.precision);
     if let Some(layer) = pass.tap {
         exec = exec.with_tap(layer);
     }

@@ -26,7 +26,10 @@ impl Borders {
             window.is_sorted() && window.iter().enumerate().all(|(at, first)| *first as usize <= at)
         };
         if !whole || !firsts.chunks(ctx.max(1)).all(fits) {
-            candle_core::bail!("borders of {} positions: want windows of {ctx}, each position in a document", firsts.len());
+            candle_core::bail!(
+                "borders of {} positions: want windows of {ctx}, each position in a document",
+                firsts.len()
+            );
         }
         Ok(Self { firsts: firsts.into(), ctx })
     }
@@ -45,7 +48,11 @@ impl Borders {
     /// Refuses to be those of other windows than `b` of `t` positions.
     pub(super) fn check(&self, name: &str, b: usize, t: usize) -> Result<()> {
         if self.ctx != t || self.firsts.len() != b * t {
-            candle_core::bail!("{name}: want borders of {b} windows of {t}, found {} of {}", self.firsts.len() / self.ctx, self.ctx);
+            candle_core::bail!(
+                "{name}: want borders of {b} windows of {t}, found {} of {}",
+                self.firsts.len() / self.ctx,
+                self.ctx
+            );
         }
         Ok(())
     }

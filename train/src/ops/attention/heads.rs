@@ -34,9 +34,7 @@ impl HeadShape {
 
     /// The blocks of queries: first row and number of rows.
     pub(super) fn blocks(self) -> impl Iterator<Item = (usize, usize)> {
-        (0..self.rows()).step_by(BLOCK).map(move |first| {
-            (first, BLOCK.min(self.rows() - first))
-        })
+        (0..self.rows()).step_by(BLOCK).map(move |first| (first, BLOCK.min(self.rows() - first)))
     }
 
     /// Head `head` of the sequence `x` `[t, heads, d]`, as `[rows, cols]` padded with zeros.

@@ -61,7 +61,8 @@ fn a_document_in_a_window_is_attended_to_as_if_it_stood_alone_on_the_cpu_and_in_
     let reference: Vec<Tensor> = vars.iter().map(|var| var.as_tensor().clone()).collect();
     let out = alone(&reference)?;
     let grads = out.mul(&weights)?.sum_all()?.backward()?;
-    let of = |grads: &candle_core::backprop::GradStore| vars.each_ref().map(|var| grads.get(var).unwrap().clone());
+    let of =
+        |grads: &candle_core::backprop::GradStore| vars.each_ref().map(|var| grads.get(var).unwrap().clone());
     let want = [&[out][..], &of(&grads)].concat();
     type Run<'a> = Box<dyn Fn() -> Result<Tensor> + 'a>;
     let mut ways: Vec<(&str, Run)> =
@@ -95,7 +96,8 @@ fn what_another_document_says_is_never_read() -> Result<()> {
         values[row..41 * row].fill(1e30);
         Tensor::from_vec(values, x.shape(), x.device())
     };
-    let run = |k: &Tensor, v: &Tensor| attention_apart(&q, k, v, Some(&borders()))?.narrow(1, 41, 29)?.contiguous();
+    let run =
+        |k: &Tensor, v: &Tensor| attention_apart(&q, k, v, Some(&borders()))?.narrow(1, 41, 29)?.contiguous();
     assert_eq!(bits(&run(&k, &v)?)?, bits(&run(&poisoned(&k)?, &poisoned(&v)?)?)?);
     Ok(())
 }
