@@ -1,10 +1,14 @@
 //! The command line as types. Few flags: a knob is a key of the recipe, and `--set` reaches it.
 
+mod data;
+
 use std::{num::NonZero, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use qat_infer::{cpu::KvType, files};
+
+pub use data::{Data, DataCommand, DataFormat, DataShow};
 
 /// Quantization-aware training and distillation of small language models; the grid that is trained is the grid that ships.
 #[derive(Debug, Parser)]
@@ -34,6 +38,8 @@ pub enum Command {
     Plan(Plan),
     /// Measure tokens per second, in the terms of llama-bench, beside what the memory of this machine allows.
     Bench(Bench),
+    /// Look at text and conversations as a model learns from them.
+    Data(Data),
     /// Say what this machine has to run models with, and test it.
     Doctor,
     /// Say what a model directory is, or what a Mac's GPU would do to run it.

@@ -5,11 +5,13 @@
 mod bench;
 mod cli;
 mod complete;
+mod data;
 mod doctor;
 mod evaluate;
 mod export;
 mod generate;
 mod heap;
+mod hub;
 mod init;
 mod inspect;
 mod logits;
@@ -38,11 +40,12 @@ pub(crate) enum Ending {
 
 fn main() -> ExitCode {
     heap::keep_freed_memory();
-    let ending = match Cli::parse().command {
+    let ending = hub::brought(Cli::parse().command).and_then(|command| match command {
         Command::Train(args) => train::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Eval(args) => evaluate::run(&args),
         Command::Generate(args) => generate::run(&args),
+        Command::Data(args) => data::run(&args),
         Command::Doctor => doctor::run(),
         Command::Logits(args) => logits::run(&args),
         Command::Init(args) => init::run(&args),
@@ -51,7 +54,7 @@ fn main() -> ExitCode {
         Command::Inspect(args) => inspect::run(&args),
         Command::Completions(args) => complete::completions(&args),
         Command::Man(args) => complete::man(&args),
-    };
+    });
     match ending {
         Ok(Ending::Done) => ExitCode::SUCCESS,
         Ok(Ending::GateFailed) => ExitCode::from(1),
