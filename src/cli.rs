@@ -44,6 +44,10 @@ pub enum Command {
     Doctor,
     /// Say what a model directory is, or what a Mac's GPU would do to run it.
     Inspect(Inspect),
+    /// Write the page of a run anew: report.html in its folder, from its log and its files.
+    Report(Report),
+    /// Put runs side by side: how they went, what they scored, where their recipes differ.
+    Compare(Compare),
     /// Write what a shell needs to complete commands, to standard output.
     Completions(Completions),
     /// Write pages for man.
@@ -70,6 +74,12 @@ pub struct Train {
     /// Delete the checkpoints in OUT and begin anew.
     #[arg(long)]
     pub restart: bool,
+    /// Show the run on the whole terminal, with its curves.
+    #[arg(long)]
+    pub dashboard: bool,
+    /// Show it in lines, as in a log, also on a terminal.
+    #[arg(long, conflicts_with = "dashboard")]
+    pub plain: bool,
     /// auto, cpu, metal or cuda.
     #[arg(long, default_value = "auto")]
     pub device: String,
@@ -419,6 +429,28 @@ pub struct Inspect {
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+/// `qat report`.
+#[derive(Debug, Args)]
+pub struct Report {
+    /// Folders that qat train has written, or folders of such.
+    #[arg(required = true, value_name = "RUN")]
+    pub runs: Vec<PathBuf>,
+    /// Write each picture of the page as an SVG file of its own too, into this folder.
+    #[arg(long, value_name = "DIR")]
+    pub pictures: Option<PathBuf>,
+}
+
+/// `qat compare`.
+#[derive(Debug, Args)]
+pub struct Compare {
+    /// Folders that qat train has written, or folders of such.
+    #[arg(required = true, value_name = "RUN")]
+    pub runs: Vec<PathBuf>,
+    /// Write the comparison as a page too, with the curves of all runs.
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
 }
 
 /// `qat completions`.

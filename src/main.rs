@@ -4,7 +4,9 @@
 
 mod bench;
 mod cli;
+mod compare;
 mod complete;
+mod dashboard;
 mod data;
 mod doctor;
 mod evaluate;
@@ -17,6 +19,7 @@ mod inspect;
 mod logits;
 mod plan;
 mod progress;
+mod report;
 mod table;
 mod train;
 
@@ -52,6 +55,8 @@ fn main() -> ExitCode {
         Command::Plan(args) => plan::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Report(args) => report::run(&args),
+        Command::Compare(args) => compare::run(&args),
         Command::Completions(args) => complete::completions(&args),
         Command::Man(args) => complete::man(&args),
     });

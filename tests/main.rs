@@ -18,6 +18,7 @@ mod models;
 mod outputs;
 mod plan;
 mod recipes;
+mod reports;
 mod runs;
 mod targets;
 mod teaching;

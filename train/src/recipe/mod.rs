@@ -9,6 +9,7 @@ mod quant;
 mod raw;
 mod rules;
 mod teaching;
+mod written;
 
 use std::path::Path;
 
