@@ -16,6 +16,7 @@ mod logits;
 mod plan;
 mod progress;
 mod table;
+mod tasks;
 mod train;
 
 use std::path::{Path, PathBuf};
