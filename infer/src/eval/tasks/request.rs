@@ -89,12 +89,10 @@ fn encode(tokenizer: &Tokenizer, prefix: Option<u32>, before: &str, after: &str)
 impl Request {
     fn checked(self) -> Result<Self, String> {
         if self.continuation == 0 || self.continuation == self.ids.len() {
-            let problem = format!(
-                "of its {} tokens {} are of the continuation; want at least one, and one before it",
-                self.ids.len(),
-                self.continuation
-            );
-            return Err(problem);
+            return Err(match self.continuation {
+                0 => "the tokenizer gives its continuation no token of its own".to_owned(),
+                _ => "nothing stands before its continuation; want a model with a BOS or an EOS".to_owned(),
+            });
         }
         Ok(self)
     }
@@ -102,8 +100,10 @@ impl Request {
     /// As much of the end as a model reads that reads `context` ids, and whether something was lost.
     fn cut_to(mut self, context: usize) -> Result<(Self, bool), String> {
         if self.continuation > context {
-            let problem = format!("its continuation has {} tokens, the context {context}", self.continuation);
-            return Err(problem);
+            let tokens = self.continuation;
+            return Err(format!(
+                "its continuation has {tokens} tokens, the context {context}; leave it out, or --limit"
+            ));
         }
         let lost = self.ids.len().saturating_sub(context + 1);
         self.ids.drain(..lost);

@@ -131,7 +131,7 @@ impl<R: Runtime> Answering<'_, R> {
                 step();
                 let likelihoods = judge(&mut *sequence, requests)
                     .map_err(|e| Error::Invalid(format!("{task}, item {}: {e}", number + 1)))?;
-                scores.push(ItemScore::of(item, &likelihoods));
+                scores.push(ItemScore::of(*task, item, &likelihoods));
             }
             answers.push(Answers { items: scores, truncated: tokens.truncated });
         }

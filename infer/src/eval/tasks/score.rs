@@ -23,13 +23,13 @@ pub struct ItemScore {
     pub choice_norm: usize,
     /// 1 if the answer is right. Of a single choice: if it is greedy.
     pub acc: f64,
-    /// 1 if the choice per character is right.
-    pub acc_norm: f64,
+    /// 1 if the choice per character is right, where the task is scored so.
+    pub acc_norm: Option<f64>,
 }
 
 impl ItemScore {
-    /// Scores `item`.
-    pub fn of(item: &Item, likelihoods: &[Likelihood]) -> Self {
+    /// Scores `item` of `task`.
+    pub fn of(task: Task, item: &Item, likelihoods: &[Likelihood]) -> Self {
         let logs = || likelihoods.iter().map(|likelihood| likelihood.log);
         let per_character = logs().zip(&item.lengths).map(|(log, length)| log / *length as f64);
         let (choice, choice_norm) = (first_greatest(logs()), first_greatest(per_character));
@@ -45,8 +45,12 @@ impl ItemScore {
             choice,
             choice_norm,
             acc,
-            acc_norm: right(choice_norm),
+            acc_norm: task.is_normed().then(|| right(choice_norm)),
         }
+    }
+
+    fn norm(&self) -> f64 {
+        self.acc_norm.unwrap_or(0.0)
     }
 
     /// ln of the probability of the right choice.
@@ -118,7 +122,7 @@ impl TaskScore {
     /// Sums up `items`, at least one, which the reference, if any, has answered as `reference`.
     pub fn of(task: Task, items: &[ItemScore], truncated: usize, reference: Option<&[ItemScore]>) -> Self {
         let acc = mean(items, |item| item.acc);
-        let normed = task.is_normed().then(|| mean(items, |item| item.acc_norm));
+        let normed = task.is_normed().then(|| mean(items, ItemScore::norm));
         let nll = (task == Task::LambadaOpenai).then(|| mean(items, |item| -item.gold_log()));
         Self {
             items: items.len(),
@@ -142,7 +146,7 @@ impl TaskVersus {
             (mean(reference, value), Mean::of(differences))
         };
         let (reference_acc, delta_acc) = apart(|item| item.acc);
-        let normed = task.is_normed().then(|| apart(|item| item.acc_norm));
+        let normed = task.is_normed().then(|| apart(ItemScore::norm));
         let nll = (task == Task::LambadaOpenai).then(|| apart(|item| -item.gold_log()));
         let same = |(ours, theirs): &&(&ItemScore, &ItemScore)| match task {
             Task::LambadaOpenai => ours.acc == theirs.acc,
