@@ -139,12 +139,15 @@ pub struct Eval {
     /// A packed or a Hugging Face model directory, or a GGUF file.
     pub dir: PathBuf,
     /// Text to score: .txt, .raw, .md, .jsonl, .parquet, or stories:seed=…,bytes=….
-    #[arg(long, required = true, num_args = 1..)]
+    #[arg(long, required_unless_present = "tasks", num_args = 1..)]
     pub data: Vec<String>,
-    /// Model whose predictions are the reference of KL and same-top-1.
+    /// Questions to ask.
+    #[command(flatten)]
+    pub tasks: Tasks,
+    /// Model whose predictions are the reference of KL and same-top-1, and whose answers are that of tasks.
     #[arg(long, value_name = "DIR")]
     pub against: Option<PathBuf>,
-    /// Tokens of a window [default: the model's context, at most 2048].
+    /// Tokens of a window [default: the model's context, at most 2048], and of a task's longest request [default: the model's context].
     #[arg(long)]
     pub ctx: Option<usize>,
     /// Put the model's beginning-of-sequence token in front of each window.
@@ -156,7 +159,7 @@ pub struct Eval {
     /// What the inputs of packed matrices are rounded to, head and all; or model: as the model says.
     #[arg(long, default_value = "model")]
     pub activations: Inputs,
-    /// A gate such as 'kl<0.05'; exit code 1 when one fails.
+    /// A gate such as 'kl<0.05' or 'hellaswag.acc_norm>0.4'; exit code 1 when one fails.
     #[arg(long, value_name = "EXPR")]
     pub require: Vec<String>,
     /// Where to write the report as JSON.
@@ -165,6 +168,24 @@ pub struct Eval {
     /// auto, cpu or metal.
     #[arg(long, default_value = "auto")]
     pub device: String,
+}
+
+/// Of `qat eval`, what is about tasks.
+#[derive(Debug, Args)]
+pub struct Tasks {
+    /// Tasks of lm-evaluation-harness, with commas between them: lambada_openai, hellaswag, arc_easy, arc_challenge, piqa, winogrande,
+    /// boolq, openbookqa.
+    #[arg(long, value_delimiter = ',', value_name = "TASK", requires = "task_data")]
+    pub tasks: Vec<String>,
+    /// Folder with their rows, TASK.jsonl each.
+    #[arg(long, value_name = "DIR", requires = "tasks")]
+    pub task_data: Option<PathBuf>,
+    /// Only the first items of each.
+    #[arg(long, value_name = "N", requires = "tasks")]
+    pub limit: Option<NonZero<usize>>,
+    /// Where to write what was found item by item, as JSON lines.
+    #[arg(long, value_name = "FILE", requires = "tasks")]
+    pub items: Option<PathBuf>,
 }
 
 /// `qat generate`.

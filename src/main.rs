@@ -21,6 +21,7 @@ mod plan;
 mod progress;
 mod report;
 mod table;
+mod tasks;
 mod train;
 
 use std::path::{Path, PathBuf};
