@@ -1,10 +1,14 @@
 //! The command line as types. Few flags: a knob is a key of the recipe, and `--set` reaches it.
 
-use std::{num::NonZero, path::PathBuf};
+mod data;
+
+use std::{num::NonZero, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use qat_infer::{cpu::KvType, files};
+
+pub use data::{Data, DataCommand, DataFormat, DataShow};
 
 /// Quantization-aware training and distillation of small language models; the grid that is trained is the grid that ships.
 #[derive(Debug, Parser)]
@@ -34,6 +38,8 @@ pub enum Command {
     Plan(Plan),
     /// Measure tokens per second, in the terms of llama-bench, beside what the memory of this machine allows.
     Bench(Bench),
+    /// Look at text and conversations as a model learns from them.
+    Data(Data),
     /// Say what this machine has to run models with, and test it.
     Doctor,
     /// Say what a model directory is, or what a Mac's GPU would do to run it.
@@ -133,12 +139,15 @@ pub struct Eval {
     /// A packed or a Hugging Face model directory, or a GGUF file.
     pub dir: PathBuf,
     /// Text to score: .txt, .raw, .md, .jsonl, .parquet, or stories:seed=…,bytes=….
-    #[arg(long, required = true, num_args = 1..)]
+    #[arg(long, required_unless_present = "tasks", num_args = 1..)]
     pub data: Vec<String>,
-    /// Model whose predictions are the reference of KL and same-top-1.
+    /// Questions to ask.
+    #[command(flatten)]
+    pub tasks: Tasks,
+    /// Model whose predictions are the reference of KL and same-top-1, and whose answers are that of tasks.
     #[arg(long, value_name = "DIR")]
     pub against: Option<PathBuf>,
-    /// Tokens of a window [default: the model's context, at most 2048].
+    /// Tokens of a window [default: the model's context, at most 2048], and of a task's longest request [default: the model's context].
     #[arg(long)]
     pub ctx: Option<usize>,
     /// Put the model's beginning-of-sequence token in front of each window.
@@ -150,7 +159,7 @@ pub struct Eval {
     /// What the inputs of packed matrices are rounded to, head and all; or model: as the model says.
     #[arg(long, default_value = "model")]
     pub activations: Inputs,
-    /// A gate such as 'kl<0.05'; exit code 1 when one fails.
+    /// A gate such as 'kl<0.05' or 'hellaswag.acc_norm>0.4'; exit code 1 when one fails.
     #[arg(long, value_name = "EXPR")]
     pub require: Vec<String>,
     /// Where to write the report as JSON.
@@ -159,6 +168,24 @@ pub struct Eval {
     /// auto, cpu or metal.
     #[arg(long, default_value = "auto")]
     pub device: String,
+}
+
+/// Of `qat eval`, what is about tasks.
+#[derive(Debug, Args)]
+pub struct Tasks {
+    /// Tasks of lm-evaluation-harness, with commas between them: lambada_openai, hellaswag, arc_easy, arc_challenge, piqa, winogrande,
+    /// boolq, openbookqa.
+    #[arg(long, value_delimiter = ',', value_name = "TASK", requires = "task_data")]
+    pub tasks: Vec<String>,
+    /// Folder with their rows, TASK.jsonl each.
+    #[arg(long, value_name = "DIR", requires = "tasks")]
+    pub task_data: Option<PathBuf>,
+    /// Only the first items of each.
+    #[arg(long, value_name = "N", requires = "tasks")]
+    pub limit: Option<NonZero<usize>>,
+    /// Where to write what was found item by item, as JSON lines.
+    #[arg(long, value_name = "FILE", requires = "tasks")]
+    pub items: Option<PathBuf>,
 }
 
 /// `qat generate`.
@@ -361,6 +388,12 @@ pub struct Bench {
     /// What the inputs of packed matrices are rounded to, head and all; or model: as the model says.
     #[arg(long, default_value = "model")]
     pub activations: Inputs,
+    /// Write tokens without a pause for so long instead, such as 90s, 10m or 1h, and draw how fast; Ctrl-C ends it with what it has.
+    #[arg(long, value_name = "DURATION", value_parser = crate::bench::length)]
+    pub sustain: Option<Duration>,
+    /// Where Linux shows the counters of energy [default: /sys/class/powercap].
+    #[arg(long, value_name = "DIR")]
+    pub powercap: Option<PathBuf>,
     /// Seed of the token ids.
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
@@ -379,7 +412,7 @@ pub struct TrainBench {
     #[arg(
         long = "train",
         value_name = "RECIPE",
-        conflicts_with_all = ["dirs", "pp", "tg", "depth", "threads", "reps", "kv", "activations", "seed"]
+        conflicts_with_all = ["dirs", "pp", "tg", "depth", "threads", "reps", "kv", "activations", "seed", "sustain", "powercap"]
     )]
     pub train: Option<PathBuf>,
     /// Change a key of the recipe, such as train.batch=8.

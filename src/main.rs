@@ -7,11 +7,13 @@ mod cli;
 mod compare;
 mod complete;
 mod dashboard;
+mod data;
 mod doctor;
 mod evaluate;
 mod export;
 mod generate;
 mod heap;
+mod hub;
 mod init;
 mod inspect;
 mod logits;
@@ -19,6 +21,7 @@ mod plan;
 mod progress;
 mod report;
 mod table;
+mod tasks;
 mod train;
 
 use std::path::{Path, PathBuf};
@@ -41,11 +44,12 @@ pub(crate) enum Ending {
 
 fn main() -> ExitCode {
     heap::keep_freed_memory();
-    let ending = match Cli::parse().command {
+    let ending = hub::brought(Cli::parse().command).and_then(|command| match command {
         Command::Train(args) => train::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Eval(args) => evaluate::run(&args),
         Command::Generate(args) => generate::run(&args),
+        Command::Data(args) => data::run(&args),
         Command::Doctor => doctor::run(),
         Command::Logits(args) => logits::run(&args),
         Command::Init(args) => init::run(&args),
@@ -56,7 +60,7 @@ fn main() -> ExitCode {
         Command::Compare(args) => compare::run(&args),
         Command::Completions(args) => complete::completions(&args),
         Command::Man(args) => complete::man(&args),
-    };
+    });
     match ending {
         Ok(Ending::Done) => ExitCode::SUCCESS,
         Ok(Ending::GateFailed) => ExitCode::from(1),

@@ -13,6 +13,15 @@ pub fn bytes(n: u64) -> String {
     }
 }
 
+/// Energy as people read it.
+pub fn joules(joules: f64) -> String {
+    match joules {
+        j if j < 1e-3 => format!("{:.3} mJ", j * 1e3),
+        j if j < 1.0 => format!("{:.2} mJ", j * 1e3),
+        j => format!("{j:.2} J"),
+    }
+}
+
 /// Width of a report when the output is no terminal, which would tell its own.
 const WIDTH: u16 = 130;
 
@@ -72,6 +81,14 @@ pub fn report(r: &Report) -> Table {
     row("prefill", format!("{:.0} tokens/s", r.prefill_tps));
     row("decode", format!("{:.0} tokens/s", r.decode_tps));
     row("first token", format!("{:.2} ms after a prompt of {}", r.ttft_ms, r.prompt_tokens));
+    if let Some((prefill, decode)) = r.prefill_joules_per_token.zip(r.decode_joules_per_token) {
+        row(
+            "energy",
+            format!("{} a token read, {} a token written ({})", joules(prefill), joules(decode), r.energy),
+        );
+    } else {
+        row("energy", r.energy.clone());
+    }
     row("peak memory", r.peak_rss_bytes.map_or("not measured here".to_owned(), bytes));
     row("bits per weight", format!("{:.4}", r.bits_per_weight));
     row("file", bytes(r.file_bytes));

@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
+use qat_hub::Part;
 use qat_infer::{
     Chosen,
     cpu::Cpu,
@@ -19,6 +20,7 @@ use qat_infer::{
 };
 use qat_train::{
     Error,
+    checkpoint::Checkpoints,
     data::EvalText,
     device,
     export::{Changes, Shipment, check_targets},
@@ -27,7 +29,7 @@ use qat_train::{
 };
 
 use crate::{
-    Ending, cli, evaluate, export,
+    Ending, cli, evaluate, export, hub,
     progress::{Look, Progress},
     report::{self, Kind, Leaving, Scores, Texts},
     table::{self, Row},
@@ -89,13 +91,21 @@ fn runs(args: &cli::Train) -> anyhow::Result<(PathBuf, Vec<Run>)> {
     let stem = args.config.file_stem().and_then(|s| s.to_str()).unwrap_or("run");
     let out = args.out.clone().unwrap_or_else(|| Path::new("runs").join(stem));
     let mut runs = Vec::new();
-    for named in chosen(recipe::load(&args.config, &args.sets)?, &args.variants)? {
-        let plan = Plan::new(&named.recipe).with_context(|| args.config.display().to_string())?;
-        let run = match named.variant {
-            Some(name) => Run { out: out.join(&name), name, plan },
-            None => Run { out: out.clone(), name: stem.to_owned(), plan },
+    for mut named in chosen(recipe::load(&args.config, &args.sets)?, &args.variants)? {
+        // Before anything is fetched for it.
+        Plan::new(&named.recipe).with_context(|| args.config.display().to_string())?;
+        let (name, out) = match named.variant {
+            Some(name) => (name.clone(), out.join(&name)),
+            None => (stem.to_owned(), out.clone()),
         };
-        runs.push(run);
+        let before = || match args.resume {
+            true => Ok(Checkpoints::of(&out).newest()?.0.map(|found| found.state.recipe)),
+            false => Ok(None),
+        };
+        let brought = hub::fetch(&mut named.recipe, before, Part::Whole)?;
+        let mut plan = Plan::new(&named.recipe)?;
+        brought.put_into(&mut plan);
+        runs.push(Run { name, out, plan });
     }
     check_endings(&runs)?;
     Ok((out, runs))
@@ -149,7 +159,7 @@ pub fn chosen(all: Vec<Named>, wanted: &[String]) -> anyhow::Result<Vec<Named>> 
 }
 
 /// A flag that Ctrl-C and SIGTERM raise; the second Ctrl-C ends the process at once.
-fn stop_flag() -> anyhow::Result<Arc<AtomicBool>> {
+pub fn stop_flag() -> anyhow::Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     let flag = stop.clone();
     ctrlc::set_handler(move || {

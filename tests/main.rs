@@ -2,11 +2,14 @@
 
 mod accidents;
 mod bench;
+mod conversations;
+mod energy;
 mod exports;
 mod families;
 mod gates;
 mod generate;
 mod gguf;
+mod hub;
 mod inspect;
 mod journey;
 mod logits;

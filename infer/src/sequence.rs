@@ -20,6 +20,11 @@ pub trait Sequence {
     /// Begins a new text.
     fn reset(&mut self);
 
+    /// Forgets all but the first `tokens` that it has read, and says whether it could: of convolutions only the end of a text is
+    /// remembered, so that a model that has some goes back to the beginning or not at all. Where it couldn't, nothing was
+    /// forgotten.
+    fn rewind(&mut self, tokens: usize) -> bool;
+
     /// Reads `ids` and gives the logits `[vocab]` of what follows the last one.
     ///
     /// # Errors

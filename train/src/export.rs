@@ -57,7 +57,7 @@ pub fn check_targets(plan: &Plan) -> Result<()> {
     let rules = &plan.quantization.rules;
     let possible = match &plan.mix {
         None => vec![rules.clone()],
-        Some(mix) => mix.candidates.iter().map(|&format| rules.clone().with_weights(format)).collect(),
+        Some(mix) => mix.candidates.iter().map(|&format| mix.with(rules.clone(), format)).collect(),
     };
     for (target, rules) in export.targets.iter().flat_map(|t| possible.iter().map(move |rules| (t, rules))) {
         target.check(params(&config).into_iter().map(|param| {

@@ -29,6 +29,11 @@ impl Recent {
         self.layers.iter_mut().for_each(|layer| layer.fill(0.0));
     }
 
+    /// Whether no layer convolves, so that there is never anything to remember.
+    pub(super) fn is_nothing(&self) -> bool {
+        self.layers.iter().all(Vec::is_empty)
+    }
+
     /// `out[t] = c[t] · Σⱼ kernel[j] · (b·u)[t − (taps − 1) + j]` for the rows `[b, c, u]` of `x` `[tokens, 3 · width]`, and
     /// the layer remembers the last of them. `kernel`: `[width, taps]`.
     pub(super) fn convolve(&mut self, pool: &Pool, layer: usize, x: &[f32], kernel: &[f32], out: &mut [f32]) {

@@ -80,6 +80,17 @@ impl Engine {
         self.recent.clear();
     }
 
+    /// Forgets all but the first `tokens`, and says whether it could. What the cache holds beyond the position is never looked at.
+    pub(super) fn rewind(&mut self, tokens: usize) -> bool {
+        let can = tokens == self.position || tokens < self.position && self.recent.is_nothing();
+        match tokens {
+            0 => self.reset(),
+            _ if can => self.position = tokens,
+            _ => return false,
+        }
+        true
+    }
+
     /// The KV cache.
     pub(super) fn cache(&self) -> &KvCache {
         &self.cache

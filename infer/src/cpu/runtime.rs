@@ -47,6 +47,10 @@ impl Sequence for Session<'_> {
         self.reset();
     }
 
+    fn rewind(&mut self, tokens: usize) -> bool {
+        self.rewind(tokens)
+    }
+
     fn prefill(&mut self, ids: &[u32]) -> Result<&[f32]> {
         self.prefill(ids)
     }

@@ -100,6 +100,11 @@ impl<'m> Session<'m> {
         self.engine.reset();
     }
 
+    /// Forgets all but the first `tokens`, and says whether it could: convolutions remember only the end of a text.
+    pub fn rewind(&mut self, tokens: usize) -> bool {
+        self.engine.rewind(tokens)
+    }
+
     /// Reads `ids` and gives the logits `[vocab]` of what follows the last one.
     ///
     /// # Errors

@@ -10,6 +10,7 @@ mod memory;
 mod report;
 mod score;
 mod speed;
+pub mod tasks;
 #[cfg(test)]
 mod tests;
 mod text;

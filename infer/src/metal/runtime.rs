@@ -60,6 +60,10 @@ impl<D: Device> Sequence for Session<'_, D> {
         self.reset();
     }
 
+    fn rewind(&mut self, tokens: usize) -> bool {
+        self.rewind(tokens)
+    }
+
     fn prefill(&mut self, ids: &[u32]) -> Result<&[f32]> {
         self.prefill(ids)
     }

@@ -66,6 +66,18 @@ impl<'m, D: Device> Session<'m, D> {
         self.position = 0;
     }
 
+    /// Forgets all but the first `tokens`, and says whether it could: convolutions remember only the end of a text. What the caches
+    /// hold beyond the position is never looked at.
+    pub fn rewind(&mut self, tokens: usize) -> bool {
+        let config = &self.script.decoder.config;
+        let attends = config.attention_layers() == config.layers;
+        let can = tokens == 0 || tokens == self.position || tokens < self.position && attends;
+        if can {
+            self.position = tokens;
+        }
+        can
+    }
+
     /// What it asks of the device.
     pub fn script(&self) -> &Script<'m> {
         &self.script
