@@ -3,8 +3,10 @@
 //! Exit codes: 0 done, 1 a gate failed, 2 bad input or an error, 130 stopped by Ctrl-C after saving.
 
 mod bench;
+mod chat;
 mod cli;
 mod complete;
+mod deferral;
 mod doctor;
 mod evaluate;
 mod export;
@@ -18,6 +20,7 @@ mod progress;
 mod table;
 mod tasks;
 mod train;
+mod writing;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -44,6 +47,7 @@ fn main() -> ExitCode {
         Command::Export(args) => export::run(&args),
         Command::Eval(args) => evaluate::run(&args),
         Command::Generate(args) => generate::run(&args),
+        Command::Chat(args) => chat::run(&args),
         Command::Doctor => doctor::run(),
         Command::Logits(args) => logits::run(&args),
         Command::Init(args) => init::run(&args),
