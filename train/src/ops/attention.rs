@@ -3,17 +3,21 @@
 //! On the CPU one pass per key head, over blocks of queries: scores, softmax and output of a block stay in the core's
 //! cache, keys after the block are never touched, and no `[t, t]` matrix reaches memory, not even for the backward
 //! pass, which computes the scores again (as FlashAttention does, arXiv 2205.14135, but with whole rows). Knows no rotary
-//! embedding and no cache of keys.
+//! embedding and no cache of keys. Where a window holds several documents, or a layer sees the
+//! last few tokens only, keys before what a query sees are touched by nobody either.
 
+mod borders;
 mod heads;
 mod on_gpu;
 
-use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
+use std::ops::Range;
+
+use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use qat_infer::model::Sight;
-
-use self::heads::{HeadShape, Queries};
+pub use self::borders::Borders;
+use self::borders::Sight;
+use self::heads::HeadShape;
 use super::gpu::{Path, path};
 use super::tile::{Left, TILE_ROWS, multiply_add};
 use super::{Floats, floats, floats_out, softmax, tape};
@@ -23,12 +27,26 @@ const NAME: &str = "causal_attention";
 /// Queries of a block, a multiple of the lanes of a product: with 512 keys a block of scores is 64 KiB.
 const BLOCK: usize = 32;
 
-/// Attention of `q` `[b, t, heads, d]` over `k`, `v` `[b, t, kv_heads, d]`; position p sees what `sight` says of 0..=p.
+/// Attention of `q` `[b, t, heads, d]` over `k`, `v` `[b, t, kv_heads, d]`, scaled by 1/√d; position p sees 0..=p.
 /// Query head h reads key head ⌊h·kv_heads/heads⌋. Gives `[b, t, heads·d]`.
 ///
 /// # Errors
 /// Shapes other than these, `heads` that is no multiple of `kv_heads`; dtypes other than f32 on the CPU.
-pub fn causal_attention(q: &Tensor, k: &Tensor, v: &Tensor, sight: Sight) -> Result<Tensor> {
+pub fn causal_attention(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+    attention_apart(q, k, v, (q.dim(D::Minus1)? as f32).powf(-0.5), None)
+}
+
+/// The same with scores times `scale`, and within documents and windows: a position sees nothing before what `borders` say of it.
+///
+/// # Errors
+/// As [`causal_attention`]; borders of other windows.
+pub fn attention_apart(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    scale: f32,
+    borders: Option<&Borders>,
+) -> Result<Tensor> {
     let (b, t, heads, d) = q.dims4()?;
     let (_, _, kv_heads, _) = k.dims4()?;
     let grouped = kv_heads > 0 && heads % kv_heads == 0;
@@ -43,24 +61,26 @@ pub fn causal_attention(q: &Tensor, k: &Tensor, v: &Tensor, sight: Sight) -> Res
     if q.elem_count() == 0 {
         candle_core::bail!("{NAME}: q {:?}: want at least one element", q.dims());
     }
+    borders.map_or(Ok(()), |borders| borders.check(NAME, b, t))?;
     match path(q.device()) {
         Path::Cpu => {
-            let shape = HeadShape { t, d, kv_heads, group: heads / kv_heads, sight };
-            tape::apply3(&q.contiguous()?, &k.contiguous()?, &v.contiguous()?, Attention { shape })
+            let shape = HeadShape { t, d, kv_heads, group: heads / kv_heads };
+            let op = Attention { shape, scale, borders: borders.cloned() };
+            tape::apply3(&q.contiguous()?, &k.contiguous()?, &v.contiguous()?, op)
         }
-        Path::Kernels => on_gpu::attention(q, k, v, sight),
+        Path::Kernels => on_gpu::attention([q, k, v], scale, borders),
     }
 }
 
 /// What the tests hold every implementation to, in operations of candle.
 #[cfg(test)]
-fn composed(q: &Tensor, k: &Tensor, v: &Tensor, sight: Sight) -> Result<Tensor> {
+fn composed(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
     let (b, t, heads, d) = q.dims4()?;
     let kv_heads = k.dim(2)?;
     let q = q.transpose(1, 2)?.contiguous()?.reshape((b * kv_heads, heads / kv_heads * t, d))?;
     let k = k.transpose(1, 2)?.contiguous()?.reshape((b * kv_heads, t, d))?;
     let v = v.transpose(1, 2)?.contiguous()?.reshape((b * kv_heads, t, d))?;
-    let weights = softmax::composed(&q.matmul(&k.t()?)?, sight, t)?;
+    let weights = softmax::composed(&q.matmul(&k.t()?)?, (d as f32).powf(-0.5), t)?;
     weights.matmul(&v)?.reshape((b, heads, t, d))?.transpose(1, 2)?.reshape((b, t, heads * d))
 }
 
@@ -86,98 +106,109 @@ impl Block {
         }
     }
 
-    /// `scores = a·bᵗ` over the keys of the block, with `a` `[len, cols]` and `bt` `[d, rows]`.
+    /// `scores = a·bᵗ` over `seen` keys, with `a` `[len, cols]` and `bt` `[d, seen]`, its rows as far apart as in `[d, rows]`.
     #[inline(always)]
-    fn score(&mut self, a: &[f32], bt: &[f32], Queries { len, keys, .. }: &Queries, shape: HeadShape) {
-        let scores = &mut self.scores[..len * keys.len()];
+    fn score(&mut self, a: &[f32], bt: &[f32], (len, seen): (usize, usize), shape: HeadShape) {
+        let scores = &mut self.scores[..len * seen];
         scores.fill(0.0);
         let a = Left::Rows { values: a, stride: shape.cols() };
-        let size = (*len, keys.len(), shape.d);
-        multiply_add(a, (&bt[keys.start..], shape.rows()), (scores, keys.len()), size, &mut self.panel);
+        multiply_add(a, (bt, shape.rows()), (scores, seen), (len, seen, shape.d), &mut self.panel);
     }
 
-    /// `weights = softmax(scores)`, where each row sees what is in its sight.
+    /// `weights = softmax(scores)`, where row i sees the keys `range(i)`.
     #[inline(always)]
-    fn soften(&mut self, Queries { first, len, keys }: &Queries, shape: HeadShape) {
-        let scores = self.scores[..len * keys.len()].chunks_exact_mut(keys.len());
-        for (i, (scores, weights)) in scores.zip(self.weights.chunks_exact_mut(keys.len())).enumerate() {
-            scores[..shape.sight.first(first + i) - keys.start].fill(f32::NEG_INFINITY);
-            scores[first + i + 1 - keys.start..].fill(f32::NEG_INFINITY);
-            softmax::softmax_row(scores, shape.sight.scale, weights);
+    fn soften(&mut self, range: impl Fn(usize) -> Range<usize>, (len, seen): (usize, usize), scale: f32) {
+        let scores = self.scores[..len * seen].chunks_exact_mut(seen);
+        for (i, (scores, weights)) in scores.zip(self.weights.chunks_exact_mut(seen)).enumerate() {
+            let Range { start, end } = range(i);
+            scores[..start].fill(f32::NEG_INFINITY);
+            scores[end..].fill(f32::NEG_INFINITY);
+            softmax::softmax_row(scores, scale, weights);
         }
     }
 
     /// `out = a·b` with `a` one of the score-shaped buffers, and `b` `[rows, cols]`.
     #[inline(always)]
-    fn mix(&mut self, gradient: bool, b: &[f32], Queries { len, keys, .. }: &Queries, shape: HeadShape) {
+    fn mix(&mut self, gradient: bool, b: &[f32], (len, seen): (usize, usize), shape: HeadShape) {
         let a = if gradient { &self.d_scores } else { &self.weights };
-        let (out, cols) = (&mut self.out[..len * shape.cols()], shape.cols());
+        let out = &mut self.out[..len * shape.cols()];
         out.fill(0.0);
-        let a = Left::Rows { values: a, stride: keys.len() };
-        multiply_add(
-            a,
-            (&b[keys.start * cols..], cols),
-            (out, cols),
-            (*len, cols, keys.len()),
-            &mut self.panel,
-        );
+        let a = Left::Rows { values: a, stride: seen };
+        multiply_add(a, (b, shape.cols()), (out, shape.cols()), (len, shape.cols(), seen), &mut self.panel);
     }
 }
 
 struct Attention {
     shape: HeadShape,
+    /// What scores are multiplied by.
+    scale: f32,
+    /// Where documents begin; none: each window is one.
+    borders: Option<Borders>,
 }
 
 impl Attention {
+    /// What the queries of sequence `sequence` see.
+    fn sight(&self, sequence: usize) -> Sight<'_> {
+        Sight::of(self.borders.as_ref(), sequence)
+    }
+
     /// The outputs `[group, t, d]` of the query heads of key head `unit`, from one sequence.
     #[inline(always)]
-    fn forward_unit(&self, unit: usize, q: &[f32], k: &[f32], v: &[f32], out: &mut [f32]) {
+    fn forward_unit(&self, (sequence, unit): (usize, usize), [q, k, v]: [&[f32]; 3], out: &mut [f32]) {
         let shape = self.shape;
         let kt = shape.transpose(&shape.gather(k, shape.kv_heads, unit));
         let v = shape.gather(v, shape.kv_heads, unit);
-        let mut block = Block::new(shape);
+        let (mut block, sight) = (Block::new(shape), self.sight(sequence));
         for (member, out) in out.chunks_exact_mut(shape.t * shape.d).enumerate() {
             let q = shape.gather(q, shape.heads(), unit * shape.group + member);
-            for queries in shape.blocks() {
-                block.score(&q[queries.first * shape.cols()..], &kt, &queries, shape);
-                block.soften(&queries, shape);
-                block.mix(false, &v, &queries, shape);
-                shape.scatter(&block.out, queries.first, out);
+            for (first, len) in shape.blocks() {
+                let from = sight.from(first);
+                let size = (len, first + len - from);
+                block.score(&q[first * shape.cols()..], &kt[from..], size, shape);
+                block.soften(|i| sight.range(first + i, from), size, self.scale);
+                block.mix(false, &v[from * shape.cols()..], size, shape);
+                shape.scatter(&block.out, first, out);
             }
         }
     }
 
     /// dq `[group, t, d]`, dk and dv `[t, d]` of key head `unit`, from one sequence and its output gradient `g`.
     #[inline(always)]
-    fn backward_unit(&self, unit: usize, [q, k, v, g]: [&[f32]; 4], [dq, dk, dv]: [&mut [f32]; 3]) {
+    fn backward_unit(
+        &self,
+        (sequence, unit): (usize, usize),
+        [q, k, v, g]: [&[f32]; 4],
+        [dq, dk, dv]: [&mut [f32]; 3],
+    ) {
         let shape = self.shape;
         let cols = shape.cols();
         let k = shape.gather(k, shape.kv_heads, unit);
         let kt = shape.transpose(&k);
         let vt = shape.transpose(&shape.gather(v, shape.kv_heads, unit));
         let (mut dk_sum, mut dv_sum) = (vec![0f32; k.len()], vec![0f32; k.len()]);
-        let mut block = Block::new(shape);
+        let (mut block, sight) = (Block::new(shape), self.sight(sequence));
         for (member, dq) in dq.chunks_exact_mut(shape.t * shape.d).enumerate() {
             let q = shape.gather(q, shape.heads(), unit * shape.group + member);
             let g = shape.gather(g, shape.heads(), unit * shape.group + member);
-            for queries in shape.blocks() {
-                let Queries { first, len, keys } = &queries;
-                let (q, g, seen) = (&q[first * cols..], &g[first * cols..], keys.len());
-                block.score(q, &kt, &queries, shape);
-                block.soften(&queries, shape);
-                block.score(g, &vt, &queries, shape);
-                let rows = block.weights.chunks_exact(seen).zip(block.scores.chunks_exact(seen)).take(*len);
+            for (first, len) in shape.blocks() {
+                let from = sight.from(first);
+                let seen = first + len - from;
+                let (q, g) = (&q[first * cols..], &g[first * cols..]);
+                block.score(q, &kt[from..], (len, seen), shape);
+                block.soften(|i| sight.range(first + i, from), (len, seen), self.scale);
+                block.score(g, &vt[from..], (len, seen), shape);
+                let rows = block.weights.chunks_exact(seen).zip(block.scores.chunks_exact(seen)).take(len);
                 for ((weights, d_weights), d_scores) in rows.zip(block.d_scores.chunks_exact_mut(seen)) {
-                    softmax::softmax_row_backward(weights, d_weights, shape.sight.scale, d_scores);
+                    softmax::softmax_row_backward(weights, d_weights, self.scale, d_scores);
                 }
-                block.mix(true, &k, &queries, shape);
-                shape.scatter(&block.out, *first, dq);
+                block.mix(true, &k[from * cols..], (len, seen), shape);
+                shape.scatter(&block.out, first, dq);
                 for (left, right, sum) in
                     [(&block.d_scores, q, &mut dk_sum), (&block.weights, g, &mut dv_sum)]
                 {
-                    let (left, sum) =
-                        (Left::Columns { values: left, stride: seen }, &mut sum[keys.start * cols..]);
-                    multiply_add(left, (right, cols), (sum, cols), (seen, cols, *len), &mut block.panel);
+                    let left = Left::Columns { values: left, stride: seen };
+                    let sum = &mut sum[from * cols..];
+                    multiply_add(left, (right, cols), (sum, cols), (seen, cols, len), &mut block.panel);
                 }
             }
         }
@@ -206,14 +237,14 @@ impl CustomOp3 for Attention {
         let mut out = vec![0f32; q.len()];
         out.par_chunks_mut(shape.group * shape.t * shape.d).enumerate().for_each(|(unit, out)| {
             let (sequence, unit) = (unit / shape.kv_heads, unit % shape.kv_heads);
-            let (q, k, v) = (
+            let inputs = [
                 &q[sequence * q_len..][..q_len],
                 &k[sequence * kv_len..][..kv_len],
                 &v[sequence * kv_len..][..kv_len],
-            );
+            ];
             qat_quant::vectorized(
                 #[inline(always)]
-                || self.forward_unit(unit, q, k, v, out),
+                || self.forward_unit((sequence, unit), inputs, out),
             );
         });
         let out = shape.interleave(&out, shape.heads());
@@ -247,7 +278,7 @@ impl CustomOp3 for Attention {
                 let inputs = inputs.map(|x| &x[sequence * (x.len() / sequences)..][..x.len() / sequences]);
                 qat_quant::vectorized(
                     #[inline(always)]
-                    || self.backward_unit(unit, inputs, [dq, dk, dv]),
+                    || self.backward_unit((sequence, unit), inputs, [dq, dk, dv]),
                 );
             });
         }

@@ -37,9 +37,11 @@ mod tile;
 
 pub use activations::quantize_activations;
 pub use arithmetic::{add, add_bias, cast, multiply, reshape};
-pub use attention::causal_attention;
-pub use embedding::embedding;
-pub use fake_quant::{FakeQuant, Gradient, Noise, fake_quant, fake_quant_learned};
+pub use attention::{Borders, attention_apart, causal_attention};
+pub use embedding::{embedding, pick_rows};
+pub use fake_quant::{
+    FakeQuant, Gradient, MOST_TURNS, Noise, Turns, fake_quant, fake_quant_held, fake_quant_learned,
+};
 pub use geglu::geglu;
 pub use kv::quantize_kv;
 pub use linear::linear;
@@ -62,7 +64,6 @@ mod tests {
     use super::tape::Tape;
     use super::*;
     use candle_core::{Result, Tensor, Var};
-    use qat_infer::model::Sight;
 
     /// The bits of an operation's value and of its gradients, computed on `threads` threads.
     fn bits_on(
@@ -108,7 +109,7 @@ mod tests {
             (Box::new(|x| rope(&x[0], &cos, &sin)), &[&heads]),
             (Box::new(|x| causal_softmax(&x[0], 0.3, 150)), &[&[4, 300, 150]]),
             (
-                Box::new(|x| causal_attention(&x[0], &x[1], &x[2], Sight::all(32))),
+                Box::new(|x| causal_attention(&x[0], &x[1], &x[2])),
                 &[&heads, &[2, 300, 1, 32], &[2, 300, 1, 32]],
             ),
             (Box::new(|x| swiglu(&x[0], &x[1])), &[&[700, 100], &[700, 100]]),

@@ -7,7 +7,6 @@ use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor};
 
 use super::gpu::{Backward, Bind, Grid, Path, Typed, Work, attach, path, typed, word};
 use super::{Floats, floats, floats_out, for_each_chunk, lanes, tape};
-use qat_infer::model::Sight;
 
 const NAME: &str = "causal_softmax";
 const LIBRARY: Typed = typed!("softmax", "gpu/common.metal", "softmax.metal");
@@ -32,37 +31,73 @@ pub fn causal_softmax(scores: &Tensor, scale: f32, t: usize) -> Result<Tensor> {
 fn on_gpu(scores: &Tensor, scale: f32, t: usize) -> Result<Tensor> {
     let scores = scores.contiguous()?;
     let weights = scores.detach().copy()?;
-    soften(&weights, Sight { scale, window: None }, t)?;
+    soften(&weights, scale, t, None)?;
     attach(weights, &[&scores], GpuSoftmax { scale, t })
 }
 
-/// [`causal_softmax`] of what is in sight on a GPU, in place and outside any graph.
-pub(super) fn soften(scores: &Tensor, sight: Sight, t: usize) -> Result<()> {
+/// Where the documents of rows begin.
+#[derive(Clone, Copy)]
+pub(super) struct Within<'a> {
+    /// u32 `[windows, t]`: for each position the first that it sees.
+    pub(super) firsts: &'a Tensor,
+    /// The key head of all windows that the first row is of, query heads of a key head, key heads of a window.
+    pub(super) units: (usize, usize, usize),
+}
+
+impl Within<'_> {
+    fn words(self) -> Result<[u32; 3]> {
+        let (first, group, kv_heads) = self.units;
+        Ok([word(first)?, word(group)?, word(kv_heads)?])
+    }
+}
+
+/// [`causal_softmax`] on a GPU, in place and outside any graph; `within` documents where there are several.
+pub(super) fn soften(scores: &Tensor, scale: f32, t: usize, within: Option<Within>) -> Result<()> {
     let mut work = Work::default();
-    let shape = shape(scores, sight, t)?;
     let rows = scores.elem_count() / t;
+    let mut shape = vec![word(rows)?, word(t)?, scale.to_bits()];
     let library = LIBRARY.of(scores.dtype())?;
-    work.add(library, "causal_softmax", Grid::Simdgroups(rows), [Bind::InOut(0)], &shape)?;
-    let [] = work.run(NAME, &[scores])?;
+    match within {
+        None => {
+            work.add(library, "causal_softmax", Grid::Simdgroups(rows), [Bind::InOut(0)], &shape)?;
+            let [] = work.run(NAME, &[scores])?;
+        }
+        Some(within) => {
+            shape.extend(within.words()?);
+            let binds = [Bind::InOut(0), Bind::Input(1)];
+            work.add(library, "document_softmax", Grid::Simdgroups(rows), binds, &shape)?;
+            let [] = work.run(NAME, &[scores, within.firsts])?;
+        }
+    }
     Ok(())
 }
 
 /// Turns `grad`, the gradient of what [`soften`] made, into that of the scores, in place.
-pub(super) fn soften_backward(weights: &Tensor, grad: &Tensor, sight: Sight, t: usize) -> Result<()> {
+pub(super) fn soften_backward(
+    weights: &Tensor,
+    grad: &Tensor,
+    scale: f32,
+    t: usize,
+    within: Option<Within>,
+) -> Result<()> {
     let mut work = Work::default();
-    let shape = shape(weights, sight, t)?;
     let rows = weights.elem_count() / t;
-    let binds = [Bind::Input(0), Bind::InOut(1)];
+    let mut shape = vec![word(rows)?, word(t)?, scale.to_bits()];
     let library = LIBRARY.of(weights.dtype())?;
-    work.add(library, "causal_softmax_backward", Grid::Simdgroups(rows), binds, &shape)?;
-    let [] = work.run(NAME, &[weights, grad])?;
+    match within {
+        None => {
+            let binds = [Bind::Input(0), Bind::InOut(1)];
+            work.add(library, "causal_softmax_backward", Grid::Simdgroups(rows), binds, &shape)?;
+            let [] = work.run(NAME, &[weights, grad])?;
+        }
+        Some(within) => {
+            shape.extend(within.words()?);
+            let binds = [Bind::Input(0), Bind::InOut(1), Bind::Input(2)];
+            work.add(library, "document_softmax_backward", Grid::Simdgroups(rows), binds, &shape)?;
+            let [] = work.run(NAME, &[weights, grad, within.firsts])?;
+        }
+    }
     Ok(())
-}
-
-/// What both kernels are told.
-fn shape(scores: &Tensor, Sight { scale, window }: Sight, t: usize) -> Result<[u32; 4]> {
-    let window = word(window.map_or(t, |window| window.min(t)))?;
-    Ok([word(scores.elem_count() / t)?, word(t)?, scale.to_bits(), window])
 }
 
 struct GpuSoftmax {
@@ -77,16 +112,16 @@ impl Backward for GpuSoftmax {
 
     fn backward(&self, _: &[&Tensor], weights: &Tensor, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
         let d_scores = grad.copy()?;
-        soften_backward(weights, &d_scores, Sight { scale: self.scale, window: None }, self.t)?;
+        soften_backward(weights, &d_scores, self.scale, self.t, None)?;
         Ok(vec![Some(d_scores)])
     }
 }
 
 /// What the tests hold every implementation to, in operations of candle.
 #[cfg(test)]
-pub(super) fn composed(scores: &Tensor, sight: Sight, t: usize) -> Result<Tensor> {
-    let scaled = (scores.reshape(((), t, t))? * f64::from(sight.scale))?;
-    let visible = band(t, sight, scores.device())?.broadcast_as(scaled.shape())?;
+pub(super) fn composed(scores: &Tensor, scale: f32, t: usize) -> Result<Tensor> {
+    let scaled = (scores.reshape(((), t, t))? * f64::from(scale))?;
+    let visible = lower_triangle(t, scores.device())?.broadcast_as(scaled.shape())?;
     // Far below any score yet finite: candle's Metal kernels are compiled with fast math, which assumes no infinity.
     let masked = Tensor::full(-1e30f32, scaled.shape(), scores.device())?.to_dtype(scores.dtype())?;
     let scaled = visible.where_cond(&scaled, &masked)?;
@@ -95,11 +130,11 @@ pub(super) fn composed(scores: &Tensor, sight: Sight, t: usize) -> Result<Tensor
     weights.broadcast_div(&weights.sum_keepdim(D::Minus1)?)?.reshape(scores.shape())
 }
 
-/// 1 where the row sees the column, as u8 `[t, t]`.
+/// 1 where the column is not after the row, as u8 `[t, t]`.
 #[cfg(test)]
-fn band(t: usize, sight: Sight, device: &candle_core::Device) -> Result<Tensor> {
-    let seen = (0..t * t).map(|at| u8::from((sight.first(at / t)..=at / t).contains(&(at % t))));
-    Tensor::from_iter(seen, device)?.reshape((t, t))
+fn lower_triangle(t: usize, device: &candle_core::Device) -> Result<Tensor> {
+    let positions = Tensor::arange(0u32, t as u32, device)?;
+    positions.reshape((1, t))?.broadcast_le(&positions.reshape((t, 1))?)
 }
 
 struct CausalSoftmax {
@@ -183,7 +218,7 @@ mod tests {
         for (shape, t) in [(vec![2, 1, 1], 1), (vec![2, 3, 14, 7], 7), (vec![20, 20], 20)] {
             for scale in [0.35, -1.0] {
                 let inputs = [uniform(5, 5.0, &shape)?];
-                let reference = |x: &[Tensor]| composed(&x[0], Sight { scale, window: None }, t);
+                let reference = |x: &[Tensor]| composed(&x[0], scale, t);
                 assert_matches(|x| causal_softmax(&x[0], scale, t), reference, &inputs, TOLERANCE)?;
             }
         }
@@ -198,7 +233,7 @@ mod tests {
         for (shape, t) in [(vec![2, 1, 1], 1), (vec![2, 3, 14, 7], 7), (vec![33, 33], 33)] {
             for scale in [0.35, -1.0] {
                 let inputs = [uniform(5, 5.0, &shape)?];
-                let reference = |x: &[Tensor]| composed(&x[0], Sight { scale, window: None }, t);
+                let reference = |x: &[Tensor]| composed(&x[0], scale, t);
                 assert_matches(|x| on_gpu(&x[0], scale, t), reference, &inputs, TOLERANCE)?;
             }
         }
@@ -257,14 +292,13 @@ mod tests {
         for t in [7, 33] {
             let scores = uniform(5, 5.0, &[2 * t, t])?.to_dtype(DType::BF16)?;
             let [weights, wide] = [scores.copy()?, scores.to_dtype(DType::F32)?];
-            let sight = Sight { scale: 0.35, window: Some(5) };
-            soften(&weights, sight, t)?;
-            soften(&wide, sight, t)?;
+            soften(&weights, 0.35, t, None)?;
+            soften(&wide, 0.35, t, None)?;
             assert_eq!(bits(&weights.to_dtype(DType::F32)?)?, bits(&rounded(&wide)?)?);
             let gradient = uniform(6, 1.0, &[2 * t, t])?.to_dtype(DType::BF16)?;
             let [found, want] = [gradient.copy()?, gradient.to_dtype(DType::F32)?];
-            soften_backward(&weights, &found, sight, t)?;
-            soften_backward(&weights.to_dtype(DType::F32)?, &want, sight, t)?;
+            soften_backward(&weights, &found, 0.35, t, None)?;
+            soften_backward(&weights.to_dtype(DType::F32)?, &want, 0.35, t, None)?;
             assert_eq!(bits(&found.to_dtype(DType::F32)?)?, bits(&rounded(&want)?)?);
         }
         Ok(())

@@ -2,9 +2,6 @@
 //!
 //! Knows no arithmetic. A head `[t, d]` is padded with zeros to `[rows, cols]`, multiples of [`LANES`].
 
-use std::ops::Range;
-
-use qat_infer::model::Sight;
 use rayon::prelude::*;
 
 use super::BLOCK;
@@ -13,19 +10,11 @@ use crate::ops::{lanes::LANES, rows_per_chunk};
 /// What the units of one call, the key heads of all sequences, have in common.
 #[derive(Clone, Copy)]
 pub(super) struct HeadShape {
-    pub(super) sight: Sight,
     pub(super) t: usize,
     pub(super) d: usize,
     pub(super) kv_heads: usize,
     /// Query heads of a key head.
     pub(super) group: usize,
-}
-
-/// A block of queries: its first row, its rows, and the keys that one or the other of them sees, from a multiple of [`LANES`] on.
-pub(super) struct Queries {
-    pub(super) first: usize,
-    pub(super) len: usize,
-    pub(super) keys: Range<usize>,
 }
 
 impl HeadShape {
@@ -43,12 +32,9 @@ impl HeadShape {
         self.d.next_multiple_of(LANES)
     }
 
-    /// The blocks of queries, in order.
-    pub(super) fn blocks(self) -> impl Iterator<Item = Queries> {
-        (0..self.rows()).step_by(BLOCK).map(move |first| {
-            let len = BLOCK.min(self.rows() - first);
-            Queries { first, len, keys: self.sight.first(first) / LANES * LANES..first + len }
-        })
+    /// The blocks of queries: first row and number of rows.
+    pub(super) fn blocks(self) -> impl Iterator<Item = (usize, usize)> {
+        (0..self.rows()).step_by(BLOCK).map(move |first| (first, BLOCK.min(self.rows() - first)))
     }
 
     /// Head `head` of the sequence `x` `[t, heads, d]`, as `[rows, cols]` padded with zeros.
