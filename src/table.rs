@@ -108,32 +108,41 @@ pub struct Row {
     pub untrained: Vec<Report>,
 }
 
+/// Columns of a comparison.
+pub const COMPARISON: [&str; 8] =
+    ["model", "bits/weight", "file", "perplexity", "lost (Δ ln ppl)", "KL", "same top-1", "won back"];
+
 /// Models side by side: what rounding lost, and what training won back of it.
 pub fn comparison(rows: &[Row]) -> Table {
     // Markdown, so that the table can be pasted where results are kept.
-    let header =
-        ["model", "bits/weight", "file", "perplexity", "lost (Δ ln ppl)", "KL", "same top-1", "won back"];
-    let mut table = with_header(&header, &[0]);
+    let mut table = with_header(&COMPARISON, &[0]);
     for row in rows {
-        let r = &row.report;
+        table.add_row(row.cells());
+    }
+    table
+}
+
+impl Row {
+    /// What stands in the columns of a comparison.
+    pub fn cells(&self) -> [String; 8] {
+        let r = &self.report;
         let or_dash = |text: Option<String>| text.unwrap_or_else(|| "–".to_owned());
-        table.add_row([
-            row.name.clone(),
+        [
+            self.name.clone(),
             format!("{:.2}", r.bits_per_weight),
             bytes(r.file_bytes),
             format!("{:.3} ± {:.3}", r.perplexity, r.perplexity_se),
             or_dash(r.delta_ln_ppl.zip(r.delta_ln_ppl_se).map(|(d, se)| format!("{d:+.4} ± {se:.4}"))),
             or_dash(r.kl_mean.zip(r.kl_se).map(|(kl, se)| format!("{kl:.4} ± {se:.4}"))),
             or_dash(r.same_top1.map(|t| format!("{:.1} %", 100.0 * t))),
-            or_dash(won_back(row)),
-        ]);
+            or_dash(won_back(self)),
+        ]
     }
-    table
 }
 
 /// Share of the loss in ln perplexity (against the best untrained rounding) that training undid; nothing where rounding
 /// lost less than two standard errors, since a share of noise is noise.
-fn won_back(row: &Row) -> Option<String> {
+pub fn won_back(row: &Row) -> Option<String> {
     let lost = |r: &Report| r.delta_ln_ppl.zip(r.delta_ln_ppl_se);
     let (untrained, se) = row.untrained.iter().filter_map(lost).min_by(|a, b| a.0.total_cmp(&b.0))?;
     let (trained, _) = lost(&row.report)?;

@@ -3,6 +3,8 @@
 //! Knows no bytes of files (`qat_infer::files` writes them) and prints nothing. A trained run and the untrained rounding of
 //! a float model take the same way: both are a [`Student`], one restored from a checkpoint, one fresh from its directory.
 
+mod changes;
+
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
@@ -14,6 +16,7 @@ use qat_infer::{
 use qat_quant::kernels::FloatType;
 use serde_json::{Value, json};
 
+pub use self::changes::{Change, Changes, FormatSpread, Histogram, ModuleSpread};
 use crate::{
     Error, Result,
     checkpoint::Checkpoints,

@@ -57,8 +57,9 @@ const OF_REFERENCE: [&str; 7] = [
     "reference_perplexity",
 ];
 
+/// How a number is held against a bound.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Relation {
+pub(super) enum Relation {
     Less,
     LessOrEqual,
     Greater,
@@ -74,6 +75,44 @@ const RELATIONS: [(&str, Relation); 5] = [
     ("<", Relation::Less),
     (">", Relation::Greater),
 ];
+
+impl Relation {
+    pub(super) fn holds(self, value: f64, bound: f64) -> bool {
+        match self {
+            Self::Less => value < bound,
+            Self::LessOrEqual => value <= bound,
+            Self::Greater => value > bound,
+            Self::GreaterOrEqual => value >= bound,
+            Self::Equal => value == bound,
+        }
+    }
+
+    pub(super) fn spelling(self) -> &'static str {
+        RELATIONS.iter().find(|(_, relation)| *relation == self).map_or("", |(spelling, _)| spelling)
+    }
+}
+
+/// The parts of a condition: what is before the relation, the relation, and the number behind it.
+///
+/// # Errors
+/// When `text` is no condition; `example` is named as one.
+pub(super) fn parts<'t>(text: &'t str, example: &str) -> Result<(&'t str, Relation, f64)> {
+    let wrong = |problem: String| no_condition(text, &problem, example);
+    let split = text.find(['<', '>', '=']).map(|at| text.split_at(at));
+    let (key, rest) = split.ok_or_else(|| wrong("it has none of < <= > >= ==".into()))?;
+    let relation = RELATIONS
+        .iter()
+        .find_map(|(spelling, relation)| rest.strip_prefix(spelling).map(|bound| (*relation, bound.trim())));
+    let (relation, bound) = relation.ok_or_else(|| wrong("a single = is not a comparison".into()))?;
+    match bound.parse::<f64>() {
+        Ok(value) if value.is_finite() => Ok((key.trim(), relation, value)),
+        _ => Err(wrong(format!("{bound:?} is not a number"))),
+    }
+}
+
+pub(super) fn no_condition(text: &str, problem: &str, example: &str) -> Error {
+    Error::Invalid(format!("{text:?} is no condition: {problem}; want for example {example}"))
+}
 
 /// One condition on a report.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -119,13 +158,7 @@ impl Gate {
             };
             return Err(Error::Invalid(format!("{self}: the report has no {}; {why}", self.key())));
         };
-        let passed = match self.relation {
-            Relation::Less => value < self.bound,
-            Relation::LessOrEqual => value <= self.bound,
-            Relation::Greater => value > self.bound,
-            Relation::GreaterOrEqual => value >= self.bound,
-            Relation::Equal => value == self.bound,
-        };
+        let passed = self.relation.holds(value, self.bound);
         Ok(GateResult { gate: *self, value, passed })
     }
 }
@@ -134,27 +167,16 @@ impl FromStr for Gate {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let wrong = |problem: String| {
-            Error::Invalid(format!("{text:?} is no condition: {problem}; want for example kl<0.05"))
-        };
-        let split = text.find(['<', '>', '=']).map(|at| text.split_at(at));
-        let (key, rest) = split.ok_or_else(|| wrong("it has none of < <= > >= ==".into()))?;
-        let relation = RELATIONS.iter().find_map(|(spelling, relation)| {
-            rest.strip_prefix(spelling).map(|bound| (*relation, bound.trim()))
-        });
-        let (relation, bound) = relation.ok_or_else(|| wrong("a single = is not a comparison".into()))?;
-        let number = find(key.trim()).map_err(wrong)?;
-        match bound.parse::<f64>() {
-            Ok(value) if value.is_finite() => Ok(Self { number, relation, bound: value }),
-            _ => Err(wrong(format!("{bound:?} is not a number"))),
-        }
+        const EXAMPLE: &str = "kl<0.05";
+        let (key, relation, bound) = parts(text, EXAMPLE)?;
+        let number = find(key).map_err(|problem| no_condition(text, &problem, EXAMPLE))?;
+        Ok(Self { number, relation, bound })
     }
 }
 
 impl fmt::Display for Gate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let spelling = RELATIONS.iter().find(|(_, relation)| *relation == self.relation).map(|(s, _)| *s);
-        write!(f, "{}{}{}", self.key(), spelling.unwrap_or_default(), self.bound)
+        write!(f, "{}{}{}", self.key(), self.relation.spelling(), self.bound)
     }
 }
 

@@ -168,6 +168,16 @@ pub struct Data {
     /// Share of the training tokens held out when `valid` is not given.
     #[serde(default = "held_out")]
     pub held_out: f64,
+    /// What the files hold: `text`, which is the default, or `chat`: conversations, one a row.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<String>,
+    /// `chat`: how a conversation is written, by the template of the `model`, which is the default, `plain` (a question and its answer,
+    /// one after the other), or by the template in this file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template: Option<String>,
+    /// `chat`: what is learned, the `answers`, which is the default, or `all`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub learn: Option<String>,
     /// Tokens in a training window.
     pub ctx: usize,
     /// JSONL field or Parquet column with the text.

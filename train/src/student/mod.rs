@@ -15,7 +15,7 @@ use qat_infer::{
     files::Activations,
     model::{Config, Decoder, Layer, Param, Role, Weights, params},
 };
-use qat_quant::{Format, Packed, Rounded, Scales};
+use qat_quant::{Format, Packed, Rounded, ScaleRule, Scales};
 
 pub use floats::{Floats, random_values, read_config};
 
@@ -170,6 +170,11 @@ impl Student {
         self.index.insert(name.clone(), self.variables.len());
         self.variables.push(Variable { name, kind, var: Var::from_tensor(&value)? });
         Ok(())
+    }
+
+    /// The rule of grids that are chosen from the weights alone.
+    pub fn rule(&self) -> ScaleRule {
+        self.quantization.rule()
     }
 
     /// The format in which `param` ships; none: float.

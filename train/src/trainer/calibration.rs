@@ -22,8 +22,7 @@ use crate::{
 /// The text or the student's origin can't be read.
 pub fn calibration(job: &Job) -> Result<Calibration> {
     let source = Beginning::open(&job.plan.origin, job.plan.recipe.seed)?;
-    let vocab = source.floats.config.vocab_size;
-    let (train, _) = tokens(job, &source, vocab, &mut |_| {}, &AtomicBool::new(false))?;
+    let (train, _) = tokens(job, source.words(), &mut |_| {}, &AtomicBool::new(false))?;
     Ok(text(job.plan, &training_batches(train, job.plan)?.0))
 }
 

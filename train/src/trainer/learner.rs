@@ -114,7 +114,6 @@ impl Learner {
             plan: &plan.loss,
             teacher: &self.teacher,
             rope: &self.rope,
-            ctx: plan.recipe.data.ctx,
             inside: self.inside.as_ref(),
             recompute: plan.recipe.train.checkpoint_layers,
             precision: plan.precision,
@@ -146,7 +145,8 @@ impl Learner {
         }
         let moment = moment(plan, step);
         let (mut sums, mut gradients) = (Sums::default(), Vec::new());
-        let tokens = step_tokens(plan);
+        let batches: Vec<Batch> = batches.collect();
+        let tokens = batches.iter().map(Batch::learned).sum();
         for batch in batches {
             sums.add(&match (self.part.target, &self.start) {
                 (Target::Layer(index), Some(start)) => {
@@ -159,6 +159,7 @@ impl Learner {
                 }
             });
         }
+        sums.tokens = tokens;
         if self.part.target == Target::Scales {
             let mut variables = self.student.variables().iter();
             gradients.retain(|_| variables.next().is_some_and(|variable| of_grid(variable.kind)));

@@ -3,6 +3,7 @@
 mod bits;
 mod blocks;
 mod cache;
+mod documents;
 mod freezing;
 mod gradients;
 mod on_policy;
