@@ -1,6 +1,7 @@
 //! The command line as types. Few flags: a knob is a key of the recipe, and `--set` reaches it.
 
 mod data;
+mod writing;
 
 use std::{num::NonZero, path::PathBuf, time::Duration};
 
@@ -9,6 +10,7 @@ use clap_complete::Shell;
 use qat_infer::{cpu::KvType, files};
 
 pub use data::{Data, DataCommand, DataFormat, DataShow};
+pub use writing::{Chat, Deferral, Generate, Tasks, Writing};
 
 /// Quantization-aware training and distillation of small language models; the grid that is trained is the grid that ships.
 #[derive(Debug, Parser)]
@@ -30,6 +32,8 @@ pub enum Command {
     Eval(Eval),
     /// Go on with a text.
     Generate(Generate),
+    /// Talk with a model that has a chat template, in a terminal or through a pipe.
+    Chat(Chat),
     /// Write down what a model predicts after each of some token ids, for comparing with another runtime.
     Logits(Logits),
     /// Write a model of random weights in a given shape, to measure speed and size with.
@@ -144,6 +148,9 @@ pub struct Eval {
     /// Questions to ask.
     #[command(flatten)]
     pub tasks: Tasks,
+    /// When to ask a larger model.
+    #[command(flatten)]
+    pub deferral: Deferral,
     /// Model whose predictions are the reference of KL and same-top-1, and whose answers are that of tasks.
     #[arg(long, value_name = "DIR")]
     pub against: Option<PathBuf>,
@@ -165,68 +172,6 @@ pub struct Eval {
     /// Where to write the report as JSON.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
-    /// auto, cpu or metal.
-    #[arg(long, default_value = "auto")]
-    pub device: String,
-}
-
-/// Of `qat eval`, what is about tasks.
-#[derive(Debug, Args)]
-pub struct Tasks {
-    /// Tasks of lm-evaluation-harness, with commas between them: lambada_openai, hellaswag, arc_easy, arc_challenge, piqa, winogrande,
-    /// boolq, openbookqa.
-    #[arg(long, value_delimiter = ',', value_name = "TASK", requires = "task_data")]
-    pub tasks: Vec<String>,
-    /// Folder with their rows, TASK.jsonl each.
-    #[arg(long, value_name = "DIR", requires = "tasks")]
-    pub task_data: Option<PathBuf>,
-    /// Only the first items of each.
-    #[arg(long, value_name = "N", requires = "tasks")]
-    pub limit: Option<NonZero<usize>>,
-    /// Where to write what was found item by item, as JSON lines.
-    #[arg(long, value_name = "FILE", requires = "tasks")]
-    pub items: Option<PathBuf>,
-}
-
-/// `qat generate`.
-#[derive(Debug, Args)]
-pub struct Generate {
-    /// A packed or a Hugging Face model directory, or a GGUF file.
-    #[arg(value_name = "MODEL")]
-    pub dir: PathBuf,
-    /// The text to go on with [default: standard input].
-    #[arg(long)]
-    pub prompt: Option<String>,
-    /// Most tokens to write.
-    #[arg(long, default_value_t = 128, value_name = "N")]
-    pub tokens: usize,
-    /// Logits are divided by this; 0 always takes the likeliest token.
-    #[arg(long, default_value_t = 0.0, value_name = "T", allow_negative_numbers = true)]
-    pub temperature: f32,
-    /// Draw from so many of the likeliest tokens; 0 for all. On Metal at most 64, or all.
-    #[arg(long, default_value_t = 40, value_name = "K")]
-    pub top_k: usize,
-    /// Of those, from the fewest whose probabilities sum to this.
-    #[arg(long, default_value_t = 1.0, value_name = "P", allow_negative_numbers = true)]
-    pub top_p: f32,
-    /// And only from those at least this times as likely as the likeliest.
-    #[arg(long, default_value_t = 0.0, value_name = "P", allow_negative_numbers = true)]
-    pub min_p: f32,
-    /// Seed of the draws.
-    #[arg(long, default_value_t = 0)]
-    pub seed: u64,
-    /// Tokens of prompt and answer that there is room for [default: the model's context, at most 4096].
-    #[arg(long, value_name = "N")]
-    pub context: Option<usize>,
-    /// How keys and values are kept: f32, f16, int8 or int4; on Metal f16 or int8.
-    #[arg(long, default_value_t = KvType::F16, value_name = "TYPE")]
-    pub kv: KvType,
-    /// What the inputs of packed matrices are rounded to, head and all; or model: as the model says.
-    #[arg(long, default_value = "model")]
-    pub activations: Inputs,
-    /// Write the prompt too.
-    #[arg(long)]
-    pub echo: bool,
     /// auto, cpu or metal.
     #[arg(long, default_value = "auto")]
     pub device: String,

@@ -13,12 +13,15 @@ use qat_infer::{
 use qat_train::data::{Corpus, EvalText, Source};
 
 use crate::tasks::{self, Asked};
-use crate::{Ending, cli, table};
+use crate::{Ending, cli, deferral, table};
 
 /// Runs the command.
 pub fn run(args: &cli::Eval) -> anyhow::Result<Ending> {
     let chosen = args.device.parse::<Choice>()?.open()?;
     crate::no_run(&args.dir)?;
+    if let Some(file) = &args.deferral.deferral {
+        return deferral::run(args, file, &chosen);
+    }
     let tasks = Asked::new(args)?;
     let of_text: Vec<String> =
         args.require.iter().filter(|text| !TaskGate::is_meant(text)).cloned().collect();

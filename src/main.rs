@@ -3,11 +3,13 @@
 //! Exit codes: 0 done, 1 a gate failed, 2 bad input or an error, 130 stopped by Ctrl-C after saving.
 
 mod bench;
+mod chat;
 mod cli;
 mod compare;
 mod complete;
 mod dashboard;
 mod data;
+mod deferral;
 mod doctor;
 mod evaluate;
 mod export;
@@ -23,6 +25,7 @@ mod report;
 mod table;
 mod tasks;
 mod train;
+mod writing;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
         Command::Eval(args) => evaluate::run(&args),
         Command::Generate(args) => generate::run(&args),
         Command::Data(args) => data::run(&args),
+        Command::Chat(args) => chat::run(&args),
         Command::Doctor => doctor::run(),
         Command::Logits(args) => logits::run(&args),
         Command::Init(args) => init::run(&args),

@@ -113,7 +113,8 @@ fn choices_that_share_a_beginning_are_judged_as_if_each_stood_alone() {
             let alone = judge(&mut session, std::slice::from_ref(request)).expect("judged");
             assert_eq!(alone, [*found], "{name}: the same bits");
             let by_hand = log_likelihood(&mut session, request);
-            assert!((by_hand - found.log).abs() < 1e-9, "{name}: {by_hand}, found {}", found.log);
+            // Each token's logits are subtracted in f32 here, and not there: half a unit in the 22nd place.
+            assert!((by_hand - found.log).abs() < 1e-6, "{name}: {by_hand}, found {}", found.log);
         }
         assert_eq!(together[0], together[4]);
         assert!(together[1].log < together[0].log, "more words are less likely");
