@@ -3,9 +3,13 @@
 //! Exit codes: 0 done, 1 a gate failed, 2 bad input or an error, 130 stopped by Ctrl-C after saving.
 
 mod bench;
+mod chat;
 mod cli;
+mod compare;
 mod complete;
+mod dashboard;
 mod data;
+mod deferral;
 mod doctor;
 mod evaluate;
 mod export;
@@ -17,8 +21,11 @@ mod inspect;
 mod logits;
 mod plan;
 mod progress;
+mod report;
 mod table;
+mod tasks;
 mod train;
+mod writing;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -46,12 +53,15 @@ fn main() -> ExitCode {
         Command::Eval(args) => evaluate::run(&args),
         Command::Generate(args) => generate::run(&args),
         Command::Data(args) => data::run(&args),
+        Command::Chat(args) => chat::run(&args),
         Command::Doctor => doctor::run(),
         Command::Logits(args) => logits::run(&args),
         Command::Init(args) => init::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Report(args) => report::run(&args),
+        Command::Compare(args) => compare::run(&args),
         Command::Completions(args) => complete::completions(&args),
         Command::Man(args) => complete::man(&args),
     });

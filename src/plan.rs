@@ -109,7 +109,7 @@ fn shipped(plan: &Plan, config: &Config) -> anyhow::Result<Outline> {
             let within = mix.candidates.iter().copied().filter(|format| bits(format) <= mix.target_bpw);
             let nearest = within.max_by(|a, b| bits(a).total_cmp(&bits(b))).or(widest);
             nearest.map_or(plan.quantization.rules.clone(), |format| {
-                plan.quantization.rules.clone().with_weights(format)
+                mix.with(plan.quantization.rules.clone(), format)
             })
         }
     };

@@ -91,6 +91,26 @@ impl ChatTemplate {
         Ok(template)
     }
 
+    /// The template that `config` (tokenizer_config.json), read from `origin`, has in it, if any.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn in_config(origin: &Path, config: &Value) -> Result<Option<Self>> {
+        let source = named_default(&config["chat_template"]).map(str::to_owned);
+        source.map(|source| Self::new(origin, source, config)).transpose()
+    }
+
+    /// What the template writes after an answer: mostly a token that ends it, and white space.
+    ///
+    /// # Errors
+    /// As [`render`](Self::render).
+    pub fn after_answer(&self) -> Result<String> {
+        const ANSWER: &str = "An answer that is found again.";
+        let turn = [Message::new("user", "A question."), Message::new("assistant", ANSWER)];
+        let text = self.render(&turn, false)?;
+        Ok(text.rsplit_once(ANSWER).map_or(String::new(), |(_, after)| after.to_owned()))
+    }
+
     /// The same template at another time: `seconds` since 1970, for templates that write the date.
     pub fn at(mut self, seconds: u64) -> Self {
         self.now = seconds;

@@ -38,7 +38,9 @@ pub use activations::quantize_activations;
 pub use arithmetic::{add, add_bias, cast, multiply, reshape};
 pub use attention::{Borders, attention_apart, causal_attention};
 pub use embedding::{embedding, pick_rows};
-pub use fake_quant::{FakeQuant, Gradient, Noise, fake_quant, fake_quant_learned};
+pub use fake_quant::{
+    FakeQuant, Gradient, MOST_TURNS, Noise, Turns, fake_quant, fake_quant_held, fake_quant_learned,
+};
 pub use kv::quantize_kv;
 pub use linear::linear;
 pub use norm::rms_norm;

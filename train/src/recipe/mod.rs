@@ -9,6 +9,7 @@ mod quant;
 mod raw;
 mod rules;
 mod teaching;
+mod written;
 
 use std::path::Path;
 
@@ -303,6 +304,9 @@ batch = 2
         }
         assert!(m(&["quant.target_bpw=4.0"]).contains("at least two formats"));
         assert!(m(&["quant.candidates=[\"int4-g32\", \"int8-g32\"]"]).contains("quant.target_bpw beside it"));
+        assert!(
+            m(&["quant.embeddings=candidates"]).contains("quant.candidates and quant.target_bpw beside it")
+        );
         let twice = "quant.candidates=[\"int4-g32\", \"int4-g32\"]";
         assert!(m(&["quant.target_bpw=4.0", twice]).contains("\"int4-g32\" is listed twice"));
         assert!(m(&["quant.learn=scales", "teacher.model=latent"]).contains("keeps no float weights"));

@@ -43,7 +43,13 @@ pub(super) fn choose_formats(
     report: &mut dyn FnMut(Event),
 ) -> Result<Option<mixed::Chosen>> {
     let Some(mix) = &job.plan.mix else { return Ok(None) };
-    report(Event::Note(format!("measuring {} formats for each projection", mix.candidates.len())));
+    let also = match (mix.embeddings, mix.head) {
+        (false, false) => "",
+        (true, false) => " and the embeddings",
+        (false, true) => " and the head",
+        (true, true) => ", the embeddings and the head",
+    };
+    report(Event::Note(format!("measuring {} formats for each projection{also}", mix.candidates.len())));
     let text = first(job.plan, batches, PROBE_WINDOWS);
     let chosen = mixed::choose(floats, &job.plan.quantization, mix, &text, &job.device)?;
     report(Event::Note(chosen.summary()));

@@ -167,12 +167,19 @@ impl Learner {
         Ok((sums, gradients))
     }
 
-    /// Moves the variables; returns the norm of the gradient of weights and norms before clipping.
+    /// Moves the variables, but for weights that are held; returns the norm of the gradient of weights and norms before clipping.
     ///
     /// # Errors
     /// A device out of memory.
     pub fn update(&mut self, plan: &Plan, step: usize, gradients: &[Tensor]) -> Result<f64> {
-        self.optimizer.step(gradients, self.part(plan, step).rate(plan, step))
+        let part = self.part(plan, step);
+        let norm = self.optimizer.step(gradients, part.rate(plan, step))?;
+        // Where only a share of the rounding is blended in, a code says little of its weight.
+        if schedule::rounding(&plan.warmup, step) == Some(1.0) {
+            let layer = if let Target::Layer(layer) = part.target { Some(layer) } else { None };
+            self.student.follow(layer)?;
+        }
+        Ok(norm)
     }
 }
 

@@ -106,6 +106,7 @@ pub fn train(job: &Job, report: &mut dyn FnMut(Event), stop: &AtomicBool) -> Res
         if run.step == part.first + part.steps || run.step % settings.log_every == 0 {
             let mut line = interval.close(job.plan, &part, run.step, norm);
             line.flips = observe(job, &run, &mut flips)?;
+            line.frozen = run.learner.student.held()?;
             run.log.add(&line)?;
             report(Event::Step(line));
         }
@@ -232,6 +233,7 @@ impl Interval {
             lambda: schedule::rounding(&plan.warmup, step - 1).unwrap_or(0.0),
             grad_norm,
             flips: None,
+            frozen: None,
             tokens: (step * step_tokens(plan)) as u64,
             tps: tokens / done.began.elapsed().as_secs_f64().max(1e-9),
         }
