@@ -100,8 +100,8 @@ def table(scores, text):
     lines = [
         f"Teacher (float): perplexity {math.exp(teacher[0]):.2f}. Float control, same extra tokens: {math.exp(control[0]):.2f} [{low:.2f}, {high:.2f}].",
         "",
-        "| format | method | bits/weight | perplexity | KL to the teacher | of the gap won back |",
-        "|---|---|---:|---:|---:|---:|",
+        "| format | method | seeds | bits/weight | perplexity | KL to the teacher | of the gap won back |",
+        "|---|---|---:|---:|---:|---:|---:|",
     ]
     rows = {}
     for format in FORMATS:
@@ -114,7 +114,7 @@ def table(scores, text):
             recovered = row.recovered(rows["absmax", format], control) if method != "absmax" else None
             share = "" if recovered is None else f"{100 * recovered[0]:.0f} % [{100 * recovered[1][0]:.0f}, {100 * recovered[1][1]:.0f}]"
             lines.append(
-                f"| {format} | {LABELS[method]} | {row.bits:.2f} | {number(math.exp(row.nll))} [{number(ppl[0])}, {number(ppl[1])}] "
+                f"| {format} | {LABELS[method]} | {row.seeds if method not in ROUNDINGS else ''} | {row.bits:.2f} | {number(math.exp(row.nll))} [{number(ppl[0])}, {number(ppl[1])}] "
                 f"| {row.kl:.4f} [{kl[0]:.4f}, {kl[1]:.4f}] | {share} |"
             )
     return "\n".join(lines), rows

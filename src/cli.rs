@@ -1,13 +1,15 @@
 //! The command line as types. Few flags: a knob is a key of the recipe, and `--set` reaches it.
 
+mod data;
 mod writing;
 
-use std::{num::NonZero, path::PathBuf};
+use std::{num::NonZero, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use qat_infer::{cpu::KvType, files};
 
+pub use data::{Data, DataCommand, DataFormat, DataShow};
 pub use writing::{Chat, Deferral, Generate, Tasks, Writing};
 
 /// Quantization-aware training and distillation of small language models; the grid that is trained is the grid that ships.
@@ -40,10 +42,16 @@ pub enum Command {
     Plan(Plan),
     /// Measure tokens per second, in the terms of llama-bench, beside what the memory of this machine allows.
     Bench(Bench),
+    /// Look at text and conversations as a model learns from them.
+    Data(Data),
     /// Say what this machine has to run models with, and test it.
     Doctor,
     /// Say what a model directory is, or what a Mac's GPU would do to run it.
     Inspect(Inspect),
+    /// Write the page of a run anew: report.html in its folder, from its log and its files.
+    Report(Report),
+    /// Put runs side by side: how they went, what they scored, where their recipes differ.
+    Compare(Compare),
     /// Write what a shell needs to complete commands, to standard output.
     Completions(Completions),
     /// Write pages for man.
@@ -70,6 +78,12 @@ pub struct Train {
     /// Delete the checkpoints in OUT and begin anew.
     #[arg(long)]
     pub restart: bool,
+    /// Show the run on the whole terminal, with its curves.
+    #[arg(long)]
+    pub dashboard: bool,
+    /// Show it in lines, as in a log, also on a terminal.
+    #[arg(long, conflicts_with = "dashboard")]
+    pub plain: bool,
     /// auto, cpu, metal or cuda.
     #[arg(long, default_value = "auto")]
     pub device: String,
@@ -319,6 +333,12 @@ pub struct Bench {
     /// What the inputs of packed matrices are rounded to, head and all; or model: as the model says.
     #[arg(long, default_value = "model")]
     pub activations: Inputs,
+    /// Write tokens without a pause for so long instead, such as 90s, 10m or 1h, and draw how fast; Ctrl-C ends it with what it has.
+    #[arg(long, value_name = "DURATION", value_parser = crate::bench::length)]
+    pub sustain: Option<Duration>,
+    /// Where Linux shows the counters of energy [default: /sys/class/powercap].
+    #[arg(long, value_name = "DIR")]
+    pub powercap: Option<PathBuf>,
     /// Seed of the token ids.
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
@@ -337,7 +357,7 @@ pub struct TrainBench {
     #[arg(
         long = "train",
         value_name = "RECIPE",
-        conflicts_with_all = ["dirs", "pp", "tg", "depth", "threads", "reps", "kv", "activations", "seed"]
+        conflicts_with_all = ["dirs", "pp", "tg", "depth", "threads", "reps", "kv", "activations", "seed", "sustain", "powercap"]
     )]
     pub train: Option<PathBuf>,
     /// Change a key of the recipe, such as train.batch=8.
@@ -375,6 +395,28 @@ pub struct Inspect {
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+/// `qat report`.
+#[derive(Debug, Args)]
+pub struct Report {
+    /// Folders that qat train has written, or folders of such.
+    #[arg(required = true, value_name = "RUN")]
+    pub runs: Vec<PathBuf>,
+    /// Write each picture of the page as an SVG file of its own too, into this folder.
+    #[arg(long, value_name = "DIR")]
+    pub pictures: Option<PathBuf>,
+}
+
+/// `qat compare`.
+#[derive(Debug, Args)]
+pub struct Compare {
+    /// Folders that qat train has written, or folders of such.
+    #[arg(required = true, value_name = "RUN")]
+    pub runs: Vec<PathBuf>,
+    /// Write the comparison as a page too, with the curves of all runs.
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
 }
 
 /// `qat completions`.

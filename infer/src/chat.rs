@@ -5,6 +5,7 @@
 //!
 //! Knows no tokens. Invariant: rendering ends, in bounded time and memory, in a text or in an error that names file and line.
 
+mod answers;
 mod bounds;
 pub mod go;
 mod python;
@@ -17,6 +18,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+
+pub use answers::Written;
 
 use crate::files::read_json;
 use crate::{Error, Result};
@@ -114,6 +117,11 @@ impl ChatTemplate {
         self
     }
 
+    /// Everything that decides what it writes, but for the time.
+    pub fn identity(&self) -> Vec<u8> {
+        json!([self.source, self.special]).to_string().into_bytes()
+    }
+
     /// Its source, in Jinja.
     pub fn source(&self) -> &str {
         &self.source
@@ -125,6 +133,12 @@ impl ChatTemplate {
     /// What the template refuses (say, two questions in a row), what it does wrong, and a limit that it exceeds; names file and
     /// line.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+        bounds::render(&self.source, &self.context(messages, add_generation_prompt), self.now)
+            .map_err(|problem| Error::file(&self.origin, problem))
+    }
+
+    /// What the template is given.
+    fn context(&self, messages: &[Message], add_generation_prompt: bool) -> Value {
         let mut context = json!({
             "messages": messages,
             "tools": null,
@@ -134,7 +148,7 @@ impl ChatTemplate {
         for (name, token) in &self.special {
             context[name] = json!(token);
         }
-        bounds::render(&self.source, &context, self.now).map_err(|problem| Error::file(&self.origin, problem))
+        context
     }
 }
 

@@ -14,7 +14,7 @@ type Number = fn(&Report) -> Option<f64>;
 
 /// The numbers of a report, in its order, and how to get at them. The first [`STABLE`] are the documented ones; when a
 /// name is shortened they win over the others.
-const NUMBERS: [(&str, Number); 27] = [
+const NUMBERS: [(&str, Number); 29] = [
     ("perplexity", |r| Some(r.perplexity)),
     ("perplexity_se", |r| Some(r.perplexity_se)),
     ("bits_per_byte", |r| Some(r.bits_per_byte)),
@@ -27,6 +27,8 @@ const NUMBERS: [(&str, Number); 27] = [
     ("peak_rss_bytes", |r| r.peak_rss_bytes.map(|n| n as f64)),
     ("bits_per_weight", |r| Some(r.bits_per_weight)),
     ("file_bytes", |r| Some(r.file_bytes as f64)),
+    ("prefill_joules_per_token", |r| r.prefill_joules_per_token),
+    ("decode_joules_per_token", |r| r.decode_joules_per_token),
     ("nll_mean", |r| Some(r.nll_mean)),
     ("nll_se", |r| Some(r.nll_se)),
     ("nll_clustered_se", |r| r.nll_clustered_se),
@@ -205,7 +207,7 @@ mod tests {
         for (key, _) in NUMBERS {
             json.insert(key.into(), serde_json::json!(7));
         }
-        for key in ["device", "isa", "protocol", "model_sha256"] {
+        for key in ["device", "isa", "protocol", "model_sha256", "energy"] {
             json.insert(key.into(), "text".into());
         }
         serde_json::from_value(json.into()).expect("these are all the keys of a report")
@@ -223,8 +225,8 @@ mod tests {
     fn every_number_of_a_report_can_be_gated_and_is_itself() {
         let mut json = serde_json::to_value(report()).expect("JSON");
         let keys: Vec<String> = json.as_object().expect("an object").keys().cloned().collect();
-        // The others are four texts and the list of windows.
-        assert_eq!(keys.len(), NUMBERS.len() + 5, "{keys:?}");
+        // The others are five texts and the list of windows.
+        assert_eq!(keys.len(), NUMBERS.len() + 6, "{keys:?}");
         for (at, (key, _)) in NUMBERS.iter().enumerate() {
             json[*key] = serde_json::json!(at + 100);
         }
