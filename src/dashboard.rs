@@ -74,6 +74,8 @@ fn watch(
     heard: &Receiver<Event>,
     stop: &AtomicBool,
 ) -> Vec<String> {
+    // Not every terminal has a second screen to begin on.
+    let _ = terminal.clear();
     loop {
         loop {
             match heard.try_recv() {

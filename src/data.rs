@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::io::{ErrorKind, IsTerminal as _, Write as _, stdout};
 use std::path::Path;
 
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::{anyhow, bail};
 use qat_hub::Part;
 use qat_infer::FloatModel;
 use qat_train::{

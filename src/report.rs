@@ -25,7 +25,7 @@ use qat_infer::files::write_file_atomic;
 
 pub use self::{
     axis::{Axis, Spread, number},
-    curves::{Curves, Quantity},
+    curves::Curves,
     leave::{Leaving, Texts, leave, leave_comparison},
     page::Page,
     run::{Run, folders},
@@ -41,16 +41,17 @@ pub const FILE: &str = "report.html";
 
 /// Runs the command.
 pub fn run(args: &cli::Report) -> anyhow::Result<Ending> {
-    for dir in folders(&args.runs)? {
-        let mut run = Run::read(&dir)?;
-        run.look_at_matrices(&dir);
+    let folders = folders(&args.runs)?;
+    for dir in &folders {
+        let mut run = Run::read(dir)?;
+        run.look_at_matrices(dir);
         run.troubles.iter().for_each(|trouble| eprintln!("left out: {trouble}"));
         let page = of_run(&run);
         let path = dir.join(FILE);
         write(&page, &path)?;
         println!("{}", path.display());
         if let Some(pictures) = &args.pictures {
-            let into = if args.runs.len() > 1 { pictures.join(&run.name) } else { pictures.clone() };
+            let into = if folders.len() > 1 { pictures.join(&run.name) } else { pictures.clone() };
             write_pictures(&page, &into)?;
         }
     }

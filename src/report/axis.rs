@@ -5,11 +5,9 @@
 /// How values are spread over an axis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Spread {
-    /// Evenly, between the least and the greatest.
-    Linear,
     /// Evenly, from zero.
     FromZero,
-    /// By their logarithm where they are positive and differ by more than a factor of ten, evenly otherwise.
+    /// By their logarithm where they are positive and differ by more than a factor of ten, else evenly between the least and the greatest.
     Ratios,
 }
 
@@ -74,6 +72,11 @@ impl Axis {
     /// Values that are marked, with what stands beside them.
     pub fn marks(&self) -> Vec<(f64, String)> {
         if self.log { self.log_marks() } else { self.linear_marks() }
+    }
+
+    /// `value` with as many digits as tell it from its neighbours on this axis.
+    pub fn told(&self, value: f64) -> String {
+        if self.log { number(value) } else { beside(value, (self.to - self.from) / MARKS) }
     }
 
     fn linear_marks(&self) -> Vec<(f64, String)> {
@@ -158,7 +161,7 @@ mod tests {
     fn marks_are_round_and_tell_each_other_apart() {
         let axis = |values: &[f64], spread| Axis::new(values.iter().copied(), spread);
         assert_eq!(words(&axis(&[0.0, 160.0], Spread::FromZero)), ["0", "50", "100", "150"]);
-        assert_eq!(words(&axis(&[2.11, 2.15], Spread::Linear)), ["2.11", "2.12", "2.13", "2.14", "2.15"]);
+        assert_eq!(words(&axis(&[2.11, 2.15], Spread::Ratios)), ["2.11", "2.12", "2.13", "2.14", "2.15"]);
         assert_eq!(words(&axis(&[0.0, 100_000.0], Spread::FromZero)), ["0", "50k", "100k"]);
         assert_eq!(words(&axis(&[0.0, 1e-4], Spread::FromZero)), ["0", "5e-5", "1e-4"]);
         assert_eq!(words(&axis(&[0.9, 1200.0], Spread::Ratios)), ["1", "10", "100", "1000"]);
@@ -178,7 +181,7 @@ mod tests {
             &[5.0, 5.0],
         ];
         for values in cases {
-            for spread in [Spread::Linear, Spread::FromZero, Spread::Ratios] {
+            for spread in [Spread::FromZero, Spread::Ratios] {
                 let axis = Axis::new(values.iter().copied(), spread);
                 for value in values.iter().filter(|v| v.is_finite()) {
                     let place = axis.place(*value);
@@ -187,6 +190,13 @@ mod tests {
                 assert!(axis.marks().len() < 25, "{axis:?} has {} marks", axis.marks().len());
             }
         }
+    }
+
+    #[test]
+    fn ends_that_lie_close_are_told_apart() {
+        let axis = Axis::new([0.7906, 0.7919].into_iter(), Spread::Ratios);
+        let (low, high) = axis.ends();
+        assert_eq!([low, high].map(|end| axis.told(end)), ["0.7905", "0.7920"]);
     }
 
     #[test]

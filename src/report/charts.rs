@@ -6,7 +6,7 @@ use qat_train::export::Histogram;
 
 use super::{
     axis::{Axis, Spread, number},
-    svg::{CLASSES, Caption, Entry, Svg, escape, shortened},
+    svg::{CLASSES, Caption, Entry, Svg, shortened},
     thin::{Points, thin},
 };
 
@@ -77,34 +77,55 @@ pub struct Point {
     pub error: f64,
     /// Class of its colour.
     pub colour: String,
+    /// Whether it is drawn as a ring.
+    pub hollow: bool,
 }
 
-/// Points with their names beside them; `sizes` are bytes.
-pub fn points(caption: Caption, points: &[Point], spread: Spread) -> String {
-    let x = Axis::new(points.iter().map(|p| p.x), Spread::Linear);
+/// Points with their names beside them or, where there is a legend (names and colours), in it.
+pub fn points(caption: Caption, points: &[Point], spread: Spread, legend: &[(String, String)]) -> String {
+    let x = Axis::new(points.iter().map(|p| p.x), Spread::FromZero);
     let ends = points.iter().flat_map(|p| [p.y - p.error, p.y, p.y + p.error]);
     let y = Axis::new(ends, spread);
-    let mut svg = Svg::new(caption, &[], FIELD + 20.0);
+    let mut svg =
+        Svg::new(caption, &entries(legend.iter().map(|(name, colour)| (name, colour))), FIELD + 20.0);
     svg.axes(&x, &y);
-    // Names from the top down, each at least a line below the one before.
-    let mut order: Vec<&Point> = points.iter().filter(|p| p.y.is_finite()).collect();
-    order.sort_by(|a, b| b.y.total_cmp(&a.y));
-    let mut lowest = [f64::NEG_INFINITY; 2];
-    for point in order {
+    for point in points.iter().filter(|p| p.y.is_finite()) {
         let class = &point.colour;
         let at = [svg.x(x.place(point.x)), svg.y(y.place(point.y))];
         for end in [point.y - point.error, point.y + point.error] {
             svg.line(at, [at[0], svg.y(y.place(end))], &format!("s{class}"));
         }
-        svg.dot(at, &format!("f{class}"), &format!("{}: {}", point.name, number(point.y)));
-        let right = x.place(point.x) > 0.5;
-        let side = usize::from(right);
-        let height = (at[1] + 4.0).max(lowest[side] + 13.0).min(svg.y(0.0) - 3.0);
-        lowest[side] = height;
-        let (beside, class) = if right { (at[0] - 9.0, "end") } else { (at[0] + 9.0, "") };
-        svg.text_at(beside, height, class, &shortened(&point.name, 34));
+        let look = if point.hollow { format!("hollow s{class}") } else { format!("f{class}") };
+        svg.dot(at, &look, &format!("{}: {}", point.name, number(point.y)));
+    }
+    if legend.is_empty() {
+        for is_right in [false, true] {
+            let side = points.iter().filter(|p| p.y.is_finite() && (x.place(p.x) > 0.5) == is_right);
+            let places = side.map(|p| (svg.x(x.place(p.x)), svg.y(y.place(p.y)), p.name.as_str())).collect();
+            write_beside(&mut svg, places, is_right);
+        }
     }
     svg.element()
+}
+
+/// Writes names beside their places, to the left of those that lie on the right; each at least a line from the next, and all in the field.
+fn write_beside(svg: &mut Svg, mut places: Vec<(f64, f64, &str)>, is_right: bool) {
+    const APART: f64 = 13.0;
+    places.sort_by(|a, b| a.1.total_cmp(&b.1));
+    let mut heights: Vec<f64> = Vec::new();
+    for (_, y, _) in &places {
+        let above = heights.last().map_or(f64::NEG_INFINITY, |above| above + APART);
+        heights.push((y + 4.0).max(above));
+    }
+    let mut below = svg.y(0.0) + APART - 3.0;
+    for height in heights.iter_mut().rev() {
+        *height = height.min(below - APART);
+        below = *height;
+    }
+    for ((x, _, name), height) in places.iter().zip(heights) {
+        let (x, class) = if is_right { (x - 9.0, "end") } else { (x + 9.0, "") };
+        svg.text_at(x, height, class, &shortened(name, 34));
+    }
 }
 
 /// Spreads over each other: the first as an area, the others as lines.
@@ -218,7 +239,12 @@ pub fn map(caption: Caption, cells: &[Cell]) -> String {
     let wide = svg.width() / columns.len().max(1) as f64;
     let top = svg.y(1.0);
     for (at, column) in columns.iter().enumerate() {
-        svg.text_at(svg.x(0.0) + wide * (at as f64 + 0.5), top + 12.0, "label middle", &short_module(column));
+        svg.text_at(
+            svg.x(0.0) + wide * (at as f64 + 0.5),
+            top + 12.0,
+            "label middle tight",
+            &short_module(column),
+        );
     }
     for (at, row) in rows.iter().enumerate() {
         let y = top + head + high * at as f64;
@@ -246,11 +272,6 @@ pub fn map(caption: Caption, cells: &[Cell]) -> String {
 /// `self_attn.q_proj` as `q_proj`, shortened to what a column holds.
 fn short_module(module: &str) -> String {
     shortened(module.rsplit('.').next().unwrap_or(module), 9)
-}
-
-/// A picture with words around it.
-pub fn figure(element: &str, told: &str) -> String {
-    format!("<figure>{element}<figcaption>{}</figcaption></figure>", escape(told))
 }
 
 #[cfg(test)]
@@ -302,13 +323,18 @@ mod tests {
             y: 2.0 + n as f64 * 1e-6,
             error: f64::NAN,
             colour: colour(n),
+            hollow: false,
         };
-        let element = points(CAPTION, &(0..4).map(point).collect::<Vec<_>>(), Spread::Linear);
+        let all: Vec<Point> = (0..4).map(point).collect();
+        let element = points(CAPTION, &all, Spread::Ratios, &[]);
         let height = |n: usize| -> f64 {
             let (before, _) = element.split_once(&format!(">point {n}</text>")).expect("a name");
             let (_, y) = before.rsplit_once("y=\"").expect("a place");
             y.trim_end_matches('"').parse().expect("a number")
         };
         assert!((0..3).all(|n| height(n) - height(n + 1) > 12.9), "{element}");
+        let legend = [("a run".to_owned(), colour(0))];
+        let element = points(CAPTION, &all, Spread::Ratios, &legend);
+        assert!(element.contains(">a run</text>") && !element.contains(">point 1</text>"), "{element}");
     }
 }

@@ -122,7 +122,7 @@ impl Page {
         environment.set_trim_blocks(true);
         environment.set_lstrip_blocks(true);
         environment.add_template(NAME, include_str!("page.html"))?;
-        let style = format!("{}{}", include_str!("page.css"), svg::style());
+        let style = format!("{}{}", svg::style(), include_str!("page.css"));
         let script = include_str!("page.js");
         let context = minijinja::context! { ..minijinja::Value::from_serialize(self), ..minijinja::context! { style, script } };
         Ok(environment.get_template(NAME)?.render(context)?)

@@ -5,16 +5,16 @@
 mod beside;
 mod matrices;
 mod quality;
+mod tiles;
 mod training;
 
 pub use self::beside::{PROGRESS, all_rows, beside, differences, progress};
 use super::{
-    axis::number,
-    page::{Page, Section, Side, Sides, Tile},
+    page::{Page, Section, Side, Sides},
     run::Run,
     samples::Sample,
 };
-use crate::table::{self, Row};
+use crate::table;
 
 /// The page of a run.
 pub fn of_run(run: &Run) -> Page {
@@ -29,7 +29,7 @@ pub fn of_run(run: &Run) -> Page {
     Page {
         title: format!("Run {}", run.name),
         about: about(run),
-        tiles: tiles(run),
+        tiles: tiles::tiles(run),
         sections: sections.into_iter().flatten().collect(),
         footer: footer(run),
     }
@@ -85,94 +85,10 @@ pub fn duration(seconds: f64) -> String {
     }
 }
 
-/// The numbers that count: of the packed model where it was scored, else of the training.
-fn tiles(run: &Run) -> Vec<Tile> {
-    let Some(trained) = run.scores.trained() else { return of_training(run) };
-    let reference = run.scores.reference();
-    let best = |value: fn(&qat_infer::eval::Report) -> Option<f64>| {
-        run.scores.rounded().filter_map(value).min_by(f64::total_cmp)
-    };
-    let smaller = |whole: u64| {
-        format!(
-            "{:.1} × smaller than {}",
-            whole as f64 / trained.file_bytes.max(1) as f64,
-            table::bytes(whole)
-        )
-    };
-    let mut tiles = vec![
-        tile("Packed file", table::bytes(trained.file_bytes), reference.map(|r| smaller(r.file_bytes))),
-        tile(
-            "Bits per weight",
-            format!("{:.2}", trained.bits_per_weight),
-            reference.map(|r| format!("of {:.0}; scales and norms counted", r.bits_per_weight)),
-        ),
-        tile(
-            "Perplexity, lower is better",
-            format!("{:.3}", trained.perplexity),
-            reference.map(|r| {
-                let more = 100.0 * (trained.perplexity / r.perplexity - 1.0);
-                format!("float: {:.3} ({more:+.2} %)", r.perplexity)
-            }),
-        ),
-    ];
-    if let Some(kl) = trained.kl_mean {
-        let rounded = best(|r| r.kl_mean).map(|kl| format!("only rounded: {} nats/token", number(kl)));
-        tiles.push(tile("KL to the float model", number(kl), rounded));
-    }
-    if let Some(same) = trained.same_top1 {
-        tiles.push(tile(
-            "Same next token",
-            format!("{:.1} %", 100.0 * same),
-            Some("as the float model's first choice".to_owned()),
-        ));
-    }
-    let row = Row {
-        name: String::new(),
-        report: trained.clone(),
-        untrained: run.scores.rounded().cloned().collect(),
-    };
-    if let Some(won) = table::won_back(&row) {
-        tiles.push(tile("Won back", won, Some("of what the best rounding lost".to_owned())));
-    }
-    tiles.push(tile(
-        "Speed here",
-        format!("{} tokens/s", number(trained.decode_tps)),
-        Some(match reference {
-            Some(r) => format!("written one by one; float: {}", number(r.decode_tps)),
-            None => "written one by one".to_owned(),
-        }),
-    ));
-    if !run.scores.gates.is_empty() {
-        let failed = run.scores.gates.iter().filter(|gate| !gate.passed).count();
-        let (value, tone) =
-            if failed == 0 { ("passed".to_owned(), "good") } else { (format!("{failed} failed"), "bad") };
-        let gates: Vec<&str> = run.scores.gates.iter().map(|gate| gate.gate.as_str()).collect();
-        tiles.push(Tile { tone, ..tile("Gates", value, Some(gates.join(", "))) });
-    }
-    tiles
-}
-
-fn of_training(run: &Run) -> Vec<Tile> {
-    let mut tiles = Vec::new();
-    for quantity in run.curves.losses() {
-        let points = quantity.held_out.or(quantity.training);
-        if let Some((first, last)) = points.and_then(|points| points.first().zip(points.last())) {
-            let whose = if quantity.held_out.is_some() { "held-out text" } else { "training batches" };
-            let note = format!("nats/token, {whose}; at first {}", number(first[1]));
-            tiles.push(tile(&quantity.title(), number(last[1]), Some(note)));
-        }
-    }
-    tiles
-}
-
-fn tile(name: &str, value: String, note: Option<String>) -> Tile {
-    Tile { name: name.to_owned(), value, note: note.unwrap_or_default(), tone: "" }
-}
-
 /// Texts side by side, with what both have in common.
 fn texts(samples: &[Sample]) -> Option<Section> {
     let sides = |sample: &Sample| {
-        let (float, packed) = (plain(&sample.float), plain(&sample.packed));
+        let [float, packed] = [&sample.float, &sample.packed].map(|text| plain(text).trim_start().to_owned());
         let same: usize =
             float.chars().zip(packed.chars()).take_while(|(a, b)| a == b).map(|(a, _)| a.len_utf8()).sum();
         let side = |name: &str, text: &str| Side {
@@ -245,8 +161,8 @@ mod tests {
             Sample { prompt: "a".into(), float: " höher und".into(), packed: " höhle\u{7}".into() };
         let section = texts(&[sample]).expect("a section");
         let [float, packed] = &section.samples[0].sides[..] else { panic!("two sides") };
-        assert_eq!((float.same.as_str(), float.rest.as_str()), (" höh", "er und"));
-        assert_eq!((packed.same.as_str(), packed.rest.as_str()), (" höh", "le\u{FFFD}"));
+        assert_eq!((float.same.as_str(), float.rest.as_str()), ("höh", "er und"));
+        assert_eq!((packed.same.as_str(), packed.rest.as_str()), ("höh", "le\u{FFFD}"));
     }
 
     #[test]

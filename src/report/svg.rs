@@ -14,8 +14,8 @@ const LEFT: f64 = 52.0;
 const RIGHT: f64 = 14.0;
 /// Height of a line of text.
 const LINE: f64 = 15.0;
-/// Mean width of a letter of the legend.
-const LETTER: f64 = 5.8;
+/// Mean width of a letter of the legend, where narrow pages make it larger.
+const LETTER: f64 = 7.0;
 
 /// What a picture says of itself.
 #[derive(Debug, Clone, Copy)]
@@ -281,13 +281,13 @@ pub fn style() -> String {
          svg .title{font-size:13.5px;font-weight:600}svg .middle{text-anchor:middle}svg .end{text-anchor:end}\
          svg polyline{fill:none;stroke-width:1.6;stroke-linejoin:round}svg polygon{stroke:none;fill-opacity:.18}\
          svg circle{stroke-width:1.5}svg .thin{stroke-width:1}svg .dashed{stroke-dasharray:4 3}\
-         svg line{stroke-width:1}",
+         svg line{stroke-width:1}svg .cell{font-size:10px}svg .hollow{fill:none;stroke-width:2}",
     );
     let rules = |pick: fn(&(&'static str, &'static str)) -> &'static str,
                  [ink, muted, grid, ground, grey]: [&str; 5]| {
         let mut rules = format!(
             "svg text{{fill:{ink}}}svg .note,svg .label{{fill:{muted}}}svg .grid{{stroke:{grid}}}svg .axis{{stroke:{muted}}}\
-             svg .ground{{fill:{ground}}}svg circle{{stroke:{ground}}}svg .sn{{stroke:{grey}}}svg .fn{{fill:{grey}}}"
+             svg .ground{{fill:{ground}}}svg circle:not(.hollow){{stroke:{ground}}}svg .sn{{stroke:{grey}}}svg .fn{{fill:{grey}}}"
         );
         for (at, colour) in COLOURS.iter().map(pick).enumerate() {
             let _ = write!(rules, "svg .s{at}{{stroke:{colour}}}svg .f{at}{{fill:{colour}}}");

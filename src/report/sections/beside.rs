@@ -15,31 +15,25 @@ use crate::{
 };
 
 use super::{
-    duration, quality,
+    duration,
+    quality::{self, Drawn},
     training::{self, figure},
 };
 
 /// The page of several runs.
 pub fn beside(runs: &[Run]) -> Page {
     let rows = all_rows(runs);
-    let quality = (!rows.is_empty()).then(|| Section {
-        id: "quality",
-        title: "Quality against size".to_owned(),
-        words: vec!["Perplexity and KL (the distance from the float model's predictions) are better when lower. Runs that were scored on \
-                     different texts can't be told apart by them."
-            .to_owned()],
-        figures: quality::figures(
-            &rows.iter().map(|(run, _, row)| (row, run.map_or("n".to_owned(), colour))).collect::<Vec<_>>(),
-            "Grey: the float model. A colour is a run, with the roundings that it is measured against.",
-        ),
-        tables: vec![quality::table(&rows.iter().map(|(_, kind, row)| (*kind, row.clone())).collect::<Vec<_>>())],
+    let summary = Section {
+        id: "runs",
+        title: "How they went".to_owned(),
+        words: vec![LOSSES.to_owned()],
+        tables: vec![table_of(&PROGRESS, progress(runs), false)],
         ..Section::default()
-    });
+    };
     let training = Section {
         id: "training",
         title: "Training".to_owned(),
         figures: figures(runs),
-        tables: vec![words_table(&PROGRESS, progress(runs))],
         ..Section::default()
     };
     let different = differences(runs);
@@ -49,18 +43,52 @@ pub fn beside(runs: &[Run]) -> Page {
         Section {
             id: "recipes",
             title: "Where the recipes differ".to_owned(),
-            tables: vec![words_table(&header, different)],
+            tables: vec![table_of(&header, different, true)],
             ..Section::default()
         }
     });
     Page {
         title: format!("{} runs beside each other", runs.len()),
         about: vec![runs.iter().map(|run| run.name.as_str()).collect::<Vec<_>>().join(" · ")],
-        sections: [quality, Some(training), recipes].into_iter().flatten().collect(),
+        sections: [Some(summary), quality(runs, &rows), Some(training), recipes]
+            .into_iter()
+            .flatten()
+            .collect(),
         footer: vec![format!("Written by qat {}: qat compare … --html FILE.", env!("CARGO_PKG_VERSION"))],
         ..Page::default()
     }
 }
+
+/// What the losses of a comparison are.
+const LOSSES: &str = "Losses in nats per token, lower is better; of runs that learn by different losses only what is held out can be compared.";
+
+fn quality(runs: &[Run], rows: &[(Option<usize>, Kind, Row)]) -> Option<Section> {
+    let drawn: Vec<Drawn> =
+        rows.iter().map(|(run, kind, row)| (*kind, row, run.map_or("n".to_owned(), colour))).collect();
+    let mut legend: Vec<_> =
+        runs.iter().enumerate().map(|(at, run)| (run.name.clone(), colour(at))).collect();
+    if drawn.iter().any(|(kind, ..)| *kind == Kind::Reference) {
+        legend.push(("float model".to_owned(), "n".to_owned()));
+    }
+    (!rows.is_empty()).then(|| Section {
+        id: "quality",
+        title: "Quality against size".to_owned(),
+        words: vec![SCORES.to_owned()],
+        figures: quality::figures(
+            &drawn,
+            &legend,
+            "A dot is a run as it ships, a ring its start, rounded without training.",
+        ),
+        tables: vec![quality::table(
+            &rows.iter().map(|(_, kind, row)| (*kind, row.clone())).collect::<Vec<_>>(),
+        )],
+        ..Section::default()
+    })
+}
+
+/// What the scores of a comparison are.
+const SCORES: &str = "Perplexity and KL (the distance from the float model's predictions) are better when lower. Runs that were scored on \
+                      different texts or windows can't be told apart by them.";
 
 /// What all runs scored, with the number of the run that it belongs to; a reference of several runs once, and of none.
 pub fn all_rows(runs: &[Run]) -> Vec<(Option<usize>, Kind, Row)> {
@@ -139,9 +167,9 @@ pub fn differences(runs: &[Run]) -> Vec<Vec<String>> {
     different
 }
 
-fn words_table(header: &[&str], rows: Vec<Vec<String>>) -> Table {
+fn table_of(header: &[&str], rows: Vec<Vec<String>>, words: bool) -> Table {
     Table {
-        words: true,
+        words,
         header: header.iter().map(|&cell| cell.to_owned()).collect(),
         rows: rows.into_iter().map(|cells| Line { strong: false, cells }).collect(),
         ..Table::default()

@@ -37,7 +37,11 @@ pub fn section(rows: &[(Kind, Row)], gates: &[GateLine]) -> Option<Section> {
         id: "quality",
         title: "Quality against size".to_owned(),
         words,
-        figures: figures(&rows.iter().map(|(kind, row)| (row, of_kind(*kind))).collect::<Vec<_>>(), KINDS),
+        figures: figures(
+            &rows.iter().map(|(kind, row)| (*kind, row, of_kind(*kind))).collect::<Vec<_>>(),
+            &[],
+            KINDS,
+        ),
         tables,
         ..Section::default()
     })
@@ -58,40 +62,51 @@ pub fn table(rows: &[(Kind, Row)]) -> Table {
     }
 }
 
-/// Perplexity and KL against the size of the file, each model in its colour; `legend` says what colours mean.
-pub fn figures(rows: &[(&Row, String)], legend: &str) -> Vec<Figure> {
+/// A model in the pictures: what it is, what it scored, and its colour.
+pub type Drawn<'a> = (Kind, &'a Row, String);
+
+/// Perplexity and KL against the size of the file. Where there is a `legend`, it has the names, and what was only rounded is a ring; `told` says
+/// what the colours mean.
+pub fn figures(rows: &[Drawn], legend: &[(String, String)], told: &str) -> Vec<Figure> {
     if rows.len() < 2 {
         return Vec::new();
     }
-    let place = |(row, colour): &(&Row, String), (y, error): (f64, f64)| Point {
+    let place = |(kind, row, colour): &Drawn, (y, error): (f64, f64)| Point {
         name: row.name.clone(),
         x: row.report.file_bytes as f64 / MEGABYTE,
         y,
         error,
         colour: colour.clone(),
+        hollow: *kind == Kind::Rounded && !legend.is_empty(),
     };
-    let perplexity = |r: &Report| (r.perplexity, r.perplexity_se);
-    let all: Vec<Point> = rows.iter().map(|row| place(row, perplexity(&row.0.report))).collect();
+    let all: Vec<Point> = rows.iter().map(|row| place(row, perplexity(&row.1.report))).collect();
     let x = "file, MB; further left is better";
     let caption = Caption { title: "Perplexity against size", y: "lower is better", x };
     let mut figures = vec![Figure {
         name: "perplexity-size".to_owned(),
-        svg: points(caption, &all, Spread::Ratios),
-        told: format!("{legend} Bars: one standard error."),
+        svg: points(caption, &all, Spread::Ratios, legend),
+        told: format!("{told} Bars: standard error of the difference from the float model."),
     }];
-    let kl = |r: &Report| r.kl_mean.zip(r.kl_se);
-    let apart: Vec<Point> =
-        rows.iter().filter_map(|row| kl(&row.0.report).map(|kl| place(row, kl))).collect();
-    if apart.len() > 1 {
-        let caption =
-            Caption { title: "Distance from the float model", y: "KL, nats per token; lower is better", x };
+    // A float model is at no distance from itself.
+    let distance = |(kind, row, _): &Drawn| match kind {
+        Kind::Reference => Some((0.0, 0.0)),
+        _ => row.report.kl_mean.zip(row.report.kl_se),
+    };
+    let apart: Vec<Point> = rows.iter().filter_map(|row| distance(row).map(|kl| place(row, kl))).collect();
+    if apart.iter().any(|point| point.y > 0.0) {
+        let y = "KL, nats per token; lower is better";
         figures.push(Figure {
             name: "kl-size".to_owned(),
-            svg: points(caption, &apart, Spread::Ratios),
-            told: "The float model itself would lie at 0. KL sees all that a model predicts; perplexity sees one token at a time.".to_owned(),
+            svg: points(Caption { title: "Distance from the float model", y, x }, &apart, Spread::FromZero, legend),
+            told: "KL sees all that a model predicts; perplexity sees only what it gives to the token that came.".to_owned(),
         });
     }
     figures
+}
+
+/// Perplexity with the error of what it is above the reference's, which is measured token by token and so is far smaller than its own.
+fn perplexity(r: &Report) -> (f64, f64) {
+    (r.perplexity, r.delta_ln_ppl_se.map_or(0.0, |error| r.perplexity * error))
 }
 
 /// Bytes of the unit of the pictures.

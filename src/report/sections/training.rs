@@ -14,7 +14,10 @@ pub fn section(log: &Curves) -> Option<Section> {
     if log.is_empty() {
         return None;
     }
-    let mut figures: Vec<Figure> = log.losses().iter().map(|quantity| figure_of(quantity)).collect();
+    // One point is no curve: what is only measured at the end is among the scores.
+    let losses =
+        log.losses().into_iter().filter(|q| q.training.or(q.held_out).is_some_and(|points| points.len() > 1));
+    let mut figures: Vec<Figure> = losses.map(|quantity| figure_of(&quantity)).collect();
     let mut single = |name: &str, title: &str, y: &str, points: &Points, spread, told: &str| {
         if !points.is_empty() {
             let curve = Curve { name: title.to_owned(), points, colour: colour(0), dotted: false };

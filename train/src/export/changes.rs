@@ -21,8 +21,8 @@ use crate::{Error, Result, trainer::student_dir};
 const BAND: usize = 128;
 /// Weights are counted from −4 to 4, in units of the root mean square of the matrix that training started from.
 const WEIGHTS: (f64, f64, usize) = (-4.0, 4.0, 80);
-/// Scales are counted by the binary logarithm of their size, four bins an octave; f16 holds none below 2⁻²⁴.
-const SCALES: (f64, f64, usize) = (-24.0, 8.0, 128);
+/// Scales are counted by the binary logarithm of their size, eight bins an octave; f16 holds none below 2⁻²⁴.
+const SCALES: (f64, f64, usize) = (-24.0, 8.0, 256);
 
 /// Counts in equal bins; what lies outside counts in the outermost one.
 #[derive(Debug, Clone, PartialEq, Serialize)]
