@@ -1,6 +1,8 @@
 //! `qat chat`, and what `qat generate` shares with it: conversations through a pipe, stop words, windows, kept prompts, confidence.
 
 use std::fs::File;
+#[cfg(unix)]
+use std::process::Command;
 
 use crate::workshop::{Said, Workshop};
 
@@ -183,4 +185,24 @@ fn confidence_says_when_to_ask_a_larger_model() {
     // A model is always of its own opinion.
     let same = "eval model --data valid.txt --against model --device cpu --deferral same.json --keep 0.99 --prompts 8";
     assert!(shop.done(same).out.contains("without ever asking"));
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_ends_the_text_and_says_how_far_it_came() {
+    let shop = with_model();
+    shop.model_with("model", |config, _| config["eos_token_id"] = serde_json::Value::Null);
+    let line = "generate model --prompt abc --tokens 100000000 --kv-window 64 --temperature 2 --top-k 0 --device cpu";
+    let mut command = shop.command(line.split_whitespace());
+    let written = shop.path("written");
+    command.stdout(File::create(&written).expect("a file"));
+    let mut child = command.spawn().expect("the tool starts");
+    while std::fs::metadata(&written).expect("the file").len() == 0 {
+        assert!(child.try_wait().expect("asked").is_none(), "it ended by itself");
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill");
+    let said = Said::from(child.wait_with_output().expect("ended"));
+    assert!(killed.success() && said.code == Some(130), "{said:?}");
+    assert!(said.err.contains("tokens, interrupted; prompt of 3"), "{said:?}");
 }
