@@ -156,6 +156,16 @@ def tokens():
     put("tokens", "tokens-of-2-63", header[:24] + struct.pack("<Q", 2**63) + header[32:] + bytes(32) + ids)
 
 
+def teacher_cache():
+    """Four records of two tokens each, behind what the cache was made of or without it."""
+    record = lambda first, second, rest: struct.pack("<2H2ef", first, second, 0.0, -1.5, rest)
+    records = record(1, 5, -2.0) + record(0, 7, -80.0) + record(6, 7, 0.0) + record(2, 3, -0.25)
+    put("teacher_cache", "records", SEPARATOR + records)
+    identity = {"version": 1, "teacher": "t", "tokens": "k", "ctx": 2, "vocab": 8, "top_k": 2, "temperature": 1.0, "windows": 2}
+    put("teacher_cache", "both", json.dumps(identity).encode() + SEPARATOR + records)
+    put("teacher_cache", "another", json.dumps(identity | {"top_k": 2**63}).encode() + SEPARATOR + records)
+
+
 def parquet():
     import pyarrow
     import pyarrow.parquet
@@ -177,6 +187,7 @@ def main():
     hostile_gguf()
     texts()
     tokens()
+    teacher_cache()
     parquet()
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import comparison
 import damage
 import models
+import tasks
 import tokenization
 from runtimes import ENCODERS, RUNTIMES
 
@@ -56,6 +57,9 @@ TARGETS = [
     Target("ollama", "llama.cpp", ["int4-g32"], modes=("exact",)),
     Target("bitnet", "transformers", ["ternary-tensor"], "float", "int8", modes=("as shipped",)),
 ]
+
+# Models that are asked what tasks ask: with attention alone, and with convolutions.
+ASKED = ("llama", "fixture qwen3", "fixture lfm2")
 
 # What a runtime has no models of, by `model_type`; `qat export` refuses it.
 LACKS = {"mlx-lm": ["bitnet"], "llama.cpp": ["bitnet"], "onnxruntime": ["lfm2"]}
@@ -196,8 +200,23 @@ class Check:
                 self.fail(what, target.runtime, f"{error!r}"[:200])
             shutil.rmtree(folder)
 
+    def ask(self, name, model):
+        """Tasks, and lm-eval's answers with the same float model."""
+        folder = self.folder / "tasks" / name.replace(" ", "-")
+        try:
+            for rows, task, found in tasks.check(self.qat, model, folder):
+                verdict = "pass" if found.holds else "FAIL"
+                numbers = ("", f"{found.error:.1e}", f"{found.answers}/{found.items}", f"{found.greedy}/{found.choices}")
+                self.rows.append((name, task, rows, "lm-eval", *numbers, verdict, ""))
+                print(" | ".join(self.rows[-1]), file=sys.stderr, flush=True)
+        except Exception as error:
+            self.fail((name, "tasks", "eval"), "lm-eval", f"{error!r}"[:200])
+
     def run(self):
         architectures = models.architectures(self.qat, self.folder)
+        for name, model in architectures.items():
+            if name in ASKED and self.wants(name, "tasks", "lm-eval"):
+                self.ask(name, model)
         for (name, model), target in itertools.product(architectures.items(), TARGETS):
             if not opens(target, model):
                 continue

@@ -4,6 +4,7 @@
 //! turns out to be damaged; what can be seen to be wrong beforehand stops everything before the first clock starts.
 
 mod row;
+mod sustain;
 mod training;
 
 use std::{collections::BTreeMap, num::NonZero, path::Path, thread::available_parallelism};
@@ -13,6 +14,7 @@ use qat_infer::{
     FloatModel,
     bench::{Bandwidth, Setup, Test, Work, measure, measure_bandwidth},
     cpu::Model,
+    energy::Meter,
     files::{CONFIG_FILE, MANIFEST_FILE, Manifest, PackedDir},
 };
 
@@ -21,6 +23,7 @@ use qat_quant::kernels::Isa;
 use crate::{Ending, cli, evaluate};
 use row::Row;
 
+pub use sustain::length;
 pub use training::duration;
 
 /// More threads than this are a slip of the finger.
@@ -34,17 +37,26 @@ pub fn run(args: &cli::Bench) -> anyhow::Result<Ending> {
     if let Some(recipe) = &args.training.train {
         return training::run(recipe, args);
     }
-    let tests = tests(args)?;
+    let mut tests = tests(args)?;
+    if args.sustain.is_some() {
+        tests.retain(|test| matches!(test.work, Work::Generation(_)));
+    }
     let threads = threads(args)?;
     for dir in &args.dirs {
         check(dir, &tests)?;
+    }
+    let energy = Energy::open(args)?;
+    if let Some(length) = args.sustain {
+        return sustain::run(args, length, (&tests, &threads), &energy);
     }
     let generates = tests.iter().any(|test| matches!(test.work, Work::Generation(_)));
     let measured = threads.iter().filter(|_| generates);
     let mut memory: Bandwidths = measured.map(|n| (*n, measure_bandwidth(*n))).collect();
     let mut rows = Vec::new();
-    let outcome =
-        args.dirs.iter().try_for_each(|dir| bench(dir, args, &threads, &tests, &mut |row| rows.push(row)));
+    let outcome = args
+        .dirs
+        .iter()
+        .try_for_each(|dir| bench(dir, args, &threads, &tests, &energy, &mut |row| rows.push(row)));
     if rows.is_empty() {
         return outcome.map(|()| Ending::Done);
     }
@@ -60,6 +72,23 @@ pub fn run(args: &cli::Bench) -> anyhow::Result<Ending> {
         evaluate::write_json(path, &rows)?;
     }
     outcome.map(|()| Ending::Done)
+}
+
+/// The counters of this machine, and what they count or why there are none.
+struct Energy {
+    meter: Option<Meter>,
+    said: String,
+}
+
+impl Energy {
+    fn open(args: &cli::Bench) -> anyhow::Result<Self> {
+        let meter = match &args.powercap {
+            Some(dir) => Ok(Meter::of_powercap(dir).context("--powercap")?),
+            None => Meter::open(),
+        };
+        let said = meter.as_ref().map_or_else(|why| format!("not measured: {why}"), Meter::covers);
+        Ok(Self { meter: meter.ok(), said })
+    }
 }
 
 /// Every combination of what was asked for, prompts first.
@@ -109,21 +138,27 @@ fn bench(
     args: &cli::Bench,
     threads: &[NonZero<usize>],
     tests: &[Test],
+    energy: &Energy,
     done: &mut impl FnMut(Row),
 ) -> anyhow::Result<()> {
     let isa = Isa::active()?;
-    let mut model = Model::open(dir)?;
-    if let Some(chosen) = args.activations.chosen() {
-        model.set_activations(chosen);
-    }
+    let model = open(dir, args)?;
     for threads in threads {
         for test in tests {
             let setup = Setup { threads: *threads, kv: args.kv, repetitions: args.reps, seed: args.seed };
-            let samples = measure(&model, *test, &setup)?;
-            let row = Row::new(&model, &setup, &samples, isa);
+            let samples = measure(&model, *test, &setup, energy.meter.as_ref())?;
+            let row = Row::new(&model, &setup, &samples, isa, &energy.said);
             eprintln!("{}: {test}, {threads} threads: {} tokens/s", dir.display(), row.rate());
             done(row);
         }
     }
     Ok(())
+}
+
+fn open(dir: &Path, args: &cli::Bench) -> anyhow::Result<Model> {
+    let mut model = Model::open(dir)?;
+    if let Some(chosen) = args.activations.chosen() {
+        model.set_activations(chosen);
+    }
+    Ok(model)
 }

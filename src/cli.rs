@@ -1,10 +1,16 @@
 //! The command line as types. Few flags: a knob is a key of the recipe, and `--set` reaches it.
 
-use std::{num::NonZero, path::PathBuf};
+mod data;
+mod writing;
+
+use std::{num::NonZero, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use qat_infer::{cpu::KvType, files};
+
+pub use data::{Data, DataCommand, DataFormat, DataShow};
+pub use writing::{Chat, Deferral, Generate, Tasks, Writing};
 
 /// Quantization-aware training and distillation of small language models; the grid that is trained is the grid that ships.
 #[derive(Debug, Parser)]
@@ -26,6 +32,8 @@ pub enum Command {
     Eval(Eval),
     /// Go on with a text.
     Generate(Generate),
+    /// Talk with a model that has a chat template, in a terminal or through a pipe.
+    Chat(Chat),
     /// Write down what a model predicts after each of some token ids, for comparing with another runtime.
     Logits(Logits),
     /// Write a model of random weights in a given shape, to measure speed and size with.
@@ -34,10 +42,16 @@ pub enum Command {
     Plan(Plan),
     /// Measure tokens per second, in the terms of llama-bench, beside what the memory of this machine allows.
     Bench(Bench),
+    /// Look at text and conversations as a model learns from them.
+    Data(Data),
     /// Say what this machine has to run models with, and test it.
     Doctor,
     /// Say what a model directory is, or what a Mac's GPU would do to run it.
     Inspect(Inspect),
+    /// Write the page of a run anew: report.html in its folder, from its log and its files.
+    Report(Report),
+    /// Put runs side by side: how they went, what they scored, where their recipes differ.
+    Compare(Compare),
     /// Write what a shell needs to complete commands, to standard output.
     Completions(Completions),
     /// Write pages for man.
@@ -64,6 +78,12 @@ pub struct Train {
     /// Delete the checkpoints in OUT and begin anew.
     #[arg(long)]
     pub restart: bool,
+    /// Show the run on the whole terminal, with its curves.
+    #[arg(long)]
+    pub dashboard: bool,
+    /// Show it in lines, as in a log, also on a terminal.
+    #[arg(long, conflicts_with = "dashboard")]
+    pub plain: bool,
     /// auto, cpu, metal or cuda.
     #[arg(long, default_value = "auto")]
     pub device: String,
@@ -123,12 +143,18 @@ pub struct Eval {
     /// A packed or a Hugging Face model directory, or a GGUF file.
     pub dir: PathBuf,
     /// Text to score: .txt, .raw, .md, .jsonl, .parquet, or stories:seed=…,bytes=….
-    #[arg(long, required = true, num_args = 1..)]
+    #[arg(long, required_unless_present = "tasks", num_args = 1..)]
     pub data: Vec<String>,
-    /// Model whose predictions are the reference of KL and same-top-1.
+    /// Questions to ask.
+    #[command(flatten)]
+    pub tasks: Tasks,
+    /// When to ask a larger model.
+    #[command(flatten)]
+    pub deferral: Deferral,
+    /// Model whose predictions are the reference of KL and same-top-1, and whose answers are that of tasks.
     #[arg(long, value_name = "DIR")]
     pub against: Option<PathBuf>,
-    /// Tokens of a window [default: the model's context, at most 2048].
+    /// Tokens of a window [default: the model's context, at most 2048], and of a task's longest request [default: the model's context].
     #[arg(long)]
     pub ctx: Option<usize>,
     /// Put the model's beginning-of-sequence token in front of each window.
@@ -140,56 +166,12 @@ pub struct Eval {
     /// What the inputs of packed matrices are rounded to, head and all; or model: as the model says.
     #[arg(long, default_value = "model")]
     pub activations: Inputs,
-    /// A gate such as 'kl<0.05'; exit code 1 when one fails.
+    /// A gate such as 'kl<0.05' or 'hellaswag.acc_norm>0.4'; exit code 1 when one fails.
     #[arg(long, value_name = "EXPR")]
     pub require: Vec<String>,
     /// Where to write the report as JSON.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
-    /// auto, cpu or metal.
-    #[arg(long, default_value = "auto")]
-    pub device: String,
-}
-
-/// `qat generate`.
-#[derive(Debug, Args)]
-pub struct Generate {
-    /// A packed or a Hugging Face model directory, or a GGUF file.
-    #[arg(value_name = "MODEL")]
-    pub dir: PathBuf,
-    /// The text to go on with [default: standard input].
-    #[arg(long)]
-    pub prompt: Option<String>,
-    /// Most tokens to write.
-    #[arg(long, default_value_t = 128, value_name = "N")]
-    pub tokens: usize,
-    /// Logits are divided by this; 0 always takes the likeliest token.
-    #[arg(long, default_value_t = 0.0, value_name = "T", allow_negative_numbers = true)]
-    pub temperature: f32,
-    /// Draw from so many of the likeliest tokens; 0 for all. On Metal at most 64, or all.
-    #[arg(long, default_value_t = 40, value_name = "K")]
-    pub top_k: usize,
-    /// Of those, from the fewest whose probabilities sum to this.
-    #[arg(long, default_value_t = 1.0, value_name = "P", allow_negative_numbers = true)]
-    pub top_p: f32,
-    /// And only from those at least this times as likely as the likeliest.
-    #[arg(long, default_value_t = 0.0, value_name = "P", allow_negative_numbers = true)]
-    pub min_p: f32,
-    /// Seed of the draws.
-    #[arg(long, default_value_t = 0)]
-    pub seed: u64,
-    /// Tokens of prompt and answer that there is room for [default: the model's context, at most 4096].
-    #[arg(long, value_name = "N")]
-    pub context: Option<usize>,
-    /// How keys and values are kept: f32, f16, int8 or int4; on Metal f16 or int8.
-    #[arg(long, default_value_t = KvType::F16, value_name = "TYPE")]
-    pub kv: KvType,
-    /// What the inputs of packed matrices are rounded to, head and all; or model: as the model says.
-    #[arg(long, default_value = "model")]
-    pub activations: Inputs,
-    /// Write the prompt too.
-    #[arg(long)]
-    pub echo: bool,
     /// auto, cpu or metal.
     #[arg(long, default_value = "auto")]
     pub device: String,
@@ -351,6 +333,12 @@ pub struct Bench {
     /// What the inputs of packed matrices are rounded to, head and all; or model: as the model says.
     #[arg(long, default_value = "model")]
     pub activations: Inputs,
+    /// Write tokens without a pause for so long instead, such as 90s, 10m or 1h, and draw how fast; Ctrl-C ends it with what it has.
+    #[arg(long, value_name = "DURATION", value_parser = crate::bench::length)]
+    pub sustain: Option<Duration>,
+    /// Where Linux shows the counters of energy [default: /sys/class/powercap].
+    #[arg(long, value_name = "DIR")]
+    pub powercap: Option<PathBuf>,
     /// Seed of the token ids.
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
@@ -369,7 +357,7 @@ pub struct TrainBench {
     #[arg(
         long = "train",
         value_name = "RECIPE",
-        conflicts_with_all = ["dirs", "pp", "tg", "depth", "threads", "reps", "kv", "activations", "seed"]
+        conflicts_with_all = ["dirs", "pp", "tg", "depth", "threads", "reps", "kv", "activations", "seed", "sustain", "powercap"]
     )]
     pub train: Option<PathBuf>,
     /// Change a key of the recipe, such as train.batch=8.
@@ -407,6 +395,28 @@ pub struct Inspect {
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+/// `qat report`.
+#[derive(Debug, Args)]
+pub struct Report {
+    /// Folders that qat train has written, or folders of such.
+    #[arg(required = true, value_name = "RUN")]
+    pub runs: Vec<PathBuf>,
+    /// Write each picture of the page as an SVG file of its own too, into this folder.
+    #[arg(long, value_name = "DIR")]
+    pub pictures: Option<PathBuf>,
+}
+
+/// `qat compare`.
+#[derive(Debug, Args)]
+pub struct Compare {
+    /// Folders that qat train has written, or folders of such.
+    #[arg(required = true, value_name = "RUN")]
+    pub runs: Vec<PathBuf>,
+    /// Write the comparison as a page too, with the curves of all runs.
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
 }
 
 /// `qat completions`.

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, bail};
 use qat_infer::cpu::{self, KvType};
+use qat_infer::energy::Meter;
 use qat_infer::files::Activations;
 use qat_infer::{Choice, Chosen, Opened, Runtime, Sequence, with_runtime};
 use qat_quant::{Format, ScaleType, kernels::Isa};
@@ -78,6 +79,7 @@ fn machine() -> anyhow::Result<comfy_table::Table> {
     row("processor", qat_infer::bench::cpu_name());
     row("threads", std::thread::available_parallelism().map_or(1, usize::from).to_string());
     let tiers: Vec<&str> = Isa::available().into_iter().map(Isa::name).collect();
+    row("energy", Meter::open().map_or_else(|why| format!("not measured: {why}"), |meter| meter.covers()));
     row("instructions", format!("{} (of {})", Isa::active()?.name(), tiers.join(", ")));
     describe_gpu(&mut row);
     let [device, _] = with_runtime!(&Choice::Auto.open()?, runtime => runtime.describe())?;

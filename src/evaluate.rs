@@ -6,29 +6,58 @@ use anyhow::{Context as _, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use qat_infer::{
     Choice, Chosen,
-    eval::{Gate, GateResult, Options, Report, evaluate},
+    eval::{Gate, GateResult, Options, Report, evaluate, tasks::TaskGate},
     files::write_file_atomic,
     with_runtime,
 };
 use qat_train::data::{Corpus, EvalText, Source};
 
-use crate::{Ending, cli, table};
+use crate::tasks::{self, Asked};
+use crate::{Ending, cli, deferral, table};
 
 /// Runs the command.
 pub fn run(args: &cli::Eval) -> anyhow::Result<Ending> {
     let chosen = args.device.parse::<Choice>()?.open()?;
     crate::no_run(&args.dir)?;
-    let gates = gates(&args.require, args.against.is_some())?;
+    if let Some(file) = &args.deferral.deferral {
+        return deferral::run(args, file, &chosen);
+    }
+    let tasks = Asked::new(args)?;
+    let of_text: Vec<String> =
+        args.require.iter().filter(|text| !TaskGate::is_meant(text)).cloned().collect();
+    let gates = gates(&of_text, args.against.is_some())?;
+    if let (Some(gate), true) = (gates.first(), args.data.is_empty()) {
+        bail!("--require {gate}: is about a text; name one with --data");
+    }
+    let report = if args.data.is_empty() { None } else { Some(score_text(args, &chosen)?) };
+    let runs = tasks.as_ref().map(|tasks| tasks.run(args, &chosen)).transpose()?;
+    if let Some(path) = &args.json {
+        let mut all = runs.as_ref().map(|runs| tasks::json(runs, &chosen)).transpose()?.unwrap_or_default();
+        if let Some(report) = &report {
+            let tasks = std::mem::take(&mut all);
+            all = serde_json::to_value(report)?.as_object().cloned().unwrap_or_default();
+            all.extend(tasks);
+        }
+        write_json(path, &all)?;
+    }
+    let mut passed = true;
+    if let Some(report) = &report {
+        passed &= check(&gates, report)?.iter().all(|result| result.passed);
+    }
+    if let (Some(tasks), Some(runs)) = (&tasks, &runs) {
+        passed &= tasks.check(runs)?;
+    }
+    Ok(if passed { Ending::Done } else { Ending::GateFailed })
+}
+
+/// Scores the model on the text of the command line, and prints the report.
+fn score_text(args: &cli::Eval, chosen: &Chosen) -> anyhow::Result<Report> {
     let text = text(&args.data)?;
     let activations = args.activations.chosen();
     let options = Options { ctx: args.ctx, bos: args.bos, kv: args.kv, activations, ..Options::default() };
-    let report = score(&args.dir, &chosen, &text, args.against.as_deref(), options)?;
+    let report = score(&args.dir, chosen, &text, args.against.as_deref(), options)?;
     println!("{}", table::report(&report));
-    if let Some(path) = &args.json {
-        write_json(path, &report)?;
-    }
-    let results = check(&gates, &report)?;
-    Ok(if results.iter().all(|r| r.passed) { Ending::Done } else { Ending::GateFailed })
+    Ok(report)
 }
 
 /// Reads what is to be scored.

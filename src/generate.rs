@@ -1,97 +1,104 @@
-//! `qat generate`: a model goes on with a text.
+//! `qat generate`: a model goes on with a text, or answers one question.
 //!
 //! The text goes to standard output as it is written, everything else to standard error.
 
-use std::io::{Read as _, Write as _, stdin, stdout};
-use std::ops::ControlFlow;
+use std::io::{Read as _, stdin};
 
 use anyhow::{Context as _, anyhow, bail};
-use qat_infer::generate::{End, Generated, Sampler, Sampling, generate};
-use qat_infer::{Choice, Opened, Runtime, with_runtime};
+use qat_infer::chat::Message;
+use qat_infer::generate::{SINKS, Windowed};
+use qat_infer::{Choice, Opened, Runtime, Sequence, with_runtime};
 
+use crate::chat::Turns;
+use crate::writing::{Pen, Setup, known, listen, print};
 use crate::{Ending, cli};
 
 /// Longest context unless one is asked for.
-const LONGEST_DEFAULT: usize = 4096;
+pub const LONGEST_DEFAULT: usize = 4096;
 
 /// Runs the command.
 pub fn run(args: &cli::Generate) -> anyhow::Result<Ending> {
-    let chosen = args.device.parse::<Choice>()?.open()?;
+    let chosen = args.writing.device.parse::<Choice>()?.open()?;
     crate::no_run(&args.dir)?;
     with_runtime!(&chosen, runtime => run_on(runtime, args))
 }
 
 fn run_on<R: Runtime>(runtime: &R, args: &cli::Generate) -> anyhow::Result<Ending> {
-    let sampling = Sampling {
-        temperature: args.temperature,
-        top_k: args.top_k,
-        top_p: args.top_p,
-        min_p: args.min_p,
-        seed: args.seed,
-    };
-    // Before a model is opened for nothing.
-    Sampler::new(&sampling)?;
+    let flags = &args.writing;
+    let setup = Setup::new(flags, 0.0)?;
     let mut model = Opened::<R::Matrix>::open(&args.dir)?;
-    if let Some(activations) = args.activations.chosen() {
+    if let Some(activations) = flags.activations.chosen() {
         model.set_activations(activations);
     }
     let tokenizer = model.tokenizer()?;
     let prompt = prompt(args)?;
-    let encoded = tokenizer.encode(prompt.as_str(), true).map_err(|e| anyhow!("the prompt: {e}"))?;
-    let ids = encoded.get_ids();
-    let context = context(args, ids.len(), model.decoder.config.max_position_embeddings)?;
-    let mut sequence = runtime.sequence(&model.decoder, context, args.kv)?;
-    let stops = &model.decoder.config.eos_token_ids;
-    let mut stream = tokenizer.decode_stream(true);
-    let mut trouble = None;
-    if args.echo {
-        write(&prompt)?;
-    }
-    let generated = generate(&mut *sequence, ids, args.tokens, stops, &sampling, &mut |id| {
-        let piece = stream.step(id).map_err(|e| anyhow!("token {id}: {e}"));
-        match piece.and_then(|piece| write(&piece.unwrap_or_default())) {
-            Ok(()) => ControlFlow::Continue(()),
-            Err(e) => {
-                trouble = Some(e);
-                ControlFlow::Break(())
-            }
+    let turns = if args.chat { Some(Turns::of(&model, &tokenizer)?) } else { None };
+    let ids = match &turns {
+        Some(turns) => turns.ids(&tokenizer, &question(args, &prompt))?,
+        None => {
+            let encoded = tokenizer.encode(prompt.as_str(), true).map_err(|e| anyhow!("the prompt: {e}"))?;
+            encoded.get_ids().to_vec()
         }
-    })?;
-    if let Some(trouble) = trouble {
-        return Err(trouble);
+    };
+    let mut sequence = open(runtime, &model, args, ids.len())?;
+    let sequence = sequence.as_mut();
+    let known = match (&flags.prompt_cache, setup.identity(&model, flags)?) {
+        (Some(path), Some(model)) => known(path, &model, &ids, ids.len() - 1, sequence)?,
+        _ => 0,
+    };
+    listen()?;
+    if args.echo {
+        print(&prompt)?;
     }
-    write("\n")?;
+    let stops = turns.as_ref().map_or(&model.decoder.config.eos_token_ids, |turns| &turns.stops);
+    let stop_words = turns.as_ref().map_or(&[][..], |turns| &turns.stop_words);
+    let pen = Pen { setup: &setup, tokenizer: &tokenizer, stops, stop_words, most: args.tokens };
+    let answer = pen.answer(sequence, &ids[..known], &ids[known..])?;
+    print("\n")?;
     let [device, isa] = runtime.describe()?;
-    eprintln!("{}; {device} ({isa})", summary(&generated, ids.len()));
-    Ok(Ending::Done)
+    eprintln!("{}; {device} ({isa})", answer.summary(ids.len() - known, known));
+    if let Some(verdict) = setup.verdict(&answer) {
+        eprintln!("{verdict}");
+    }
+    Ok(if answer.interrupted { Ending::Stopped } else { Ending::Done })
 }
 
-/// Room for the prompt and what is to be written.
-fn context(args: &cli::Generate, prompt: usize, longest: usize) -> anyhow::Result<usize> {
+/// What goes on with a prompt of `prompt` tokens: over all of it, or in a window.
+fn open<'m, R: Runtime>(
+    runtime: &R,
+    model: &'m Opened<R::Matrix>,
+    args: &cli::Generate,
+    prompt: usize,
+) -> anyhow::Result<Box<dyn Sequence + 'm>> {
     if prompt == 0 {
         bail!("the prompt is empty and the tokenizer puts nothing in front of it: give some text");
     }
-    let context = args.context.unwrap_or(longest.min(LONGEST_DEFAULT));
+    let (flags, longest) = (&args.writing, model.decoder.config.max_position_embeddings);
+    if let Some(window) = args.kv_window {
+        if flags.prompt_cache.is_some() && prompt > window {
+            bail!(
+                "--prompt-cache: the prompt of {prompt} tokens doesn't fit --kv-window {window}, and can't be kept"
+            );
+        }
+        let inner = runtime.sequence(&model.decoder, window, flags.kv).context("--kv-window")?;
+        let windowed = Windowed::new(inner, window, SINKS.min(window / 2)).context("--kv-window")?;
+        return Ok(Box::new(windowed));
+    }
+    let context = flags.context.unwrap_or(longest.min(LONGEST_DEFAULT));
     if prompt + args.tokens > context {
         bail!(
-            "a prompt of {prompt} tokens and {} to write don't fit a context of {context}; lower --tokens, or raise \
-             --context (the model's longest is {longest})",
+            "a prompt of {prompt} tokens and {} to write don't fit a context of {context}; lower --tokens, raise \
+             --context (the model's longest is {longest}), or go on for ever with --kv-window N",
             args.tokens
         );
     }
-    Ok(context)
+    Ok(runtime.sequence(&model.decoder, context, flags.kv)?)
 }
 
-/// How much was written, and how fast.
-fn summary(generated: &Generated, prompt: usize) -> String {
-    let speed =
-        generated.tokens_per_second().map_or(String::new(), |speed| format!(", then {speed:.1} tokens/s"));
-    let end = if generated.end == End::Stop { ", ended by a stop token" } else { "" };
-    format!(
-        "{} tokens{end}; prompt of {prompt} read in {:.0} ms{speed}",
-        generated.tokens.len(),
-        generated.first.as_secs_f64() * 1e3
-    )
+/// The conversation that is one question.
+fn question(args: &cli::Generate, prompt: &str) -> Vec<Message> {
+    let system = args.system.as_deref().map(|text| Message::new("system", text));
+    system.into_iter().chain([Message::new("user", prompt)]).collect()
 }
 
 /// The prompt of the command line, or standard input.
@@ -104,9 +111,4 @@ fn prompt(args: &cli::Generate) -> anyhow::Result<String> {
             Ok(prompt)
         }
     }
-}
-
-fn write(text: &str) -> anyhow::Result<()> {
-    let mut out = stdout();
-    out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("standard output")
 }

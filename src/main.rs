@@ -3,20 +3,29 @@
 //! Exit codes: 0 done, 1 a gate failed, 2 bad input or an error, 130 stopped by Ctrl-C after saving.
 
 mod bench;
+mod chat;
 mod cli;
+mod compare;
 mod complete;
+mod dashboard;
+mod data;
+mod deferral;
 mod doctor;
 mod evaluate;
 mod export;
 mod generate;
 mod heap;
+mod hub;
 mod init;
 mod inspect;
 mod logits;
 mod plan;
 mod progress;
+mod report;
 mod table;
+mod tasks;
 mod train;
+mod writing;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -38,20 +47,24 @@ pub(crate) enum Ending {
 
 fn main() -> ExitCode {
     heap::keep_freed_memory();
-    let ending = match Cli::parse().command {
+    let ending = hub::brought(Cli::parse().command).and_then(|command| match command {
         Command::Train(args) => train::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Eval(args) => evaluate::run(&args),
         Command::Generate(args) => generate::run(&args),
+        Command::Data(args) => data::run(&args),
+        Command::Chat(args) => chat::run(&args),
         Command::Doctor => doctor::run(),
         Command::Logits(args) => logits::run(&args),
         Command::Init(args) => init::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Report(args) => report::run(&args),
+        Command::Compare(args) => compare::run(&args),
         Command::Completions(args) => complete::completions(&args),
         Command::Man(args) => complete::man(&args),
-    };
+    });
     match ending {
         Ok(Ending::Done) => ExitCode::SUCCESS,
         Ok(Ending::GateFailed) => ExitCode::from(1),

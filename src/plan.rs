@@ -9,6 +9,7 @@ mod training;
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
+use qat_hub::Part;
 use qat_infer::{
     export::{self, Target},
     files::{Activations, CONFIG_FILE, MANIFEST_FILE, Manifest, PackedDir, Storage},
@@ -28,7 +29,7 @@ use self::{
     running::Running,
     training::{Clock, Training},
 };
-use crate::{Ending, cli, init, train};
+use crate::{Ending, cli, hub, init, train};
 
 /// What was planned.
 #[derive(Debug, Serialize)]
@@ -70,8 +71,11 @@ fn of_recipe(args: &cli::Plan) -> anyhow::Result<Vec<Found>> {
     let device = training::device(&args.device).context("--device")?;
     let instead = args.shape.as_deref().map(init::config).transpose().context("--shape")?;
     let mut found = Vec::new();
-    for named in train::chosen(recipe::load(&args.target, &args.sets)?, &args.variants)? {
-        let plan = Plan::new(&named.recipe).with_context(|| args.target.display().to_string())?;
+    for mut named in train::chosen(recipe::load(&args.target, &args.sets)?, &args.variants)? {
+        Plan::new(&named.recipe).with_context(|| args.target.display().to_string())?;
+        let brought = hub::fetch(&mut named.recipe, || Ok(None), Part::Shape)?;
+        let mut plan = Plan::new(&named.recipe)?;
+        brought.put_into(&mut plan);
         let shapes = Shapes::of(&plan, instead.as_ref())?;
         let clock = match args.rate {
             Some(rate) => Clock::Rate(rate),
@@ -105,7 +109,7 @@ fn shipped(plan: &Plan, config: &Config) -> anyhow::Result<Outline> {
             let within = mix.candidates.iter().copied().filter(|format| bits(format) <= mix.target_bpw);
             let nearest = within.max_by(|a, b| bits(a).total_cmp(&bits(b))).or(widest);
             nearest.map_or(plan.quantization.rules.clone(), |format| {
-                plan.quantization.rules.clone().with_weights(format)
+                mix.with(plan.quantization.rules.clone(), format)
             })
         }
     };

@@ -1,26 +1,70 @@
-//! Progress of a run: a bar on a terminal, plain lines elsewhere.
+//! Progress of a run: a bar on a terminal, or the whole of it; plain lines elsewhere.
 
-use std::{io::IsTerminal as _, time::Duration};
+use std::{
+    io::{IsTerminal as _, stderr, stdout},
+    path::Path,
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
 
 use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressStyle};
 use qat_train::trainer::{Event, StepLog};
 
+use crate::{cli, dashboard::Dashboard};
+
+/// What a run is shown as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Look {
+    /// Lines, as in a log.
+    Lines,
+    /// A bar with lines above it.
+    Bar,
+    /// The whole terminal.
+    Dashboard,
+}
+
+impl Look {
+    /// What was asked for, as far as it is possible here.
+    pub fn of(args: &cli::Train) -> Self {
+        if args.dashboard && stdout().is_terminal() {
+            return Self::Dashboard;
+        }
+        if args.dashboard {
+            eprintln!("--dashboard: standard output is no terminal; the run is shown in lines");
+        }
+        if args.plain || args.dashboard || !stderr().is_terminal() { Self::Lines } else { Self::Bar }
+    }
+}
+
 /// Shows what a run reports.
 pub struct Progress {
     name: String,
+    look: Look,
+    dashboard: Option<Dashboard>,
     bar: Option<ProgressBar>,
     steps: usize,
     tokens_per_step: usize,
 }
 
 impl Progress {
-    /// For the run called `name`.
-    pub fn new(name: &str) -> Self {
-        Self { name: name.to_owned(), bar: None, steps: 0, tokens_per_step: 1 }
+    /// For the run called `name` in the folder `out`, which ends when `stop` is raised.
+    ///
+    /// # Errors
+    /// The terminal can't be drawn on.
+    pub fn new(name: &str, look: Look, out: &Path, stop: &Arc<AtomicBool>) -> anyhow::Result<Self> {
+        let dashboard = match look {
+            Look::Dashboard => Some(Dashboard::open(name, out, stop.clone())?),
+            Look::Lines | Look::Bar => None,
+        };
+        Ok(Self { name: name.to_owned(), look, dashboard, bar: None, steps: 0, tokens_per_step: 1 })
     }
 
     /// Shows one event.
     pub fn show(&mut self, event: Event) {
+        if let Some(dashboard) = &self.dashboard {
+            dashboard.show(event);
+            return;
+        }
         match event {
             Event::Note(text) => self.line(&text),
             Event::Tokenizing { done, total } => self.tokenizing(done, total),
@@ -55,8 +99,11 @@ impl Progress {
         }
     }
 
-    /// Removes the bar.
+    /// Removes the bar, or gives the terminal back with what was said on it.
     pub fn finish(&mut self) {
+        for line in self.dashboard.take().map(Dashboard::close).unwrap_or_default() {
+            self.line(&line);
+        }
         if let Some(bar) = self.bar.take() {
             bar.finish_and_clear();
         }
@@ -94,7 +141,7 @@ impl Progress {
     }
 
     fn start_bar(&mut self, len: u64, style: &str) {
-        if !std::io::stderr().is_terminal() {
+        if self.look != Look::Bar {
             return;
         }
         let style = ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar());

@@ -13,6 +13,15 @@ pub fn bytes(n: u64) -> String {
     }
 }
 
+/// Energy as people read it.
+pub fn joules(joules: f64) -> String {
+    match joules {
+        j if j < 1e-3 => format!("{:.3} mJ", j * 1e3),
+        j if j < 1.0 => format!("{:.2} mJ", j * 1e3),
+        j => format!("{j:.2} J"),
+    }
+}
+
 /// Width of a report when the output is no terminal, which would tell its own.
 const WIDTH: u16 = 130;
 
@@ -72,6 +81,14 @@ pub fn report(r: &Report) -> Table {
     row("prefill", format!("{:.0} tokens/s", r.prefill_tps));
     row("decode", format!("{:.0} tokens/s", r.decode_tps));
     row("first token", format!("{:.2} ms after a prompt of {}", r.ttft_ms, r.prompt_tokens));
+    if let Some((prefill, decode)) = r.prefill_joules_per_token.zip(r.decode_joules_per_token) {
+        row(
+            "energy",
+            format!("{} a token read, {} a token written ({})", joules(prefill), joules(decode), r.energy),
+        );
+    } else {
+        row("energy", r.energy.clone());
+    }
     row("peak memory", r.peak_rss_bytes.map_or("not measured here".to_owned(), bytes));
     row("bits per weight", format!("{:.4}", r.bits_per_weight));
     row("file", bytes(r.file_bytes));
@@ -91,32 +108,41 @@ pub struct Row {
     pub untrained: Vec<Report>,
 }
 
+/// Columns of a comparison.
+pub const COMPARISON: [&str; 8] =
+    ["model", "bits/weight", "file", "perplexity", "lost (Δ ln ppl)", "KL", "same top-1", "won back"];
+
 /// Models side by side: what rounding lost, and what training won back of it.
 pub fn comparison(rows: &[Row]) -> Table {
     // Markdown, so that the table can be pasted where results are kept.
-    let header =
-        ["model", "bits/weight", "file", "perplexity", "lost (Δ ln ppl)", "KL", "same top-1", "won back"];
-    let mut table = with_header(&header, &[0]);
+    let mut table = with_header(&COMPARISON, &[0]);
     for row in rows {
-        let r = &row.report;
+        table.add_row(row.cells());
+    }
+    table
+}
+
+impl Row {
+    /// What stands in the columns of a comparison.
+    pub fn cells(&self) -> [String; 8] {
+        let r = &self.report;
         let or_dash = |text: Option<String>| text.unwrap_or_else(|| "–".to_owned());
-        table.add_row([
-            row.name.clone(),
+        [
+            self.name.clone(),
             format!("{:.2}", r.bits_per_weight),
             bytes(r.file_bytes),
             format!("{:.3} ± {:.3}", r.perplexity, r.perplexity_se),
             or_dash(r.delta_ln_ppl.zip(r.delta_ln_ppl_se).map(|(d, se)| format!("{d:+.4} ± {se:.4}"))),
             or_dash(r.kl_mean.zip(r.kl_se).map(|(kl, se)| format!("{kl:.4} ± {se:.4}"))),
             or_dash(r.same_top1.map(|t| format!("{:.1} %", 100.0 * t))),
-            or_dash(won_back(row)),
-        ]);
+            or_dash(won_back(self)),
+        ]
     }
-    table
 }
 
 /// Share of the loss in ln perplexity (against the best untrained rounding) that training undid; nothing where rounding
 /// lost less than two standard errors, since a share of noise is noise.
-fn won_back(row: &Row) -> Option<String> {
+pub fn won_back(row: &Row) -> Option<String> {
     let lost = |r: &Report| r.delta_ln_ppl.zip(r.delta_ln_ppl_se);
     let (untrained, se) = row.untrained.iter().filter_map(lost).min_by(|a, b| a.0.total_cmp(&b.0))?;
     let (trained, _) = lost(&row.report)?;

@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
+use qat_hub::Part;
 use qat_infer::{
     Chosen,
     cpu::Cpu,
@@ -19,16 +20,18 @@ use qat_infer::{
 };
 use qat_train::{
     Error,
+    checkpoint::Checkpoints,
     data::EvalText,
     device,
-    export::{Shipment, check_targets},
+    export::{Changes, Shipment, check_targets},
     recipe::{self, EvalPlan, Named, Plan},
-    trainer::{Job, Outcome, Start, train},
+    trainer::{Job, Outcome, Start, student_dir, train},
 };
 
 use crate::{
-    Ending, cli, evaluate, export,
-    progress::Progress,
+    Ending, cli, evaluate, export, hub,
+    progress::{Look, Progress},
+    report::{self, Kind, Leaving, Scores, Texts},
     table::{self, Row},
 };
 
@@ -52,8 +55,9 @@ pub fn run(args: &cli::Train) -> anyhow::Result<Ending> {
         _ => Start::Fresh,
     };
     let mut comparison = Comparison::default();
+    let look = Look::of(args);
     for run in &runs {
-        let mut progress = Progress::new(&run.name);
+        let mut progress = Progress::new(&run.name, look, &run.out, &stop)?;
         let job = Job { plan: &run.plan, out: &run.out, cache: &cache, device: opened.device.clone(), start };
         let outcome = train(&job, &mut |event| progress.show(event), &stop);
         progress.finish();
@@ -64,15 +68,20 @@ pub fn run(args: &cli::Train) -> anyhow::Result<Ending> {
                 return Ok(Ending::Stopped);
             }
             Ok(Outcome::Stopped { step }) => {
+                report::leave(Leaving { out: &run.out, changes: None, texts: None, stop: &stop });
                 eprintln!("stopped after step {step}; saved. Continue with the same command and --resume");
                 return Ok(Ending::Stopped);
             }
             Err(error) => return Err(error.into()),
         }
-        finish(&job, run, &mut comparison)?;
+        finish(&job, run, &mut comparison, &stop)?;
         if stop.load(Ordering::SeqCst) {
             return Ok(Ending::Stopped);
         }
+    }
+    if runs.len() > 1 {
+        let folders: Vec<&Path> = runs.iter().map(|run| run.out.as_path()).collect();
+        report::leave_comparison(&folders, &out);
     }
     comparison.show(&out)
 }
@@ -82,13 +91,21 @@ fn runs(args: &cli::Train) -> anyhow::Result<(PathBuf, Vec<Run>)> {
     let stem = args.config.file_stem().and_then(|s| s.to_str()).unwrap_or("run");
     let out = args.out.clone().unwrap_or_else(|| Path::new("runs").join(stem));
     let mut runs = Vec::new();
-    for named in chosen(recipe::load(&args.config, &args.sets)?, &args.variants)? {
-        let plan = Plan::new(&named.recipe).with_context(|| args.config.display().to_string())?;
-        let run = match named.variant {
-            Some(name) => Run { out: out.join(&name), name, plan },
-            None => Run { out: out.clone(), name: stem.to_owned(), plan },
+    for mut named in chosen(recipe::load(&args.config, &args.sets)?, &args.variants)? {
+        // Before anything is fetched for it.
+        Plan::new(&named.recipe).with_context(|| args.config.display().to_string())?;
+        let (name, out) = match named.variant {
+            Some(name) => (name.clone(), out.join(&name)),
+            None => (stem.to_owned(), out.clone()),
         };
-        runs.push(run);
+        let before = || match args.resume {
+            true => Ok(Checkpoints::of(&out).newest()?.0.map(|found| found.state.recipe)),
+            false => Ok(None),
+        };
+        let brought = hub::fetch(&mut named.recipe, before, Part::Whole)?;
+        let mut plan = Plan::new(&named.recipe)?;
+        brought.put_into(&mut plan);
+        runs.push(Run { name, out, plan });
     }
     check_endings(&runs)?;
     Ok((out, runs))
@@ -142,7 +159,7 @@ pub fn chosen(all: Vec<Named>, wanted: &[String]) -> anyhow::Result<Vec<Named>> 
 }
 
 /// A flag that Ctrl-C and SIGTERM raise; the second Ctrl-C ends the process at once.
-fn stop_flag() -> anyhow::Result<Arc<AtomicBool>> {
+pub fn stop_flag() -> anyhow::Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     let flag = stop.clone();
     ctrlc::set_handler(move || {
@@ -154,40 +171,73 @@ fn stop_flag() -> anyhow::Result<Arc<AtomicBool>> {
     Ok(stop)
 }
 
-/// Export and evaluation of a finished run, as its recipe asks.
-fn finish(job: &Job, run: &Run, comparison: &mut Comparison) -> anyhow::Result<()> {
-    let Some(plan) = &run.plan.export else { return Ok(()) };
+/// Export, evaluation and the page of a finished run, as its recipe asks.
+fn finish(job: &Job, run: &Run, comparison: &mut Comparison, stop: &AtomicBool) -> anyhow::Result<()> {
+    let Some(plan) = &run.plan.export else {
+        let changes = told(Shipment::of_run(&run.out).and_then(|(shipment, _)| shipment.changes(&run.out)));
+        report::leave(Leaving { out: &run.out, changes, texts: None, stop });
+        return Ok(());
+    };
     let (shipment, _) = Shipment::of_run(&run.out)?;
     let packed = plan.packed(&run.out);
     export::announce(&packed, &shipment.write(&packed)?);
-    let report = run.plan.eval.as_ref().map(|eval| comparison.add(job, run, eval, &packed)).transpose()?;
+    let changes = told(shipment.changes(&run.out));
+    drop(shipment);
+    let scored = run.plan.eval.as_ref().map(|eval| comparison.add(job, run, eval, &packed)).transpose()?;
+    let start = student_dir(&run.out);
+    let texts = scored.as_ref().zip(run.plan.eval.as_ref()).map(|((_, text), eval)| Texts {
+        float: eval.against.as_deref().unwrap_or(&start),
+        packed: &packed,
+        text: &text.text,
+    });
+    report::leave(Leaving { out: &run.out, changes, texts, stop });
     for (target, out) in plan.places(&run.out) {
-        let job = Export { target, options: &plan.options, requantize: false, report: report.as_ref() };
+        let report = scored.as_ref().map(|(report, _)| report);
+        let job = Export { target, options: &plan.options, requantize: false, report };
         export::announce_files(target, &job.run(&packed, Export::stage(&out)?)?);
     }
     Ok(())
+}
+
+/// What training did to the matrices, for the page of the run; a warning where that can't be told.
+fn told(changes: qat_train::Result<Changes>) -> Option<Changes> {
+    changes.inspect_err(|e| eprintln!("warning: left out of the report: {e}")).ok()
 }
 
 /// What the runs of a recipe scored, with what each gate said.
 #[derive(Default)]
 struct Comparison {
     rows: Vec<Row>,
-    references: Vec<PathBuf>,
+    references: Vec<(PathBuf, Report)>,
     failed: bool,
     floor: Option<f64>,
 }
 
 impl Comparison {
-    fn add(&mut self, job: &Job, run: &Run, plan: &EvalPlan, packed: &Path) -> anyhow::Result<Report> {
+    /// Scores what the run has written, and keeps the scores in its folder; gives its report, and the text that it is about.
+    fn add(
+        &mut self,
+        job: &Job,
+        run: &Run,
+        plan: &EvalPlan,
+        packed: &Path,
+    ) -> anyhow::Result<(Report, EvalText)> {
         let gates: Vec<Gate> = evaluate::gates(&plan.require, plan.against.is_some())?;
         let text = evaluate::text(&plan.data)?;
-        if let Some(reference) = &plan.against
-            && !self.references.contains(reference)
-        {
-            let report = score(reference, &text, plan, None)?;
-            self.floor = report.entropy_floor_nats;
-            self.push(format!("{} (float)", reference.display()), report, Vec::new());
-            self.references.push(reference.clone());
+        let mut scores = Scores::default();
+        if let Some(reference) = &plan.against {
+            let name = format!("{} (float)", reference.display());
+            let report = match self.references.iter().find(|(path, _)| path == reference) {
+                Some((_, report)) => report.clone(),
+                None => {
+                    let report = score(reference, &text, plan, None)?;
+                    self.floor = report.entropy_floor_nats;
+                    self.push(name.clone(), report.clone(), Vec::new());
+                    self.references.push((reference.clone(), report.clone()));
+                    report
+                }
+            };
+            scores.push(name, Kind::Reference, &report);
         }
         let mut untrained = Vec::new();
         for rounding in &plan.baselines {
@@ -195,15 +245,18 @@ impl Comparison {
             Shipment::of_start(job, *rounding)?.write(&out)?;
             let report = score(&out, &text, plan, plan.against.as_deref())?;
             self.push(format!("{}: rounded, {rounding}", run.name), report.clone(), Vec::new());
+            scores.push(format!("rounded, {rounding}"), Kind::Rounded, &report);
             untrained.push(report);
         }
         let report = score(packed, &text, plan, plan.against.as_deref())?;
         evaluate::write_json(&run.out.join("report.json"), &report)?;
-        for result in evaluate::check(&gates, &report)? {
-            self.failed |= !result.passed;
-        }
+        let results = evaluate::check(&gates, &report)?;
+        self.failed |= results.iter().any(|result| !result.passed);
+        scores.push("trained", Kind::Trained, &report);
+        scores.judge(&results);
+        scores.write(&run.out)?;
         self.push(format!("{}: trained", run.name), report.clone(), untrained);
-        Ok(report)
+        Ok((report, text))
     }
 
     fn push(&mut self, name: String, report: Report, untrained: Vec<Report>) {

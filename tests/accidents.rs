@@ -41,8 +41,9 @@ fn kill(mut child: Child) {
     assert_eq!(child.wait().expect("ended").code(), None, "it was killed, not done");
 }
 
+/// Sends the signal to a command that runs.
 #[cfg(unix)]
-fn send(signal: &str, child: &Child) {
+pub fn send(signal: &str, child: &Child) {
     let sent =
         std::process::Command::new("sh").args(["-c", &format!("kill -{signal} {}", child.id())]).status();
     assert!(sent.is_ok_and(|status| status.success()), "sent");

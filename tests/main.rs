@@ -2,11 +2,14 @@
 
 mod accidents;
 mod bench;
+mod conversations;
+mod energy;
 mod exports;
 mod families;
 mod gates;
 mod generate;
 mod gguf;
+mod hub;
 mod inspect;
 mod journey;
 mod logits;
@@ -15,8 +18,11 @@ mod models;
 mod outputs;
 mod plan;
 mod recipes;
+mod reports;
 mod runs;
+mod talk;
 mod targets;
+mod tasks;
 mod teaching;
 mod tidy;
 mod tiers;

@@ -87,7 +87,7 @@ fn training_holds_within_five_percent_of_what_was_planned() {
         "",
         "--set quant.weights=float --set quant.embeddings=float --set train.accumulate=2",
         "--set train.checkpoint_layers=true --set quant.gradient=ste",
-        "--set optim.kind=muon --set quant.weights=int4-affine-g32 --set quant.activations=int8-token",
+        "--set optim.kind=muon --set quant.weights=int4-affine-g32 --set quant.activations=int8-token --set quant.freeze_after=2",
         from_teacher,
     ] {
         let found = planned(&shop, &format!("recipe.toml --device cpu {sets}"));

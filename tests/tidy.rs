@@ -147,6 +147,10 @@ fn dependencies_run_one_way() {
         ("quant/", &["qat_infer", "qat_train", "candle"][..]),
         // candle-metal-kernels, which the encoder is written over, is not among them.
         ("infer/", &["qat_train", "candle_core", "candle_nn"]),
+        // Whoever runs models needs no network, and the network no models.
+        ("infer/", &["qat_hub"]),
+        ("train/", &["qat_hub"]),
+        ("hub/", &["qat_quant", "qat_infer", "qat_train", "candle"]),
         ("src/", &["candle"]),
     ] {
         let strangers = names(strangers);

@@ -5,6 +5,7 @@
 //!
 //! Knows no tokens. Invariant: rendering ends, in bounded time and memory, in a text or in an error that names file and line.
 
+mod answers;
 mod bounds;
 pub mod go;
 mod python;
@@ -17,6 +18,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+
+pub use answers::Written;
 
 use crate::files::read_json;
 use crate::{Error, Result};
@@ -88,10 +91,35 @@ impl ChatTemplate {
         Ok(template)
     }
 
+    /// The template that `config` (tokenizer_config.json), read from `origin`, has in it, if any.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn in_config(origin: &Path, config: &Value) -> Result<Option<Self>> {
+        let source = named_default(&config["chat_template"]).map(str::to_owned);
+        source.map(|source| Self::new(origin, source, config)).transpose()
+    }
+
+    /// What the template writes after an answer: mostly a token that ends it, and white space.
+    ///
+    /// # Errors
+    /// As [`render`](Self::render).
+    pub fn after_answer(&self) -> Result<String> {
+        const ANSWER: &str = "An answer that is found again.";
+        let turn = [Message::new("user", "A question."), Message::new("assistant", ANSWER)];
+        let text = self.render(&turn, false)?;
+        Ok(text.rsplit_once(ANSWER).map_or(String::new(), |(_, after)| after.to_owned()))
+    }
+
     /// The same template at another time: `seconds` since 1970, for templates that write the date.
     pub fn at(mut self, seconds: u64) -> Self {
         self.now = seconds;
         self
+    }
+
+    /// Everything that decides what it writes, but for the time.
+    pub fn identity(&self) -> Vec<u8> {
+        json!([self.source, self.special]).to_string().into_bytes()
     }
 
     /// Its source, in Jinja.
@@ -105,6 +133,12 @@ impl ChatTemplate {
     /// What the template refuses (say, two questions in a row), what it does wrong, and a limit that it exceeds; names file and
     /// line.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+        bounds::render(&self.source, &self.context(messages, add_generation_prompt), self.now)
+            .map_err(|problem| Error::file(&self.origin, problem))
+    }
+
+    /// What the template is given.
+    fn context(&self, messages: &[Message], add_generation_prompt: bool) -> Value {
         let mut context = json!({
             "messages": messages,
             "tools": null,
@@ -114,7 +148,7 @@ impl ChatTemplate {
         for (name, token) in &self.special {
             context[name] = json!(token);
         }
-        bounds::render(&self.source, &context, self.now).map_err(|problem| Error::file(&self.origin, problem))
+        context
     }
 }
 

@@ -7,6 +7,7 @@ pub mod bench;
 pub mod chat;
 mod choice;
 pub mod cpu;
+pub mod energy;
 mod error;
 pub mod eval;
 pub mod export;

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 use tokenizers::Tokenizer;
 
+use crate::chat::ChatTemplate;
 use crate::files::{
     Activations, BitNetDir, HfDir, Manifest, MlxDir, PackedDir, Storage, StoredMatrix, TOKENIZER_FILE,
     TensorFiles, load_tokenizer,
@@ -106,6 +107,22 @@ impl<M: RuntimeMatrix> Opened<M> {
         match &self.tokenizer {
             TokenizerAt::File(path) => load_tokenizer(path, self.decoder.config.vocab_size),
             TokenizerAt::Gguf(model) => model.tokenizer(),
+        }
+    }
+
+    /// How the model wants a conversation written, if it says.
+    ///
+    /// # Errors
+    /// When a file can't be read, or the template is no Jinja.
+    pub fn chat_template(&self) -> Result<Option<ChatTemplate>> {
+        match &self.tokenizer {
+            TokenizerAt::File(_) => ChatTemplate::of(&self.origin),
+            TokenizerAt::Gguf(model) => {
+                let [_, (_, config)] = model.tokenizer_files()?;
+                let config = serde_json::from_slice(&config);
+                let config = config.map_err(|e| Error::file(&self.origin, format!("its tokenizer: {e}")))?;
+                ChatTemplate::in_config(&self.origin, &config)
+            }
         }
     }
 

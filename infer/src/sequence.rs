@@ -20,6 +20,27 @@ pub trait Sequence {
     /// Begins a new text.
     fn reset(&mut self);
 
+    /// Forgets all but the first `tokens` that it has read, and says whether it could: of convolutions only the end of a text is
+    /// remembered, so that a model that has some goes back to the beginning or not at all. Where it couldn't, nothing was
+    /// forgotten.
+    fn rewind(&mut self, tokens: usize) -> bool;
+
+    /// Names how [`past`](Self::past) lays bytes out: the runtime, and the type of keys and values.
+    fn past_layout(&self) -> String;
+
+    /// All that is remembered of the tokens read, as bytes.
+    ///
+    /// # Errors
+    /// When a device fails.
+    fn past(&mut self) -> Result<Vec<u8>>;
+
+    /// Remembers `past`, which a sequence of the same model and [layout](Self::past_layout) gave after reading `ids`, in the place of what was
+    /// read.
+    ///
+    /// # Errors
+    /// When there is no room for so many tokens, or the length is not theirs: then nothing was changed. When a device fails.
+    fn restore(&mut self, ids: &[u32], past: &[u8]) -> Result<()>;
+
     /// Reads `ids` and gives the logits `[vocab]` of what follows the last one.
     ///
     /// # Errors
@@ -104,6 +125,17 @@ pub trait Runtime {
         context: usize,
         kv: KvType,
     ) -> Result<Box<dyn Sequence + 'm>>;
+}
+
+/// Refuses a past of `tokens` and `bytes` where there is room for `context` tokens, and so many take `wanted` bytes.
+pub(crate) fn check_past(tokens: usize, context: usize, bytes: usize, wanted: u64) -> Result<()> {
+    if tokens > context {
+        return Err(Error::Invalid(format!("a past of {tokens} tokens, with room for {context}")));
+    }
+    if bytes as u64 != wanted {
+        return Err(Error::Invalid(format!("a past of {bytes} bytes, and {tokens} tokens take {wanted}")));
+    }
+    Ok(())
 }
 
 /// The `k` ids with the highest logits, and these, the highest first, ties by id; `k` is 1 to as many as there are.

@@ -49,11 +49,14 @@ pub struct Row {
     read_bytes_per_second: Option<f64>,
     of_triad: Option<f64>,
     of_read: Option<f64>,
+    watts: Option<f64>,
+    joules_per_token: Option<f64>,
+    energy: String,
 }
 
 impl Row {
-    /// The row of `samples`, taken on `model` with `isa` just now.
-    pub fn new(model: &Model, setup: &Setup, samples: &Samples, isa: Isa) -> Self {
+    /// The row of `samples`, taken on `model` with `isa` just now; `energy` says what was counted, or why nothing was.
+    pub fn new(model: &Model, setup: &Setup, samples: &Samples, isa: Isa, energy: &str) -> Self {
         let params = params(&model.decoder.config);
         let elements: usize = params.iter().map(|p| p.shape.iter().product::<usize>()).sum();
         let (n_prompt, n_gen) = match samples.test.work {
@@ -94,6 +97,9 @@ impl Row {
             read_bytes_per_second: None,
             of_triad: None,
             of_read: None,
+            watts: samples.energy().map(|(watts, _)| watts),
+            joules_per_token: samples.energy().map(|(_, joules)| joules),
+            energy: energy.to_owned(),
         }
     }
 
@@ -161,7 +167,8 @@ fn parameters(n: u64) -> String {
 pub fn markdown(rows: &[Row], memory: &Bandwidths) -> String {
     let mut table = Table::new();
     table.load_style(presets::ASCII_MARKDOWN);
-    table.set_header([
+    let has_energy = rows.iter().any(|row| row.joules_per_token.is_some());
+    let mut header = vec![
         "model",
         "size",
         "params",
@@ -176,11 +183,15 @@ pub fn markdown(rows: &[Row], memory: &Bandwidths) -> String {
         "GB/s",
         "of triad",
         "of read",
-    ]);
+    ];
+    if has_energy {
+        header.extend(["W", "per token"]);
+    }
+    table.set_header(header);
     for row in rows {
         let or_dash = |text: Option<String>| text.unwrap_or_else(|| "–".to_owned());
         let percent = |share: Option<f64>| or_dash(share.map(|share| format!("{:.1} %", 100.0 * share)));
-        table.add_row([
+        let mut cells = vec![
             row.model_type.clone(),
             crate::table::bytes(row.model_size),
             parameters(row.model_n_params),
@@ -195,9 +206,14 @@ pub fn markdown(rows: &[Row], memory: &Bandwidths) -> String {
             or_dash(row.bytes_per_second.map(|bytes| format!("{:.2}", bytes / 1e9))),
             percent(row.of_triad),
             percent(row.of_read),
-        ]);
+        ];
+        if has_energy {
+            cells.push(or_dash(row.watts.map(|watts| format!("{watts:.1}"))));
+            cells.push(or_dash(row.joules_per_token.map(crate::table::joules)));
+        }
+        table.add_row(cells);
     }
-    for column in [1, 2, 5, 8, 9, 10, 11, 12, 13] {
+    for column in [1, 2, 5, 8, 9, 10, 11, 12, 13, 14, 15] {
         if let Some(column) = table.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);
         }
@@ -210,6 +226,9 @@ pub fn markdown(rows: &[Row], memory: &Bandwidths) -> String {
             read / 1e9,
             crate::table::bytes(*array_bytes as u64),
         );
+    }
+    if let Some(row) = rows.first() {
+        text += &format!("\nenergy: {}\n", row.energy);
     }
     text
 }

@@ -5,6 +5,7 @@
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
+use qat_hub::Part;
 use qat_infer::{bench::cpu_name, eval::peak_rss_bytes};
 use qat_train::{
     device,
@@ -13,7 +14,7 @@ use qat_train::{
 };
 use serde::Serialize;
 
-use crate::{Ending, cli, evaluate, table, train};
+use crate::{Ending, cli, evaluate, hub, table, train};
 
 /// Steps before the clock starts: kernels are compiled, memory is taken.
 const WARM_UP: usize = 3;
@@ -110,12 +111,15 @@ pub fn run(path: &Path, args: &cli::Bench) -> anyhow::Result<Ending> {
     if args.format == cli::BenchFormat::Csv {
         bail!("--format csv has the columns of llama-bench, which knows no training; want md or json");
     }
-    let named = train::chosen(recipe::load(path, &wanted.sets)?, wanted.variant.as_slice())?;
-    let [named] = named.as_slice() else {
+    let mut named = train::chosen(recipe::load(path, &wanted.sets)?, wanted.variant.as_slice())?;
+    let [named] = named.as_mut_slice() else {
         let names: Vec<&str> = named.iter().filter_map(|n| n.variant.as_deref()).collect();
         bail!("{}: choose one with --variant: {}", path.display(), names.join(", "));
     };
-    let plan = Plan::new(&named.recipe).with_context(|| path.display().to_string())?;
+    Plan::new(&named.recipe).with_context(|| path.display().to_string())?;
+    let brought = hub::fetch(&mut named.recipe, || Ok(None), Part::Whole)?;
+    let mut plan = Plan::new(&named.recipe)?;
+    brought.put_into(&mut plan);
     let opened = wanted.device.parse::<device::Choice>()?.open()?;
     let found = measure(&plan, &opened.device, WARM_UP, wanted.steps.get())?;
     let name = path.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned());

@@ -133,6 +133,15 @@ impl Checkpoints {
         Ok((None, damaged))
     }
 
+    /// What the newest checkpoint says of itself; its tensors are not looked at.
+    ///
+    /// # Errors
+    /// The folder can't be listed, or the checkpoint says nothing that can be read.
+    pub fn told(&self) -> Result<Option<State>> {
+        let Some(newest) = self.list()?.pop() else { return Ok(None) };
+        parse_state(&newest.join(STATE)).map(Some)
+    }
+
     /// Folders of checkpoints, oldest first.
     fn list(&self) -> Result<Vec<PathBuf>> {
         if !self.dir.exists() {
@@ -219,14 +228,19 @@ fn digest(path: &Path) -> Result<String> {
     Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-fn read_state(dir: &Path) -> Result<State> {
-    let path = dir.join(STATE);
-    let text = fs::read(&path).map_err(|e| Error::io("cannot read", &path, e))?;
+fn parse_state(path: &Path) -> Result<State> {
+    let text = fs::read(path).map_err(|e| Error::io("cannot read", path, e))?;
     let state: State = serde_json::from_slice(&text)
-        .map_err(|e| Error::file(&path, format!("not a checkpoint's state: {e}")))?;
+        .map_err(|e| Error::file(path, format!("not a checkpoint's state: {e}")))?;
     if state.qat != VERSION {
-        return Err(Error::file(&path, format!("layout version {}, this qat reads {VERSION}", state.qat)));
+        return Err(Error::file(path, format!("layout version {}, this qat reads {VERSION}", state.qat)));
     }
+    Ok(state)
+}
+
+/// What the checkpoint in `dir` says of itself, when its files are those that it says.
+fn read_state(dir: &Path) -> Result<State> {
+    let state = parse_state(&dir.join(STATE))?;
     for (file, wanted) in &state.sha256 {
         let path = dir.join(file);
         if digest(&path)? != *wanted {
@@ -253,13 +267,7 @@ const FREE: [&str; 8] = [
 /// # Errors
 /// The first key whose value differs, with both values.
 pub fn same_recipe(then: &Recipe, now: &Recipe, out: &Path) -> Result<()> {
-    let json = |recipe: &Recipe| serde_json::to_value(recipe).map_err(|e| Error::Config(e.to_string()));
-    let flat = |value: &Value| {
-        let mut keys = BTreeMap::new();
-        flatten("", value, &mut keys);
-        keys
-    };
-    let (then, now) = (flat(&json(then)?), flat(&json(now)?));
+    let (then, now) = (then.keys()?, now.keys()?);
     let free = |key: &str| FREE.iter().any(|f| key == *f || key.starts_with(&format!("{f}.")));
     let changed = then.keys().chain(now.keys()).find(|key| !free(key) && then.get(*key) != now.get(*key));
     let Some(key) = changed else { return Ok(()) };
@@ -270,20 +278,6 @@ pub fn same_recipe(then: &Recipe, now: &Recipe, out: &Path) -> Result<()> {
         out.display(),
         shown(&then)
     )))
-}
-
-fn flatten(prefix: &str, value: &Value, into: &mut BTreeMap<String, Value>) {
-    match value {
-        Value::Object(map) => {
-            for (key, value) in map {
-                let path = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
-                flatten(&path, value, into);
-            }
-        }
-        leaf => {
-            into.insert(prefix.to_owned(), leaf.clone());
-        }
-    }
 }
 
 #[cfg(test)]

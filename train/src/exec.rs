@@ -1,7 +1,7 @@
 //! The decoder carried out with autograd: activations are candle tensors, matrices are (fake-quantized) latent weights.
 //!
 //! Knows no loss and no optimizer. Activations travel as `[batch · ctx, width]`, sequence by sequence; every window
-//! starts at position 0 and attends to itself only.
+//! starts at position 0 and attends to itself only, where it holds several documents each of them to itself.
 
 mod recompute;
 
@@ -13,7 +13,15 @@ use qat_infer::{
 
 pub use recompute::forward_in_layers;
 
-use crate::{Error, Result, loss::Features, ops, precision::Precision};
+use crate::{
+    Error, Result,
+    loss::Features,
+    ops::{self, Borders},
+    precision::Precision,
+};
+
+/// Why a model with short convolutions learns from one document a window.
+pub const SHORT_CONVS: &str = "the model's short convolutions would mix documents of a window; data.format = \"chat\" needs layers that all attend";
 
 /// A matrix as the forward pass sees it.
 #[derive(Debug, Clone)]
@@ -78,6 +86,8 @@ pub struct TrainExec<'a> {
     tap: Option<Tap>,
     /// As the matrices of the layer at hand say.
     cache: Option<Cache>,
+    /// Where documents begin, in windows that hold several.
+    borders: Option<Borders>,
 }
 
 /// Where a forward pass is listened to, and what was heard.
@@ -91,12 +101,17 @@ struct Tap {
 impl<'a> TrainExec<'a> {
     /// An executor for `batch` windows of `ctx` tokens each.
     pub fn new(batch: usize, ctx: usize, rope: &'a RopeTable) -> Self {
-        Self { batch, ctx, rope, dtype: DType::F32, tap: None, cache: None }
+        Self { batch, ctx, rope, dtype: DType::F32, tap: None, cache: None, borders: None }
     }
 
     /// The same, computing in `precision`.
     pub fn with_precision(self, precision: Precision) -> Self {
         Self { dtype: precision.dtype(), ..self }
+    }
+
+    /// The same, on windows that hold several documents.
+    pub fn with_borders(self, borders: Option<Borders>) -> Self {
+        Self { borders, ..self }
     }
 
     /// The same, remembering what the next forward pass leaves behind layer `layer`.
@@ -185,11 +200,14 @@ impl Exec for TrainExec<'_> {
             k = ops::quantize_kv(&k, kv, lambda)?;
             v = ops::quantize_kv(&v, kv, lambda)?;
         }
-        let mixed = ops::causal_attention(&q, &k, &v)?;
+        let mixed = ops::attention_apart(&q, &k, &v, self.borders.as_ref())?;
         Ok(ops::reshape(&mixed, (self.batch * self.ctx, shape.heads * shape.head_dim))?)
     }
 
     fn short_conv(&mut self, _: usize, x: Tensor, kernel: &Tensor) -> Result<Tensor> {
+        if self.borders.is_some() {
+            return Err(Error::Config(SHORT_CONVS.into()));
+        }
         Ok(ops::short_conv(&x, kernel, self.ctx)?)
     }
 

@@ -3,6 +3,8 @@
 //! Knows no bytes of files (`qat_infer::files` writes them) and prints nothing. A trained run and the untrained rounding of
 //! a float model take the same way: both are a [`Student`], one restored from a checkpoint, one fresh from its directory.
 
+mod changes;
+
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
@@ -14,6 +16,7 @@ use qat_infer::{
 use qat_quant::kernels::FloatType;
 use serde_json::{Value, json};
 
+pub use self::changes::{Change, Changes, FormatSpread, Histogram, ModuleSpread};
 use crate::{
     Error, Result,
     checkpoint::Checkpoints,
@@ -54,7 +57,7 @@ pub fn check_targets(plan: &Plan) -> Result<()> {
     let rules = &plan.quantization.rules;
     let possible = match &plan.mix {
         None => vec![rules.clone()],
-        Some(mix) => mix.candidates.iter().map(|&format| rules.clone().with_weights(format)).collect(),
+        Some(mix) => mix.candidates.iter().map(|&format| mix.with(rules.clone(), format)).collect(),
     };
     for (target, rules) in export.targets.iter().flat_map(|t| possible.iter().map(move |rules| (t, rules))) {
         target.check(params(&config).into_iter().map(|param| {

@@ -4,8 +4,10 @@
 
 mod bandwidth;
 mod machine;
+mod sustain;
 mod throughput;
 
 pub use bandwidth::{Bandwidth, measure_bandwidth};
 pub use machine::cpu_name;
+pub use sustain::{Point, sustain};
 pub use throughput::{Samples, Setup, Test, Work, measure};

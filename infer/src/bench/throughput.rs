@@ -11,11 +11,12 @@ use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 
 use crate::cpu::{KvType, Model, RunOptions, Session};
+use crate::energy::Meter;
 use crate::eval::Mean;
 use crate::{Error, Result};
 
 /// Tokens written to warm up.
-const WARM_UP: usize = 8;
+pub(super) const WARM_UP: usize = 8;
 
 /// What is timed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,6 +99,8 @@ pub struct Samples {
     pub test: Test,
     /// Time of each repetition.
     pub times: Vec<Duration>,
+    /// Joules of all repetitions together, where they are measured.
+    pub joules: Option<f64>,
     /// Bytes of weights and KV cache that a generated token reads, at the middle of the generation; none for a prompt,
     /// whose tokens share what is read.
     pub bytes_per_token: Option<f64>,
@@ -109,17 +112,24 @@ impl Samples {
         self.times.iter().map(|time| self.test.tokens() as f64 / time.as_secs_f64()).collect()
     }
 
+    /// Mean power while the clock ran, in watts, and joules of a token.
+    pub fn energy(&self) -> Option<(f64, f64)> {
+        let seconds = self.times.iter().sum::<Duration>().as_secs_f64();
+        let tokens = self.times.len() * self.test.tokens();
+        self.joules.map(|joules| (joules / seconds, joules / tokens as f64))
+    }
+
     /// Mean of the rates.
     pub fn mean_rate(&self) -> f64 {
         Mean::of(self.rates().into_iter()).mean
     }
 }
 
-/// Runs `test` on `model`: a warm-up, then the repetitions.
+/// Runs `test` on `model`: a warm-up, then the repetitions, whose energy `meter` measures if there is one.
 ///
 /// # Errors
 /// When the test doesn't fit the model's context, or the system gives no threads.
-pub fn measure(model: &Model, test: Test, setup: &Setup) -> Result<Samples> {
+pub fn measure(model: &Model, test: Test, setup: &Setup, meter: Option<&Meter>) -> Result<Samples> {
     let config = &model.decoder.config;
     test.check(config.max_position_embeddings)?;
     let options = RunOptions { context: test.positions(), kv: setup.kv, threads: Some(setup.threads.get()) };
@@ -132,9 +142,10 @@ pub fn measure(model: &Model, test: Test, setup: &Setup) -> Result<Samples> {
         Work::Prompt(_) => timed,
         Work::Generation(tokens) => &timed[..tokens.min(WARM_UP)],
     };
-    run(&mut session, test.work, before, warm_up)?;
-    let times = (0..setup.repetitions.get()).map(|_| run(&mut session, test.work, before, timed));
-    let times = times.collect::<Result<_>>()?;
+    run(&mut session, test.work, before, warm_up, None)?;
+    let runs = (0..setup.repetitions.get()).map(|_| run(&mut session, test.work, before, timed, meter));
+    let (times, joules): (Vec<_>, Vec<_>) = runs.collect::<Result<Vec<_>>>()?.into_iter().unzip();
+    let joules = joules.into_iter().sum();
     let bytes_per_token = match test.work {
         Work::Prompt(_) => None,
         Work::Generation(tokens) => {
@@ -142,15 +153,22 @@ pub fn measure(model: &Model, test: Test, setup: &Setup) -> Result<Samples> {
             Some(session.weight_bytes() as f64 + (first + last) / 2.0)
         }
     };
-    Ok(Samples { test, times, bytes_per_token })
+    Ok(Samples { test, times, joules, bytes_per_token })
 }
 
-/// Time that `timed` takes after `before`.
-fn run(session: &mut Session<'_>, work: Work, before: &[u32], timed: &[u32]) -> Result<Duration> {
+/// Time that `timed` takes after `before`, and joules.
+fn run(
+    session: &mut Session<'_>,
+    work: Work,
+    before: &[u32],
+    timed: &[u32],
+    meter: Option<&Meter>,
+) -> Result<(Duration, Option<f64>)> {
     session.reset();
     if !before.is_empty() {
         session.prefill(before)?;
     }
+    let used = meter.and_then(Meter::joules);
     let began = Instant::now();
     match work {
         Work::Prompt(_) => {
@@ -162,5 +180,6 @@ fn run(session: &mut Session<'_>, work: Work, before: &[u32], timed: &[u32]) -> 
             }
         }
     }
-    Ok(began.elapsed())
+    let took = began.elapsed();
+    Ok((took, meter.and_then(|meter| meter.since(used))))
 }

@@ -94,6 +94,8 @@ const TESTS: [&str; 20] = [
     "is endingwith",
     "is iterable",
 ];
+/// The tag of transformers around what a model has written.
+const GENERATION: &str = "generation";
 /// Filters that no published template uses, and that make much out of little.
 const REFUSED: [&str; 4] = ["batch", "slice", "format", "pprint"];
 
@@ -105,8 +107,26 @@ pub(super) fn check(source: &str) -> Result<(), String> {
 
 /// The text that `source` makes of `context`.
 pub(super) fn render(source: &str, context: &serde_json::Value, now: u64) -> Result<String, String> {
-    let source = without_generation_marks(source);
-    let (instructions, blocks, longest) = compile(&source).map_err(|e| told(&e))?;
+    write(&without_generation_marks(source), context, now)
+}
+
+/// The same with `marks` where answers begin and end, if the template says where that is.
+pub(super) fn render_marked(
+    source: &str,
+    context: &serde_json::Value,
+    now: u64,
+    marks: [char; 2],
+) -> Option<Result<String, String>> {
+    let marked = generation_marks(source, |name, left, right| {
+        // A block on both sides, so that white space is trimmed as around the tag itself.
+        let (keyword, mark) = if name == GENERATION { ("if true", marks[0]) } else { ("endif", marks[1]) };
+        format!("{{%{left} {keyword} %}}{{{{ \"{mark}\" }}}}{{% {keyword} {right}%}}")
+    })?;
+    Some(write(&marked, context, now))
+}
+
+fn write(source: &str, context: &serde_json::Value, now: u64) -> Result<String, String> {
+    let (instructions, blocks, longest) = compile(source).map_err(|e| told(&e))?;
     let meter = Arc::new(Meter(AtomicU64::new(0)));
     let mut environment = environment(&meter, now);
     // Text of the template itself is written without a call: as many steps as it may be long.
@@ -420,9 +440,16 @@ fn told(error: &Error) -> String {
 
 /// `{% generation %}` marks what training counts as the assistant's; for rendering it means nothing.
 fn without_generation_marks(source: &str) -> Cow<'_, str> {
-    if !source.contains("generation") {
-        return Cow::Borrowed(source);
-    }
+    let plain = |name: &str, left: &str, right: &str| {
+        let keyword = if name == GENERATION { "if true" } else { "endif" };
+        format!("{{%{left} {keyword} {right}%}}")
+    };
+    generation_marks(source, plain).map_or(Cow::Borrowed(source), Cow::Owned)
+}
+
+/// `source` with what `by` makes of each such tag, of its name and of the signs that trim on either side; none where there is no tag.
+fn generation_marks(source: &str, by: impl Fn(&str, &str, &str) -> String) -> Option<String> {
+    let mut found = false;
     let mut text = String::with_capacity(source.len());
     let mut rest = source;
     while let Some(at) = rest.find("{%") {
@@ -433,15 +460,18 @@ fn without_generation_marks(source: &str) -> Cow<'_, str> {
             break;
         };
         let (tag, after) = tag.split_at(end + 2);
-        let name =
-            tag.trim_start_matches("{%").trim_end_matches("%}").trim_matches(['-', '+', ' ', '\n', '\t']);
-        text.push_str(&match name {
-            "generation" => tag.replace(name, "if true"),
-            "endgeneration" => tag.replace(name, "endif"),
-            _ => tag.to_owned(),
-        });
+        let inside = &tag[2..tag.len() - 2];
+        let name = inside.trim_matches(['-', '+', ' ', '\n', '\t']);
+        if [GENERATION, "endgeneration"].contains(&name) {
+            found = true;
+            let sign =
+                |c: Option<char>| c.filter(|c| ['-', '+'].contains(c)).map_or(String::new(), String::from);
+            text.push_str(&by(name, &sign(inside.chars().next()), &sign(inside.chars().next_back())));
+        } else {
+            text.push_str(tag);
+        }
         rest = after;
     }
     text.push_str(rest);
-    Cow::Owned(text)
+    found.then_some(text)
 }

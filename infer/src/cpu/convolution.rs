@@ -29,6 +29,28 @@ impl Recent {
         self.layers.iter_mut().for_each(|layer| layer.fill(0.0));
     }
 
+    /// Whether no layer convolves, so that there is never anything to remember.
+    pub(super) fn is_nothing(&self) -> bool {
+        self.layers.iter().all(Vec::is_empty)
+    }
+
+    /// Bytes of all that is remembered.
+    pub(super) fn bytes(&self) -> usize {
+        self.layers.iter().map(|layer| size_of_val(layer.as_slice())).sum()
+    }
+
+    /// Appends all that is remembered.
+    pub(super) fn append_to(&self, bytes: &mut Vec<u8>) {
+        bytes.extend(self.layers.iter().flatten().flat_map(|value| value.to_le_bytes()));
+    }
+
+    /// Remembers what [`append_to`](Self::append_to) gave.
+    pub(super) fn restore(&mut self, bytes: &[u8]) {
+        for (value, bytes) in self.layers.iter_mut().flatten().zip(bytes.as_chunks().0) {
+            *value = f32::from_le_bytes(*bytes);
+        }
+    }
+
     /// `out[t] = c[t] · Σⱼ kernel[j] · (b·u)[t − (taps − 1) + j]` for the rows `[b, c, u]` of `x` `[tokens, 3 · width]`, and
     /// the layer remembers the last of them. `kernel`: `[width, taps]`.
     pub(super) fn convolve(&mut self, pool: &Pool, layer: usize, x: &[f32], kernel: &[f32], out: &mut [f32]) {

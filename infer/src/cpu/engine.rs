@@ -19,6 +19,7 @@ use super::rotation::Rotation;
 use super::{Product, Program};
 use crate::model::{AttentionShape, Config, Gate, Rope};
 use crate::plan::{Epilogue, MOST, Norm, Op, Turn, Value, Weight as _};
+use crate::sequence::check_past;
 use crate::{Error, Result};
 use qat_quant::kernels::{Isa, PANEL};
 
@@ -78,6 +79,38 @@ impl Engine {
         self.position = 0;
         self.cache.clear();
         self.recent.clear();
+    }
+
+    /// Forgets all but the first `tokens`, and says whether it could. What the cache holds beyond the position is never looked at.
+    pub(super) fn rewind(&mut self, tokens: usize) -> bool {
+        let can = tokens == self.position || tokens < self.position && self.recent.is_nothing();
+        match tokens {
+            0 => self.reset(),
+            _ if can => self.position = tokens,
+            _ => return false,
+        }
+        true
+    }
+
+    /// What it has seen, as bytes.
+    pub(super) fn past(&self) -> Vec<u8> {
+        let mut bytes = self.cache.past(self.position).to_vec();
+        self.recent.append_to(&mut bytes);
+        bytes
+    }
+
+    /// Takes `past` of `tokens` tokens in the place of what it has seen.
+    ///
+    /// # Errors
+    /// When there is no room for so many tokens, or the length is not theirs.
+    pub(super) fn restore(&mut self, tokens: usize, past: &[u8]) -> Result<()> {
+        let cached = self.cache.past_bytes(tokens);
+        let wanted = (cached + self.recent.bytes()) as u64;
+        check_past(tokens, self.cache.capacity(), past.len(), wanted)?;
+        self.cache.restore(tokens, &past[..cached]);
+        self.recent.restore(&past[cached..]);
+        self.position = tokens;
+        Ok(())
     }
 
     /// The KV cache.

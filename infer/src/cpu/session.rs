@@ -100,6 +100,32 @@ impl<'m> Session<'m> {
         self.engine.reset();
     }
 
+    /// Forgets all but the first `tokens`, and says whether it could: convolutions remember only the end of a text.
+    pub fn rewind(&mut self, tokens: usize) -> bool {
+        self.engine.rewind(tokens)
+    }
+
+    /// Names how [`past`](Self::past) lays bytes out.
+    pub fn past_layout(&self) -> String {
+        format!("cpu, keys and values in {}", self.engine.cache().kv())
+    }
+
+    /// All that is remembered, as bytes: tiles of keys and values, and what convolutions keep.
+    ///
+    /// # Errors
+    /// Never.
+    pub fn past(&mut self) -> Result<Vec<u8>> {
+        Ok(self.engine.past())
+    }
+
+    /// Remembers `past` of having read `ids` in the place of what was read.
+    ///
+    /// # Errors
+    /// When there is no room for so many tokens, or the length is not theirs.
+    pub fn restore(&mut self, ids: &[u32], past: &[u8]) -> Result<()> {
+        self.engine.restore(ids.len(), past)
+    }
+
     /// Reads `ids` and gives the logits `[vocab]` of what follows the last one.
     ///
     /// # Errors

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use super::{Protocol, Report, Text, Windows, measure_speed, peak_rss_bytes, score};
 use crate::cpu::KvType;
+use crate::energy::Meter;
 use crate::files::{Activations, Manifest, same_tokens};
 use crate::{Error, Opened, Result, Runtime, RuntimeMatrix, Sequence};
 
@@ -59,7 +60,9 @@ pub fn evaluate<R: Runtime>(
     let windows = Windows::new(&text, protocol)?;
 
     let sequence = |context| runtime.sequence(&model.decoder, context, kv);
-    let speed = measure_speed(text.ids(), config.max_position_embeddings, sequence)?;
+    let meter = Meter::open();
+    let energy = meter.as_ref().map_or_else(|why| format!("not measured: {why}"), Meter::covers);
+    let speed = measure_speed(text.ids(), config.max_position_embeddings, meter.as_ref().ok(), sequence)?;
     let peak_rss_bytes = peak_rss_bytes();
 
     let reference = against.map(Opened::<R::Matrix>::open).transpose()?;
@@ -92,6 +95,9 @@ pub fn evaluate<R: Runtime>(
         prefill_tps: speed.prefill_tps,
         decode_tps: speed.decode_tps,
         ttft_ms: speed.ttft_ms,
+        prefill_joules_per_token: speed.prefill_joules_per_token,
+        decode_joules_per_token: speed.decode_joules_per_token,
+        energy,
         peak_rss_bytes,
         bits_per_weight: model.size.bits_per_weight,
         file_bytes: model.size.file_bytes,

@@ -14,7 +14,7 @@ type Number = fn(&Report) -> Option<f64>;
 
 /// The numbers of a report, in its order, and how to get at them. The first [`STABLE`] are the documented ones; when a
 /// name is shortened they win over the others.
-const NUMBERS: [(&str, Number); 27] = [
+const NUMBERS: [(&str, Number); 29] = [
     ("perplexity", |r| Some(r.perplexity)),
     ("perplexity_se", |r| Some(r.perplexity_se)),
     ("bits_per_byte", |r| Some(r.bits_per_byte)),
@@ -27,6 +27,8 @@ const NUMBERS: [(&str, Number); 27] = [
     ("peak_rss_bytes", |r| r.peak_rss_bytes.map(|n| n as f64)),
     ("bits_per_weight", |r| Some(r.bits_per_weight)),
     ("file_bytes", |r| Some(r.file_bytes as f64)),
+    ("prefill_joules_per_token", |r| r.prefill_joules_per_token),
+    ("decode_joules_per_token", |r| r.decode_joules_per_token),
     ("nll_mean", |r| Some(r.nll_mean)),
     ("nll_se", |r| Some(r.nll_se)),
     ("nll_clustered_se", |r| r.nll_clustered_se),
@@ -55,8 +57,9 @@ const OF_REFERENCE: [&str; 7] = [
     "reference_perplexity",
 ];
 
+/// How a number is held against a bound.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Relation {
+pub(super) enum Relation {
     Less,
     LessOrEqual,
     Greater,
@@ -72,6 +75,44 @@ const RELATIONS: [(&str, Relation); 5] = [
     ("<", Relation::Less),
     (">", Relation::Greater),
 ];
+
+impl Relation {
+    pub(super) fn holds(self, value: f64, bound: f64) -> bool {
+        match self {
+            Self::Less => value < bound,
+            Self::LessOrEqual => value <= bound,
+            Self::Greater => value > bound,
+            Self::GreaterOrEqual => value >= bound,
+            Self::Equal => value == bound,
+        }
+    }
+
+    pub(super) fn spelling(self) -> &'static str {
+        RELATIONS.iter().find(|(_, relation)| *relation == self).map_or("", |(spelling, _)| spelling)
+    }
+}
+
+/// The parts of a condition: what is before the relation, the relation, and the number behind it.
+///
+/// # Errors
+/// When `text` is no condition; `example` is named as one.
+pub(super) fn parts<'t>(text: &'t str, example: &str) -> Result<(&'t str, Relation, f64)> {
+    let wrong = |problem: String| no_condition(text, &problem, example);
+    let split = text.find(['<', '>', '=']).map(|at| text.split_at(at));
+    let (key, rest) = split.ok_or_else(|| wrong("it has none of < <= > >= ==".into()))?;
+    let relation = RELATIONS
+        .iter()
+        .find_map(|(spelling, relation)| rest.strip_prefix(spelling).map(|bound| (*relation, bound.trim())));
+    let (relation, bound) = relation.ok_or_else(|| wrong("a single = is not a comparison".into()))?;
+    match bound.parse::<f64>() {
+        Ok(value) if value.is_finite() => Ok((key.trim(), relation, value)),
+        _ => Err(wrong(format!("{bound:?} is not a number"))),
+    }
+}
+
+pub(super) fn no_condition(text: &str, problem: &str, example: &str) -> Error {
+    Error::Invalid(format!("{text:?} is no condition: {problem}; want for example {example}"))
+}
 
 /// One condition on a report.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -117,13 +158,7 @@ impl Gate {
             };
             return Err(Error::Invalid(format!("{self}: the report has no {}; {why}", self.key())));
         };
-        let passed = match self.relation {
-            Relation::Less => value < self.bound,
-            Relation::LessOrEqual => value <= self.bound,
-            Relation::Greater => value > self.bound,
-            Relation::GreaterOrEqual => value >= self.bound,
-            Relation::Equal => value == self.bound,
-        };
+        let passed = self.relation.holds(value, self.bound);
         Ok(GateResult { gate: *self, value, passed })
     }
 }
@@ -132,27 +167,16 @@ impl FromStr for Gate {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let wrong = |problem: String| {
-            Error::Invalid(format!("{text:?} is no condition: {problem}; want for example kl<0.05"))
-        };
-        let split = text.find(['<', '>', '=']).map(|at| text.split_at(at));
-        let (key, rest) = split.ok_or_else(|| wrong("it has none of < <= > >= ==".into()))?;
-        let relation = RELATIONS.iter().find_map(|(spelling, relation)| {
-            rest.strip_prefix(spelling).map(|bound| (*relation, bound.trim()))
-        });
-        let (relation, bound) = relation.ok_or_else(|| wrong("a single = is not a comparison".into()))?;
-        let number = find(key.trim()).map_err(wrong)?;
-        match bound.parse::<f64>() {
-            Ok(value) if value.is_finite() => Ok(Self { number, relation, bound: value }),
-            _ => Err(wrong(format!("{bound:?} is not a number"))),
-        }
+        const EXAMPLE: &str = "kl<0.05";
+        let (key, relation, bound) = parts(text, EXAMPLE)?;
+        let number = find(key).map_err(|problem| no_condition(text, &problem, EXAMPLE))?;
+        Ok(Self { number, relation, bound })
     }
 }
 
 impl fmt::Display for Gate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let spelling = RELATIONS.iter().find(|(_, relation)| *relation == self.relation).map(|(s, _)| *s);
-        write!(f, "{}{}{}", self.key(), spelling.unwrap_or_default(), self.bound)
+        write!(f, "{}{}{}", self.key(), self.relation.spelling(), self.bound)
     }
 }
 
@@ -183,7 +207,7 @@ mod tests {
         for (key, _) in NUMBERS {
             json.insert(key.into(), serde_json::json!(7));
         }
-        for key in ["device", "isa", "protocol", "model_sha256"] {
+        for key in ["device", "isa", "protocol", "model_sha256", "energy"] {
             json.insert(key.into(), "text".into());
         }
         serde_json::from_value(json.into()).expect("these are all the keys of a report")
@@ -201,8 +225,8 @@ mod tests {
     fn every_number_of_a_report_can_be_gated_and_is_itself() {
         let mut json = serde_json::to_value(report()).expect("JSON");
         let keys: Vec<String> = json.as_object().expect("an object").keys().cloned().collect();
-        // The others are four texts and the list of windows.
-        assert_eq!(keys.len(), NUMBERS.len() + 5, "{keys:?}");
+        // The others are five texts and the list of windows.
+        assert_eq!(keys.len(), NUMBERS.len() + 6, "{keys:?}");
         for (at, (key, _)) in NUMBERS.iter().enumerate() {
             json[*key] = serde_json::json!(at + 100);
         }

@@ -3,6 +3,7 @@
 //! Everything is measured through the executor that will run the model, on the file that will be shipped; a float model
 //! goes through the same code. Prints nothing.
 
+mod deferral;
 mod evaluation;
 mod gate;
 mod mean;
@@ -10,11 +11,13 @@ mod memory;
 mod report;
 mod score;
 mod speed;
+pub mod tasks;
 #[cfg(test)]
 mod tests;
 mod text;
 mod windows;
 
+pub use deferral::{Deferral, DeferralOptions, Measured, Point, find_deferral};
 pub use evaluation::{Options, evaluate};
 pub use gate::{Gate, GateResult};
 pub use mean::Mean;

@@ -27,6 +27,15 @@ pub struct Report {
     pub decode_tps: f64,
     /// Milliseconds from a prompt of `prompt_tokens` to the first token.
     pub ttft_ms: f64,
+    /// Joules that a token of the prompt took: of the whole chip and its memory, whatever else ran on it.
+    #[serde(default)]
+    pub prefill_joules_per_token: Option<f64>,
+    /// Joules that a token took to be written.
+    #[serde(default)]
+    pub decode_joules_per_token: Option<f64>,
+    /// What was counted for these, or why nothing was.
+    #[serde(default)]
+    pub energy: String,
     /// Peak resident memory of the process after the speed measurement, before scoring and before a reference is loaded.
     pub peak_rss_bytes: Option<u64>,
     /// Stored bits of all tensors, with scales, embeddings and norms, per weight.

@@ -268,7 +268,7 @@ impl Judged {
 }
 
 /// ln Σ eˡ, in f64.
-fn log_normalizer(logits: &[f32]) -> f64 {
+pub(super) fn log_normalizer(logits: &[f32]) -> f64 {
     let greatest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = logits.iter().map(|logit| f64::from(logit - greatest).exp()).sum();
     f64::from(greatest) + sum.ln()

@@ -1,16 +1,29 @@
 //! Writing text: a prompt is read, tokens are chosen one by one until a stop token or enough of them.
 //!
-//! Knows no device, no tokenizer and no terminal. Invariant: the same seed, model and runtime give the same tokens.
+//! `stream.rs` makes text of them, `window.rs` goes on beyond any context, `past.rs` keeps a prompt that was read, `confidence.rs` says how
+//! sure the model was. Knows no device and no terminal. Invariant: the same seed, model and runtime give the same tokens.
 
+mod confidence;
+mod past;
+mod repetition;
 mod sampler;
+mod stream;
+#[cfg(test)]
+mod tests;
+mod window;
 
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
+pub use confidence::{Certainty, Measure};
+pub use past::{load_past, model_identity, save_past};
+pub use repetition::Repetition;
 pub use sampler::{Sampler, Sampling};
+pub use stream::TextStream;
+pub use window::{SINKS, Windowed};
 
-use crate::sequence::likeliest;
-use crate::{Result, Sequence};
+use crate::sequence::{likeliest, top1};
+use crate::{Error, Result, Sequence};
 
 /// How a generation ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,43 +70,127 @@ pub fn generate(
     sampling: &Sampling,
     each: &mut dyn FnMut(u32) -> ControlFlow<()>,
 ) -> Result<Generated> {
-    let began = Instant::now();
-    let mut generated =
-        Generated { tokens: Vec::new(), end: End::Length, first: Duration::ZERO, rest: Duration::ZERO };
-    let mut take = |id: u32| {
-        let now = began.elapsed();
+    let writing = Writing { most, stops, sampling: *sampling, repetition: None, before: &[] };
+    writing.write(sequence, prompt, None, each)
+}
+
+/// How a text is gone on with.
+#[derive(Debug, Clone, Copy)]
+pub struct Writing<'a> {
+    /// Most tokens.
+    pub most: usize,
+    /// Tokens that end it.
+    pub stops: &'a [u32],
+    /// How they are chosen.
+    pub sampling: Sampling,
+    /// A penalty on what was just said.
+    pub repetition: Option<Repetition>,
+    /// What was read before the prompt; only the penalty asks.
+    pub before: &'a [u32],
+}
+
+/// Hears of all logits before a token is chosen from them.
+pub type Watch<'w> = &'w mut dyn FnMut(&[f32]);
+
+impl Writing<'_> {
+    /// Reads `prompt` and writes; `each` hears of every token, and says whether to go on, `watch` of the logits that it was chosen from,
+    /// before any penalty. Where neither watch nor penalty wants all logits, the runtime gives only the likeliest.
+    ///
+    /// # Errors
+    /// As [`generate`]; when a number of the sampling is outside its range.
+    pub fn write(
+        &self,
+        sequence: &mut dyn Sequence,
+        prompt: &[u32],
+        watch: Option<Watch<'_>>,
+        each: &mut dyn FnMut(u32) -> ControlFlow<()>,
+    ) -> Result<Generated> {
+        let mut heard = Heard::new(self.stops, each);
+        let penalty = self.repetition.filter(|repetition| !repetition.is_none());
+        let wants_all = watch.is_some() || penalty.is_some();
+        if self.sampling.is_greedy() && !wants_all {
+            sequence.greedy(prompt, self.most, &mut |id| heard.take(id))?;
+            return Ok(heard.generated);
+        }
+        let mut sampler = Sampler::new(&self.sampling)?;
+        let mut watch = watch;
+        let vocab = sequence.vocab();
+        let considered = match self.sampling {
+            sampling if sampling.is_greedy() => 1,
+            Sampling { top_k: 0, .. } => vocab,
+            Sampling { top_k, .. } => top_k,
+        };
+        let mut ids = prompt.to_vec();
+        let mut said = if penalty.is_some() { [self.before, prompt].concat() } else { Vec::new() };
+        for _ in 0..self.most {
+            let candidates = if wants_all || considered == vocab {
+                let logits = sequence.prefill(&ids)?;
+                if let Some(watch) = &mut watch {
+                    watch(logits);
+                }
+                match penalty {
+                    Some(penalty) => {
+                        let mut logits = logits.to_vec();
+                        penalty.apply(&said, &mut logits);
+                        candidates(&logits, considered)?
+                    }
+                    None => candidates(logits, considered)?,
+                }
+            } else {
+                sequence.top(&ids, considered)?
+            };
+            let next = sampler.choose(candidates);
+            if heard.take(next).is_break() {
+                break;
+            }
+            ids = vec![next];
+            if penalty.is_some() {
+                said.push(next);
+            }
+        }
+        Ok(heard.generated)
+    }
+}
+
+/// The `k` likeliest ids with their logits.
+fn candidates(logits: &[f32], k: usize) -> Result<Vec<(u32, f32)>> {
+    match k {
+        1 => Ok(vec![(top1(logits) as u32, logits[top1(logits)])]),
+        k if k <= logits.len() => Ok(likeliest(logits, k)),
+        _ => Err(Error::Invalid(format!("the {k} likeliest tokens: want 1 to {}", logits.len()))),
+    }
+}
+
+/// What was written so far, and who hears of it.
+struct Heard<'a> {
+    generated: Generated,
+    began: Instant,
+    stops: &'a [u32],
+    each: &'a mut dyn FnMut(u32) -> ControlFlow<()>,
+}
+
+impl<'a> Heard<'a> {
+    fn new(stops: &'a [u32], each: &'a mut dyn FnMut(u32) -> ControlFlow<()>) -> Self {
+        let generated =
+            Generated { tokens: Vec::new(), end: End::Length, first: Duration::ZERO, rest: Duration::ZERO };
+        Self { generated, began: Instant::now(), stops, each }
+    }
+
+    fn take(&mut self, id: u32) -> ControlFlow<()> {
+        let (now, generated) = (self.began.elapsed(), &mut self.generated);
         if generated.tokens.is_empty() {
             generated.first = now;
         }
         generated.rest = now - generated.first;
-        if stops.contains(&id) {
+        if self.stops.contains(&id) {
             generated.end = End::Stop;
             return ControlFlow::Break(());
         }
         generated.tokens.push(id);
-        if each(id).is_break() {
+        if (self.each)(id).is_break() {
             generated.end = End::Told;
             return ControlFlow::Break(());
         }
         ControlFlow::Continue(())
-    };
-    if sampling.is_greedy() {
-        sequence.greedy(prompt, most, &mut take)?;
-        return Ok(generated);
     }
-    let mut sampler = Sampler::new(sampling)?;
-    let vocab = sequence.vocab();
-    let mut ids = prompt.to_vec();
-    for _ in 0..most {
-        let candidates = match sampling.top_k {
-            0 => likeliest(sequence.prefill(&ids)?, vocab),
-            k => sequence.top(&ids, k)?,
-        };
-        let next = sampler.choose(candidates);
-        if take(next).is_break() {
-            break;
-        }
-        ids = vec![next];
-    }
-    Ok(generated)
 }

@@ -65,6 +65,8 @@ pub(super) struct Buffers {
     pub vectors: BufferId,
     /// `[capacity, 2, head_dim / 2]` of each rotation: cosines, then sines.
     pub angles: Vec<BufferId>,
+    /// Heads of keys, and positions of each.
+    cached: [u64; 2],
     /// Keys and values of each layer that attends.
     pub caches: BTreeMap<usize, LayerCache>,
     /// The last products of each layer that convolves, `[taps − 1, hidden]`.
@@ -125,6 +127,7 @@ impl Buffers {
             vector_offsets,
             vectors,
             angles,
+            cached: [config.kv_heads as u64, context],
             caches,
             recent,
             body,
@@ -141,6 +144,26 @@ impl Buffers {
     /// All of them; a [`BufferId`] is a place in this list.
     pub(super) fn all(&self) -> &[Buffer] {
         &self.all
+    }
+
+    /// Where `tokens` tokens that were read are remembered: keys, values and scales head by head, and what convolutions keep.
+    pub(super) fn past(&self, tokens: usize) -> impl Iterator<Item = Span> {
+        let [heads, positions] = self.cached;
+        let cached = self.caches.values().flat_map(|cache| {
+            let scales = cache.scales.into_iter().flatten();
+            [cache.keys, cache.values].into_iter().chain(scales)
+        });
+        let of_heads = cached.flat_map(move |buffer| {
+            let head = self.all[buffer.0].bytes / heads;
+            let bytes = head / positions * tokens as u64;
+            (0..heads).map(move |at| Span { buffer, offset: at * head, bytes })
+        });
+        of_heads.chain(self.recent.values().map(|buffer| self.whole(*buffer)))
+    }
+
+    /// Bytes of all that.
+    pub(super) fn past_bytes(&self, tokens: usize) -> u64 {
+        self.past(tokens).map(|span| span.bytes).sum()
     }
 
     /// The sum of their lengths.

@@ -60,6 +60,22 @@ impl<D: Device> Sequence for Session<'_, D> {
         self.reset();
     }
 
+    fn rewind(&mut self, tokens: usize) -> bool {
+        self.rewind(tokens)
+    }
+
+    fn past_layout(&self) -> String {
+        self.past_layout()
+    }
+
+    fn past(&mut self) -> Result<Vec<u8>> {
+        self.past()
+    }
+
+    fn restore(&mut self, ids: &[u32], past: &[u8]) -> Result<()> {
+        self.restore(ids, past)
+    }
+
     fn prefill(&mut self, ids: &[u32]) -> Result<&[f32]> {
         self.prefill(ids)
     }

@@ -7,10 +7,11 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
 use super::device::Device;
-use super::list::BufferId;
+use super::list::{BufferId, Span};
 use super::options::Options;
 use super::record::{Pass, Script, Tail};
 use super::{Decoder, check_working_set};
+use crate::sequence::check_past;
 use crate::{Error, Result};
 
 /// What tells the lists apart that are kept.
@@ -64,6 +65,56 @@ impl<'m, D: Device> Session<'m, D> {
     /// Begins a new text.
     pub fn reset(&mut self) {
         self.position = 0;
+    }
+
+    /// Forgets all but the first `tokens`, and says whether it could: convolutions remember only the end of a text. What the caches
+    /// hold beyond the position is never looked at.
+    pub fn rewind(&mut self, tokens: usize) -> bool {
+        let config = &self.script.decoder.config;
+        let attends = config.attention_layers() == config.layers;
+        let can = tokens == 0 || tokens == self.position || tokens < self.position && attends;
+        if can {
+            self.position = tokens;
+        }
+        can
+    }
+
+    /// Names how [`past`](Self::past) lays bytes out.
+    pub fn past_layout(&self) -> String {
+        format!("metal, keys and values in {}", self.script.options.kv)
+    }
+
+    /// All that is remembered, as bytes: of each buffer that holds some of it, the beginning of each head.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn past(&mut self) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; self.script.buffers.past_bytes(self.position) as usize];
+        let mut rest = &mut bytes[..];
+        for Span { buffer, offset, bytes } in self.script.buffers.past(self.position) {
+            let (part, others) = std::mem::take(&mut rest).split_at_mut(bytes as usize);
+            self.device.read(buffer, offset, part)?;
+            rest = others;
+        }
+        Ok(bytes)
+    }
+
+    /// Remembers `past` of having read `ids` in the place of what was read.
+    ///
+    /// # Errors
+    /// When there is no room for so many tokens, or the length is not theirs; when the device fails.
+    pub fn restore(&mut self, ids: &[u32], past: &[u8]) -> Result<()> {
+        let tokens = ids.len();
+        let wanted = self.script.buffers.past_bytes(tokens);
+        check_past(tokens, self.script.options.context, past.len(), wanted)?;
+        let mut rest = past;
+        for Span { buffer, offset, bytes } in self.script.buffers.past(tokens) {
+            let (part, others) = rest.split_at(bytes as usize);
+            self.device.write(buffer, offset, part)?;
+            rest = others;
+        }
+        self.position = tokens;
+        Ok(())
     }
 
     /// What it asks of the device.

@@ -9,6 +9,7 @@ use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
+use super::packed::{Packed, Packing};
 use super::permutation::Permutation;
 use super::token_file::Tokens;
 use super::tokenize::hex;
@@ -39,13 +40,22 @@ pub struct Batch {
     pub context: usize,
     /// Numbers of the windows where they are cut alike in every epoch ([`Batches::fixed`]); none where they are not.
     pub windows: Vec<u64>,
+    /// Where windows hold documents apart; none where they are cut from one text.
+    pub packed: Option<Packed>,
+}
+
+impl Batch {
+    /// Targets that are learned.
+    pub fn learned(&self) -> usize {
+        self.packed.as_ref().map_or(self.targets.len(), |packed| packed.learned.len())
+    }
 }
 
 /// The endless sequence of batches over a run of tokens.
 ///
 /// A window is `context + 1` tokens; the last token of one is the first of the next, so that every token is a
 /// target once. An epoch visits each of its windows once, in an order of its own, and begins its windows at an
-/// offset of its own, so that windows come back cut elsewhere. For that an epoch has one window fewer than would fit:
+/// offset of its own, so that windows come back cut elsewhere (windows of whole documents are what they are). For that an epoch has one window fewer than would fit:
 /// below two windows at the two ends wait for another epoch. A batch that reaches over the end of an epoch takes its other
 /// rows from the next.
 #[derive(Debug, Clone)]
@@ -78,8 +88,11 @@ impl Batches {
                 context + 1
             )));
         }
-        // One window fewer than would fit leaves room for every offset.
-        let windows = ((tokens.len() - context) / context).max(1) as u64;
+        // One window fewer than would fit leaves room for every offset; windows of documents have none.
+        let windows = match tokens.is_marked() {
+            true => (tokens.len() / (context + 1)) as u64,
+            false => ((tokens.len() - context) / context).max(1) as u64,
+        };
         Ok(Self { tokens, context, batch, seed, windows, numbers: None })
     }
 
@@ -92,10 +105,13 @@ impl Batches {
         Self { windows: self.windows.min(samples.max(1)), numbers: Some(numbers), ..self }
     }
 
-    /// The inputs of the window `number` of [`Self::fixed`] batches; none where windows have no numbers.
-    pub fn window(&self, number: u64) -> Option<Vec<u32>> {
-        let start = self.numbers?.at(number) as usize * self.context;
-        Some(self.tokens.slice(start..start + self.context))
+    /// The windows `numbers` of [`Self::fixed`] batches; none of them where windows have no numbers.
+    pub fn numbered(&self, numbers: &[u64]) -> Batch {
+        let starts = self
+            .numbers
+            .iter()
+            .flat_map(|places| numbers.iter().map(|number| places.at(*number) as usize * self.stride()));
+        Batch { windows: numbers.to_vec(), ..self.batch(starts) }
     }
 
     /// Windows in an epoch.
@@ -119,13 +135,7 @@ impl Batches {
     /// When `rows` reaches beyond the batch.
     pub fn rows(&self, step: u64, rows: Range<usize>) -> Batch {
         assert!(rows.end <= self.batch, "rows {rows:?} of a batch of {}", self.batch);
-        let mut batch = Batch {
-            inputs: Vec::with_capacity(rows.len() * self.context),
-            targets: Vec::with_capacity(rows.len() * self.context),
-            rows: rows.len(),
-            context: self.context,
-            windows: Vec::new(),
-        };
+        let (mut starts, mut windows) = (Vec::new(), Vec::new());
         let first = step * self.batch as u64;
         let mut epoch = None;
         for row in rows {
@@ -137,18 +147,39 @@ impl Batches {
             };
             epoch = Some((number, order));
             let place = order.permutation.at(sample % self.windows);
-            let start = match &self.numbers {
+            starts.push(match &self.numbers {
                 Some(numbers) => {
-                    batch.windows.push(place);
-                    numbers.at(place) as usize * self.context
+                    windows.push(place);
+                    numbers.at(place) as usize * self.stride()
                 }
-                None => order.offset + place as usize * self.context,
-            };
-            let window = self.tokens.slice(start..start + self.context + 1);
-            batch.inputs.extend_from_slice(&window[..self.context]);
-            batch.targets.extend_from_slice(&window[1..]);
+                None => order.offset + place as usize * self.stride(),
+            });
         }
-        batch
+        Batch { windows, ..self.batch(starts.into_iter()) }
+    }
+
+    /// Tokens from one window to the next.
+    fn stride(&self) -> usize {
+        // The last token of a window of a text is the first of the next; windows of documents have none in common.
+        if self.tokens.is_marked() { self.context + 1 } else { self.context }
+    }
+
+    /// The windows that begin at `starts`.
+    fn batch(&self, starts: impl Iterator<Item = usize>) -> Batch {
+        let context = self.context;
+        let (mut inputs, mut targets, mut rows) = (Vec::new(), Vec::new(), 0);
+        let mut packing = self.tokens.is_marked().then(Packing::default);
+        for start in starts {
+            let mut window = self.tokens.slice(start..start + context + 1);
+            if let Some(packing) = &mut packing {
+                packing.add(&mut window);
+            }
+            inputs.extend_from_slice(&window[..context]);
+            targets.extend_from_slice(&window[1..]);
+            rows += 1;
+        }
+        let packed = packing.map(|packing| packing.finish(context));
+        Batch { inputs, targets, rows, context, windows: Vec::new(), packed }
     }
 
     /// Where a run stands whose next batch is that of `step`.
@@ -183,6 +214,9 @@ impl Batches {
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
         rng.set_stream(number);
         let permutation = Permutation::new(self.windows, std::array::from_fn(|_| rng.next_u64()));
+        if self.tokens.is_marked() {
+            return Epoch { permutation, offset: 0 };
+        }
         let offsets = self.tokens.len() as u64 - self.windows * self.context as u64;
         // The bias of the remainder is below offsets / 2^64.
         Epoch { permutation, offset: (rng.next_u64() % offsets) as usize }

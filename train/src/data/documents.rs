@@ -159,6 +159,11 @@ impl Corpus {
         Ok(parts)
     }
 
+    /// The sources, in order.
+    pub(super) fn sources(&self) -> &[Source] {
+        &self.sources
+    }
+
     /// The sources, for messages: the first few and how many more.
     pub(super) fn names(&self) -> String {
         const NAMED: usize = 3;

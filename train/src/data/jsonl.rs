@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::documents::{Piece, Pieces};
 use crate::{Error, Result};
@@ -45,8 +45,8 @@ impl JsonLines {
         Error::file(&self.path, format!("line {}: {problem}", self.line))
     }
 
-    /// The text of the line in the buffer; `None` for a null.
-    fn text(&self) -> Result<Option<String>> {
+    /// The object of the line in the buffer.
+    fn object(&self) -> Result<Map<String, Value>> {
         if let Err(e) = std::str::from_utf8(&self.buffer) {
             let offset = self.bytes_read - (self.buffer.len() - e.valid_up_to()) as u64;
             return Err(self.bad_line(format!("not UTF-8 at byte {offset} of the file; convert it to UTF-8")));
@@ -55,9 +55,15 @@ impl JsonLines {
             // The parser sees one line and calls it line 1.
             self.bad_line(format!("not JSON: {}", e.to_string().replace(" at line 1 column", " at column")))
         })?;
-        let Value::Object(mut object) = value else {
-            return Err(self.bad_line(format!("want an object such as {{\"{}\": \"…\"}}", self.field)));
-        };
+        match value {
+            Value::Object(object) => Ok(object),
+            _ => Err(self.bad_line(format!("want an object such as {{\"{}\": \"…\"}}", self.field))),
+        }
+    }
+
+    /// The text of the line in the buffer; `None` for a null.
+    fn text(&self) -> Result<Option<String>> {
+        let mut object = self.object()?;
         match object.swap_remove(&self.field) {
             Some(Value::String(text)) => Ok(Some(text)),
             Some(Value::Null) => Ok(None),
@@ -68,10 +74,14 @@ impl JsonLines {
             }
         }
     }
-}
 
-impl Pieces for JsonLines {
-    fn next_piece(&mut self) -> Result<Option<Piece>> {
+    /// The next object and the number of its line, or `None` after the last.
+    pub(super) fn next_object(&mut self) -> Result<Option<(u64, Map<String, Value>)>> {
+        Ok(if self.next_line()? { Some((self.line, self.object()?)) } else { None })
+    }
+
+    /// Reads the next line that is not blank; `false` at the end of the file.
+    fn next_line(&mut self) -> Result<bool> {
         loop {
             self.buffer.clear();
             let read = (&mut self.reader)
@@ -79,21 +89,29 @@ impl Pieces for JsonLines {
                 .read_until(b'\n', &mut self.buffer)
                 .map_err(|e| Error::io("cannot read", &self.path, e))? as u64;
             if read == 0 {
-                return Ok(None);
+                return Ok(false);
             }
             self.line += 1;
             self.bytes_read += read;
             if read == LONGEST_LINE && !self.buffer.ends_with(b"\n") {
                 return Err(self.bad_line(format!("longer than {LONGEST_LINE} bytes; is this JSON Lines?")));
             }
-            if self.buffer.trim_ascii().is_empty() {
-                continue;
+            if !self.buffer.trim_ascii().is_empty() {
+                return Ok(true);
             }
+        }
+    }
+}
+
+impl Pieces for JsonLines {
+    fn next_piece(&mut self) -> Result<Option<Piece>> {
+        while self.next_line()? {
             match self.text()? {
                 Some(text) => return Ok(Some(Piece::whole(text))),
                 None => self.skipped += 1,
             }
         }
+        Ok(None)
     }
 
     fn bytes_read(&self) -> u64 {

@@ -5,11 +5,13 @@
 //! made in memory, at most 4 GB.)
 
 mod batches;
+mod chat;
 mod digest;
 mod documents;
 mod eval_text;
 mod headers;
 mod jsonl;
+mod packed;
 mod pages;
 mod parquet;
 mod permutation;
@@ -25,8 +27,10 @@ mod tokenize;
 mod tests;
 
 pub use batches::{Batch, Batches, Cursor};
+pub use chat::{Census, ChatTokenization, Frame, Lost};
 pub use documents::{Corpus, DEFAULT_FIELD, Documents, Piece};
 pub use eval_text::EvalText;
+pub use packed::{Marked, Packed};
 pub use source::Source;
 pub use token_file::{Header, Tokens};
 pub use tokenize::{Origin, Progress, Tokenization};

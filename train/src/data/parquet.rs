@@ -43,11 +43,7 @@ impl ParquetColumn {
     pub(super) fn open(path: &Path, field: &str) -> Result<Self> {
         let handle = File::open(path).map_err(|e| Error::io("cannot read", path, e))?;
         let file_bytes = handle.metadata().map_err(|e| Error::io("cannot read", path, e))?.len();
-        let copy = handle.try_clone().map_err(|e| Error::io("cannot read", path, e))?;
-        let file = guarded(path, || {
-            check_footer(&handle)?;
-            SerializedFileReader::new(copy)
-        })?;
+        let file = opened(path)?;
         let column = find_column(&file, field).map_err(|problem| Error::file(path, problem))?;
         check_compression(&file, column).map_err(|problem| Error::file(path, problem))?;
         let rows_total = u64::try_from(file.metadata().file_metadata().num_rows())
@@ -131,9 +127,20 @@ impl Pieces for ParquetColumn {
     }
 }
 
+/// The library's reader of the file at `path`.
+pub(super) fn opened(path: &Path) -> Result<SerializedFileReader<File>> {
+    let cannot_read = |e| Error::io("cannot read", path, e);
+    let handle = File::open(path).map_err(cannot_read)?;
+    let copy = handle.try_clone().map_err(cannot_read)?;
+    guarded(path, || {
+        check_footer(&handle)?;
+        SerializedFileReader::new(copy)
+    })
+}
+
 /// Runs the library, which answers some damaged files with a panic: for the user that is a damaged file too. A
 /// reader that failed is not used again, so nothing half done is seen.
-fn guarded<T>(path: &Path, read: impl FnOnce() -> Result<T, ParquetError>) -> Result<T> {
+pub(super) fn guarded<T>(path: &Path, read: impl FnOnce() -> Result<T, ParquetError>) -> Result<T> {
     match catch_unwind(AssertUnwindSafe(read)) {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(e)) => Err(Error::file(path, format!("not a Parquet file that can be read: {e}"))),
@@ -175,6 +182,12 @@ fn problem_of(column: &ColumnDescriptor) -> Option<String> {
         };
     let found = column.logical_type_ref().map_or(physical.to_string(), |logical| format!("{logical:?}"));
     (!is_text).then(|| format!("is of type {found}, want a string"))
+}
+
+/// The same for all columns.
+pub(super) fn check_compressions(file: &SerializedFileReader<File>) -> Result<(), String> {
+    let columns = file.metadata().file_metadata().schema_descr().num_columns();
+    (0..columns).try_for_each(|column| check_compression(file, column))
 }
 
 /// Whether every row group's column is compressed with something that pure Rust code unpacks.

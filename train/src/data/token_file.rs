@@ -8,7 +8,7 @@
 //! | offset | bytes | content |
 //! |---|---|---|
 //! | 0 | 8 | magic `QATTOKEN` |
-//! | 8 | 4 | version, 1 |
+//! | 8 | 4 | version, 1; 2 where ids carry marks in their four highest bits |
 //! | 12 | 4 | bytes of an id: 2 if the vocabulary has at most 65,536 ids, else 4 |
 //! | 16 | 8 | vocabulary size; every id is below it |
 //! | 24 | 8 | number of ids |
@@ -27,7 +27,9 @@ use std::path::{Path, PathBuf};
 use qat_infer::files::Mapped;
 use sha2::{Digest, Sha256};
 
+use super::chat::Census;
 use super::digest;
+use super::packed::Marked;
 use crate::{Error, Result};
 
 const MAGIC: &[u8; 8] = b"QATTOKEN";
@@ -35,6 +37,9 @@ const MAGIC: &[u8; 8] = b"QATTOKEN";
 /// Version of the layout and of the rules by which text becomes ids (the cutting of long documents). Part of the
 /// key, so that a file of other rules is never used.
 pub(super) const VERSION: u32 = 1;
+
+/// The same of files whose ids carry marks ([`super::packed`]): windows of whole documents. Their ids take 4 bytes.
+pub(super) const MARKED: u32 = 2;
 
 /// Bytes before the first id.
 pub(super) const HEADER_BYTES: usize = 120;
@@ -58,19 +63,22 @@ pub struct Header {
     pub text_bytes: u64,
     /// SHA-256 of everything that decides the ids.
     pub key: [u8; 32],
+    /// Whether ids carry marks.
+    pub marked: bool,
 }
 
 impl Header {
     /// Bytes that an id takes.
     pub(super) fn id_bytes(&self) -> usize {
-        if self.vocab_size <= 1 << 16 { 2 } else { 4 }
+        if self.vocab_size <= 1 << 16 && !self.marked { 2 } else { 4 }
     }
 
     /// The header as it stands in the file before ids with the digest `ids`.
     pub(super) fn to_bytes(self, ids: [u8; 32]) -> [u8; HEADER_BYTES] {
         let mut bytes = [0; HEADER_BYTES];
         bytes[..8].copy_from_slice(MAGIC);
-        bytes[8..12].copy_from_slice(&VERSION.to_le_bytes());
+        let version = if self.marked { MARKED } else { VERSION };
+        bytes[8..12].copy_from_slice(&version.to_le_bytes());
         bytes[12..16].copy_from_slice(&(self.id_bytes() as u32).to_le_bytes());
         let numbers = [self.vocab_size, self.tokens, self.documents, self.skipped, self.text_bytes];
         for (slot, number) in bytes[16..56].chunks_exact_mut(8).zip(numbers) {
@@ -92,8 +100,9 @@ impl Header {
         }
         let mut version = [0; 4];
         version.copy_from_slice(&header[8..12]);
-        if u32::from_le_bytes(version) != VERSION {
-            return Err(format!("version {}, want {VERSION}", u32::from_le_bytes(version)));
+        let version = u32::from_le_bytes(version);
+        if ![VERSION, MARKED].contains(&version) {
+            return Err(format!("version {version}, want {VERSION} or {MARKED}"));
         }
         let number = |at: usize| {
             let mut bytes = [0; 8];
@@ -109,6 +118,7 @@ impl Header {
             skipped: number(40),
             text_bytes: number(48),
             key,
+            marked: version == MARKED,
         };
         let wanted = u128::from(found.tokens) * found.id_bytes() as u128;
         if wanted != ids.len() as u128 {
@@ -152,6 +162,26 @@ impl Tokens {
     /// Whether this run has no tokens.
     pub fn is_empty(&self) -> bool {
         self.range.is_empty()
+    }
+
+    /// Whether its ids carry marks: windows of whole documents.
+    pub(super) fn is_marked(&self) -> bool {
+        self.header.marked
+    }
+
+    /// The tokens at `range` of this run, as training takes them.
+    ///
+    /// # Panics
+    /// When `range` reaches beyond the run.
+    pub fn marked(&self, range: Range<usize>) -> Vec<Marked> {
+        self.slice(range).into_iter().map(|token| Marked::of(token, self.is_marked())).collect()
+    }
+
+    /// What the windows of whole documents in this run hold.
+    pub fn census(&self) -> Census {
+        const AT_ONCE: usize = 1 << 20;
+        let parts = (0..self.len()).step_by(AT_ONCE).map(|at| at..self.len().min(at + AT_ONCE));
+        Census::of(parts.flat_map(|part| self.slice(part)))
     }
 
     /// What the file says about the whole of it.

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::digest::Digester;
+use super::packed::ID;
 use super::token_file::{HEADER_BYTES, Header};
 use crate::{Error, Result};
 
@@ -58,7 +59,9 @@ impl TokenWriter {
     /// # Errors
     /// An id that is not below the vocabulary size, and a disk that is full.
     pub(super) fn write(&mut self, ids: &[u32]) -> Result<()> {
-        if let Some(id) = ids.iter().find(|&&id| u64::from(id) >= self.header.vocab_size) {
+        let plain = if self.header.marked { ID } else { u32::MAX };
+        if let Some(id) = ids.iter().map(|id| id & plain).find(|&id| u64::from(id) >= self.header.vocab_size)
+        {
             return Err(Error::Data(format!(
                 "token id {id} is outside the model's vocabulary (vocab_size {}); use the tokenizer of the model",
                 self.header.vocab_size

@@ -122,7 +122,8 @@ impl Tokenization<'_> {
         progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<()> {
         let vocab_size = self.vocab_size as u64;
-        let counts = Header { vocab_size, tokens: 0, documents: 0, skipped: 0, text_bytes: 0, key };
+        let counts =
+            Header { vocab_size, tokens: 0, documents: 0, skipped: 0, text_bytes: 0, key, marked: false };
         let mut writer = TokenWriter::create(path, counts)?;
         let bytes_total = self.corpus.bytes()?;
         let mut documents = self.corpus.documents();
@@ -164,7 +165,7 @@ impl Tokenization<'_> {
 }
 
 /// The token file at `path`, if there is one.
-fn find(path: &Path, key: &[u8; 32]) -> Result<Option<Tokens>> {
+pub(super) fn find(path: &Path, key: &[u8; 32]) -> Result<Option<Tokens>> {
     if !path.exists() {
         return Ok(None);
     }

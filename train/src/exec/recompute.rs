@@ -41,8 +41,9 @@ fn layer(
     x: &Tensor,
 ) -> Result<Tensor> {
     let (decoder, rope, batch, ctx) = (decoder.clone(), exec.rope.clone(), exec.batch, exec.ctx);
+    let borders = exec.borders.clone();
     let forward = move |x: &Tensor| {
-        let mut exec = TrainExec::new(batch, ctx, &rope);
+        let mut exec = TrainExec::new(batch, ctx, &rope).with_borders(borders.clone());
         decoder.layer(&mut exec, index, x.clone()).map_err(candle_core::Error::wrap)
     };
     Ok(tape::again(x, forward)?)

@@ -38,9 +38,6 @@ impl Shapes {
     /// # Errors
     /// A model that isn't there or can't be read; pruning that keeps more than there is.
     pub fn of(plan: &Plan, instead: Option<&Config>) -> Result<Self> {
-        let elements = |config: &Config| {
-            params(config).iter().map(|p| p.shape.iter().product::<usize>() as u64).sum::<u64>()
-        };
         let (source, file_bytes) = match (instead, &plan.origin) {
             (Some(config), Origin::Pretrained(_)) => (config.clone(), PUBLISHED * elements(config)),
             (Some(config), Origin::Scratch { .. }) => (config.clone(), 0),
@@ -57,6 +54,11 @@ impl Shapes {
         };
         Ok(Self { student: pruned(&source, &plan.recipe)?, source, teacher, file_bytes })
     }
+}
+
+/// Weights of a model of this shape.
+fn elements(config: &Config) -> u64 {
+    params(config).iter().map(|p| p.shape.iter().product::<usize>() as u64).sum()
 }
 
 /// Shape and bytes of the model at `path`.
@@ -80,7 +82,10 @@ fn of_model(path: &Path) -> Result<(Config, u64)> {
             bytes += entry.metadata().map_err(listed)?.len();
         }
     }
-    Ok((read_config(&config)?, bytes))
+    let config = read_config(&config)?;
+    // A config alone, as it is before anything is fetched.
+    let bytes = if bytes > 0 { bytes } else { PUBLISHED * elements(&config) };
+    Ok((config, bytes))
 }
 
 /// The shape that `[student]` makes of `source`: fewer layers, channels or neurons, or neurons of zeros.

@@ -29,6 +29,8 @@ struct Latent {
     value: Value,
     scale: Option<Value>,
     bias: Option<Value>,
+    /// What is remembered of weights that may be held.
+    turns: Option<Value>,
 }
 
 /// A student's variables.
@@ -68,7 +70,9 @@ impl SizedStudent {
             });
             let scale = groups.map(|(groups, _)| variable(groups));
             let bias = groups.filter(|(_, has_bias)| *has_bias).map(|(groups, _)| variable(groups));
-            (param.name.clone(), Latent { param, format, value, scale, bias })
+            let counted = quantization.freeze_after.is_some() && format.is_some_and(ops::Turns::counts);
+            let turns = counted.then(|| variable(elements(&param)));
+            (param.name.clone(), Latent { param, format, value, scale, bias, turns })
         };
         let latents: BTreeMap<String, Latent> = params(config).into_iter().map(latent).collect();
         let mut student = Self {
@@ -118,7 +122,8 @@ impl SizedStudent {
     /// Bytes of every tensor that a checkpoint keeps: values, then moments.
     pub fn kept(&self) -> impl Iterator<Item = u64> {
         let of_values = self.latents.values().flat_map(|latent| {
-            std::iter::once(&latent.value).chain(&latent.scale).chain(&latent.bias).map(|v| v.block.bytes())
+            let grid = latent.scale.iter().chain(&latent.bias);
+            std::iter::once(&latent.value).chain(grid).chain(&latent.turns).map(|v| v.block.bytes())
         });
         of_values.chain(self.moments.iter().map(Block::bytes))
     }
@@ -147,7 +152,8 @@ impl SizedStudent {
             .chain(grid.map(|v| (v, Gradient::of_variable(groups))))
             .collect();
         let held = exec.on_cpu().then(|| value.block.clone());
-        let scratch = if self.noise { floats } else { 0 };
+        // The gradient in parts: of what is rounded or free, and of what is held.
+        let scratch = if latent.turns.is_some() { 3 * floats } else { u64::from(self.noise) * floats };
         exec.write(&value, &inputs, [scales].into_iter().chain(held), scratch);
         value
     }

@@ -31,6 +31,15 @@ pub struct TopRows {
 }
 
 impl TopRows {
+    /// Those of `rows` alone.
+    ///
+    /// # Errors
+    /// A row that isn't there; a device out of memory.
+    pub fn only(&self, rows: &[u32]) -> Result<Self> {
+        let rows = Tensor::new(rows, self.ids.device())?;
+        Ok(Self { ids: self.ids.index_select(&rows, 0)?, logs: self.logs.index_select(&rows, 0)? })
+    }
+
     /// Rows `start..start + len`.
     pub(super) fn narrow(&self, start: usize, len: usize) -> Result<Self> {
         Ok(Self { ids: self.ids.narrow(0, start, len)?, logs: self.logs.narrow(0, start, len)? })

@@ -11,7 +11,7 @@ use super::{NAME, Rows, Term, TopRows, buckets::evaluate_top, evaluate};
 use crate::ops::{
     accumulate, cast,
     gpu::{Backward, attach, settle},
-    linear, linear_gradients, scale,
+    linear, linear_gradients, pick_rows, scale,
 };
 
 /// What logits are a product of, in the type of the input.
@@ -88,6 +88,14 @@ impl Head {
     /// No terms, `answers` that lack what a term reads or don't fit, a device out of memory.
     pub fn losses(&self, terms: &[(Term, f64)], answers: &Answers) -> Result<Losses> {
         self.losses_by(self.rows_at_once()?, terms, answers)
+    }
+
+    /// The same for `rows` alone.
+    ///
+    /// # Errors
+    /// A row that isn't there; a device out of memory.
+    pub fn only(&self, rows: &[u32]) -> Result<Self> {
+        Ok(Self { input: pick_rows(&self.input, rows)?, weight: self.weight.clone() })
     }
 
     /// The sums of `terms` over all rows, `[terms]`, without a gradient.

@@ -3,14 +3,19 @@
 //! On the CPU one pass per key head, over blocks of queries: scores, softmax and output of a block stay in the core's
 //! cache, keys after the block are never touched, and no `[t, t]` matrix reaches memory, not even for the backward
 //! pass, which computes the scores again (as FlashAttention does, arXiv 2205.14135, but with whole rows). Knows no rotary
-//! embedding and no cache of keys.
+//! embedding and no cache of keys. Where a window holds several documents, keys before a query's own are touched by nobody either.
 
+mod borders;
 mod heads;
 mod on_gpu;
+
+use std::ops::Range;
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
+pub use self::borders::Borders;
+use self::borders::Sight;
 use self::heads::HeadShape;
 use super::gpu::{Path, path};
 use super::tile::{Left, TILE_ROWS, multiply_add};
@@ -27,6 +32,14 @@ const BLOCK: usize = 32;
 /// # Errors
 /// Shapes other than these, `heads` that is no multiple of `kv_heads`; dtypes other than f32 on the CPU.
 pub fn causal_attention(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+    attention_apart(q, k, v, None)
+}
+
+/// The same within documents: a position sees nothing before the beginning of its own, where `borders` says where that is.
+///
+/// # Errors
+/// As [`causal_attention`]; borders of other windows.
+pub fn attention_apart(q: &Tensor, k: &Tensor, v: &Tensor, borders: Option<&Borders>) -> Result<Tensor> {
     let (b, t, heads, d) = q.dims4()?;
     let (_, _, kv_heads, _) = k.dims4()?;
     let grouped = kv_heads > 0 && heads % kv_heads == 0;
@@ -41,12 +54,14 @@ pub fn causal_attention(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
     if q.elem_count() == 0 {
         candle_core::bail!("{NAME}: q {:?}: want at least one element", q.dims());
     }
+    borders.map_or(Ok(()), |borders| borders.check(NAME, b, t))?;
     match path(q.device()) {
         Path::Cpu => {
             let shape = HeadShape { t, d, kv_heads, group: heads / kv_heads };
-            tape::apply3(&q.contiguous()?, &k.contiguous()?, &v.contiguous()?, Attention { shape })
+            let op = Attention { shape, borders: borders.cloned() };
+            tape::apply3(&q.contiguous()?, &k.contiguous()?, &v.contiguous()?, op)
         }
-        Path::Kernels => on_gpu::attention(q, k, v),
+        Path::Kernels => on_gpu::attention(q, k, v, borders),
     }
 }
 
@@ -88,7 +103,7 @@ impl Block {
         }
     }
 
-    /// `scores = a·bᵗ` over the keys `..seen`, with `a` `[len, cols]` and `bt` `[d, rows]`.
+    /// `scores = a·bᵗ` over `seen` keys, with `a` `[len, cols]` and `bt` `[d, seen]`, its rows as far apart as in `[d, rows]`.
     #[inline(always)]
     fn score(&mut self, a: &[f32], bt: &[f32], (len, seen): (usize, usize), shape: HeadShape) {
         let scores = &mut self.scores[..len * seen];
@@ -97,12 +112,19 @@ impl Block {
         multiply_add(a, (bt, shape.rows()), (scores, seen), (len, seen, shape.d), &mut self.panel);
     }
 
-    /// `weights = softmax(scores)`, where row i sees the first `first + i + 1` keys.
+    /// `weights = softmax(scores)`, where row i sees the keys `range(i)`.
     #[inline(always)]
-    fn soften(&mut self, first: usize, (len, seen): (usize, usize), shape: HeadShape) {
+    fn soften(
+        &mut self,
+        range: impl Fn(usize) -> Range<usize>,
+        (len, seen): (usize, usize),
+        shape: HeadShape,
+    ) {
         let scores = self.scores[..len * seen].chunks_exact_mut(seen);
         for (i, (scores, weights)) in scores.zip(self.weights.chunks_exact_mut(seen)).enumerate() {
-            scores[first + i + 1..].fill(f32::NEG_INFINITY);
+            let Range { start, end } = range(i);
+            scores[..start].fill(f32::NEG_INFINITY);
+            scores[end..].fill(f32::NEG_INFINITY);
             softmax::softmax_row(scores, scale(shape.d), weights);
         }
     }
@@ -120,22 +142,31 @@ impl Block {
 
 struct Attention {
     shape: HeadShape,
+    /// Where documents begin; none: each window is one.
+    borders: Option<Borders>,
 }
 
 impl Attention {
+    /// What the queries of sequence `sequence` see.
+    fn sight(&self, sequence: usize) -> Sight<'_> {
+        Sight::of(self.borders.as_ref(), sequence)
+    }
+
     /// The outputs `[group, t, d]` of the query heads of key head `unit`, from one sequence.
     #[inline(always)]
-    fn forward_unit(&self, unit: usize, q: &[f32], k: &[f32], v: &[f32], out: &mut [f32]) {
+    fn forward_unit(&self, (sequence, unit): (usize, usize), [q, k, v]: [&[f32]; 3], out: &mut [f32]) {
         let shape = self.shape;
         let kt = shape.transpose(&shape.gather(k, shape.kv_heads, unit));
         let v = shape.gather(v, shape.kv_heads, unit);
-        let mut block = Block::new(shape);
+        let (mut block, sight) = (Block::new(shape), self.sight(sequence));
         for (member, out) in out.chunks_exact_mut(shape.t * shape.d).enumerate() {
             let q = shape.gather(q, shape.heads(), unit * shape.group + member);
-            for (first, len, seen) in shape.blocks() {
-                block.score(&q[first * shape.cols()..], &kt, (len, seen), shape);
-                block.soften(first, (len, seen), shape);
-                block.mix(false, &v, (len, seen), shape);
+            for (first, len) in shape.blocks() {
+                let from = sight.from(first);
+                let size = (len, first + len - from);
+                block.score(&q[first * shape.cols()..], &kt[from..], size, shape);
+                block.soften(|i| sight.range(first + i, from), size, shape);
+                block.mix(false, &v[from * shape.cols()..], size, shape);
                 shape.scatter(&block.out, first, out);
             }
         }
@@ -143,32 +174,40 @@ impl Attention {
 
     /// dq `[group, t, d]`, dk and dv `[t, d]` of key head `unit`, from one sequence and its output gradient `g`.
     #[inline(always)]
-    fn backward_unit(&self, unit: usize, [q, k, v, g]: [&[f32]; 4], [dq, dk, dv]: [&mut [f32]; 3]) {
+    fn backward_unit(
+        &self,
+        (sequence, unit): (usize, usize),
+        [q, k, v, g]: [&[f32]; 4],
+        [dq, dk, dv]: [&mut [f32]; 3],
+    ) {
         let shape = self.shape;
         let cols = shape.cols();
         let k = shape.gather(k, shape.kv_heads, unit);
         let kt = shape.transpose(&k);
         let vt = shape.transpose(&shape.gather(v, shape.kv_heads, unit));
         let (mut dk_sum, mut dv_sum) = (vec![0f32; k.len()], vec![0f32; k.len()]);
-        let mut block = Block::new(shape);
+        let (mut block, sight) = (Block::new(shape), self.sight(sequence));
         for (member, dq) in dq.chunks_exact_mut(shape.t * shape.d).enumerate() {
             let q = shape.gather(q, shape.heads(), unit * shape.group + member);
             let g = shape.gather(g, shape.heads(), unit * shape.group + member);
-            for (first, len, seen) in shape.blocks() {
+            for (first, len) in shape.blocks() {
+                let from = sight.from(first);
+                let seen = first + len - from;
                 let (q, g) = (&q[first * cols..], &g[first * cols..]);
-                block.score(q, &kt, (len, seen), shape);
-                block.soften(first, (len, seen), shape);
-                block.score(g, &vt, (len, seen), shape);
+                block.score(q, &kt[from..], (len, seen), shape);
+                block.soften(|i| sight.range(first + i, from), (len, seen), shape);
+                block.score(g, &vt[from..], (len, seen), shape);
                 let rows = block.weights.chunks_exact(seen).zip(block.scores.chunks_exact(seen)).take(len);
                 for ((weights, d_weights), d_scores) in rows.zip(block.d_scores.chunks_exact_mut(seen)) {
                     softmax::softmax_row_backward(weights, d_weights, scale(shape.d), d_scores);
                 }
-                block.mix(true, &k, (len, seen), shape);
+                block.mix(true, &k[from * cols..], (len, seen), shape);
                 shape.scatter(&block.out, first, dq);
                 for (left, right, sum) in
                     [(&block.d_scores, q, &mut dk_sum), (&block.weights, g, &mut dv_sum)]
                 {
                     let left = Left::Columns { values: left, stride: seen };
+                    let sum = &mut sum[from * cols..];
                     multiply_add(left, (right, cols), (sum, cols), (seen, cols, len), &mut block.panel);
                 }
             }
@@ -198,14 +237,14 @@ impl CustomOp3 for Attention {
         let mut out = vec![0f32; q.len()];
         out.par_chunks_mut(shape.group * shape.t * shape.d).enumerate().for_each(|(unit, out)| {
             let (sequence, unit) = (unit / shape.kv_heads, unit % shape.kv_heads);
-            let (q, k, v) = (
+            let inputs = [
                 &q[sequence * q_len..][..q_len],
                 &k[sequence * kv_len..][..kv_len],
                 &v[sequence * kv_len..][..kv_len],
-            );
+            ];
             qat_quant::vectorized(
                 #[inline(always)]
-                || self.forward_unit(unit, q, k, v, out),
+                || self.forward_unit((sequence, unit), inputs, out),
             );
         });
         let out = shape.interleave(&out, shape.heads());
@@ -239,7 +278,7 @@ impl CustomOp3 for Attention {
                 let inputs = inputs.map(|x| &x[sequence * (x.len() / sequences)..][..x.len() / sequences]);
                 qat_quant::vectorized(
                     #[inline(always)]
-                    || self.backward_unit(unit, inputs, [dq, dk, dv]),
+                    || self.backward_unit((sequence, unit), inputs, [dq, dk, dv]),
                 );
             });
         }

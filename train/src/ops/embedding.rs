@@ -3,11 +3,11 @@
 //! Knows no text. The gradient of a row is the sum over its occurrences in the order in which they occur, whatever the
 //! number of threads: occurrences are sorted by id first, then each row of the table is summed by one task.
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::gpu::{Backward, Bind, Grid, Path, Typed, Work, attach, path, typed, word};
-use super::{Floats, floats, floats_out, lanes, rows_per_chunk, tape};
+use super::{Floats, cast, floats, floats_out, lanes, rows_per_chunk, tape};
 
 const NAME: &str = "embedding";
 const LIBRARY: Typed = typed!("embedding", "gpu/common.metal", "embedding.metal");
@@ -25,6 +25,18 @@ pub fn embedding(table: &Tensor, ids: &[u32]) -> Result<Tensor> {
         Path::Cpu => tape::apply1(&table.contiguous()?, Embedding { ids: ids.to_vec() }),
         Path::Kernels => on_gpu(table, ids),
     }
+}
+
+/// The rows of `x` `[n, d]` that `rows` name, as `[rows, d]`, with a gradient of the type of `x`.
+///
+/// # Errors
+/// A row that is not below `n`; types other than f32 on the CPU.
+pub fn pick_rows(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
+    if x.dtype() == DType::F32 {
+        return embedding(x, rows);
+    }
+    // The sums are f32; what made `x` wants its gradient as it made it.
+    cast(&embedding(&cast(x, DType::F32)?, rows)?, x.dtype())
 }
 
 /// candle's lookup with a gradient of our own, f32 for every type: candle's adds one position after the other.
@@ -128,8 +140,6 @@ impl Occurrences {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::DType;
-
     use super::*;
     use crate::ops::check::{
         assert_matches, assert_rounds_once, backward, bits, uniform, value_and_gradients,

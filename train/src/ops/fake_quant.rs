@@ -7,6 +7,7 @@
 
 mod noise;
 mod on_gpu;
+mod turns;
 
 use candle_core::{
     CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Device, Layout, Result, Shape, Tensor,
@@ -16,6 +17,7 @@ use qat_quant::{Format, ScaleRule, Scales, gradient};
 use super::gpu::{Path, path};
 use super::{Floats, blend, floats, floats_out, tape};
 pub use noise::Noise;
+pub use turns::{MOST_TURNS, Turns};
 
 const NAME: &str = "fake_quant";
 
@@ -73,7 +75,7 @@ pub fn fake_quant(w: &Tensor, spec: &FakeQuant) -> Result<Tensor> {
         Path::Kernels => return on_gpu::chosen(&w, spec),
     }
     let scales = Scales::choose(spec.format, spec.rule, &Floats::of(NAME, &w)?, rows, cols);
-    tape::apply1(&w, Quantizer { spec: *spec, scales })
+    tape::apply1(&w, Quantizer { spec: *spec, scales, turns: None })
 }
 
 /// Fake-quantizes `w` `[rows, cols]` with learned `scale` `[groups]` and, for formats that have one, `bias`
@@ -89,6 +91,20 @@ pub fn fake_quant_learned(
     w: &Tensor,
     scale: &Tensor,
     bias: Option<&Tensor>,
+    spec: &FakeQuant,
+) -> Result<Tensor> {
+    fake_quant_held(w, scale, bias, None, spec)
+}
+
+/// As [`fake_quant_learned`], where some weights are held at their codes: those get no gradient, and teach scale and bias as codes do.
+///
+/// # Errors
+/// As [`fake_quant_learned`].
+pub fn fake_quant_held(
+    w: &Tensor,
+    scale: &Tensor,
+    bias: Option<&Tensor>,
+    turns: Option<&Turns>,
     spec: &FakeQuant,
 ) -> Result<Tensor> {
     if !spec.gradient.learns_scales() {
@@ -111,17 +127,18 @@ pub fn fake_quant_learned(
     let (w, scale) = (w.contiguous()?, scale.contiguous()?);
     let bias = bias.map(Tensor::contiguous).transpose()?;
     if path(w.device()) == Path::Kernels {
-        return on_gpu::learned(&w, &scale, bias.as_ref(), spec);
+        return on_gpu::learned(&w, &scale, bias.as_ref(), turns, spec);
     }
     on_cpu_in(spec.dtype)?;
+    let turns = turns.cloned();
     match bias {
         None => {
             let scales = Scales::rounded(spec.format, &Floats::of(NAME, &scale)?, &[]);
-            tape::apply2(&w, &scale, Quantizer { spec: *spec, scales })
+            tape::apply2(&w, &scale, Quantizer { spec: *spec, scales, turns })
         }
         Some(bias) => {
             let scales = Scales::rounded(spec.format, &Floats::of(NAME, &scale)?, &Floats::of(NAME, &bias)?);
-            tape::apply3(&w, &scale, &bias, Quantizer { spec: *spec, scales })
+            tape::apply3(&w, &scale, &bias, Quantizer { spec: *spec, scales, turns })
         }
     }
 }
@@ -145,6 +162,8 @@ fn held_by(format: Format, w: &Tensor) -> Result<(usize, usize)> {
 struct Quantizer {
     spec: FakeQuant,
     scales: Scales,
+    /// Which weights are held, where some may be.
+    turns: Option<Turns>,
 }
 
 impl Quantizer {
@@ -180,9 +199,20 @@ impl Quantizer {
         } else {
             let mut dw = vec![0f32; rows * cols];
             let masked = self.spec.noise.map(|noise| noise.masked(&grad));
-            let of_rounded = masked.as_deref().unwrap_or(&grad);
-            let sums = gradient::learned(format, &w, rows, cols, &self.scales, of_rounded, &mut dw);
+            let mut free = masked.or_else(|| self.turns.is_some().then(|| grad.to_vec()));
+            let held = match (&self.turns, &mut free) {
+                (Some(turns), Some(free)) => turns.parted(format, free, &grad)?,
+                _ => None,
+            };
+            let of_rounded = free.as_deref().unwrap_or(&grad);
+            let mut sums = gradient::learned(format, &w, rows, cols, &self.scales, of_rounded, &mut dw);
             self.spare(&grad, &mut dw);
+            if let (Some(held), Some(turns)) = (held, &self.turns) {
+                let more = gradient::of_codes(format, &held.codes, rows, cols, &held.slopes);
+                let pairs = [(&mut sums.scale, more.scale), (&mut sums.bias, more.bias)];
+                pairs.into_iter().for_each(|(sum, more)| sum.iter_mut().zip(more).for_each(|(a, b)| *a += b));
+                turns.still(&mut dw)?;
+            }
             (Some(Tensor::from_vec(dw, (rows, cols), &Device::Cpu)?), sums)
         };
         let gamma = lsq_factor(format, rows, cols);

@@ -36,9 +36,11 @@ mod tile;
 
 pub use activations::quantize_activations;
 pub use arithmetic::{add, add_bias, cast, multiply, reshape};
-pub use attention::causal_attention;
-pub use embedding::embedding;
-pub use fake_quant::{FakeQuant, Gradient, Noise, fake_quant, fake_quant_learned};
+pub use attention::{Borders, attention_apart, causal_attention};
+pub use embedding::{embedding, pick_rows};
+pub use fake_quant::{
+    FakeQuant, Gradient, MOST_TURNS, Noise, Turns, fake_quant, fake_quant_held, fake_quant_learned,
+};
 pub use kv::quantize_kv;
 pub use linear::linear;
 pub use norm::rms_norm;

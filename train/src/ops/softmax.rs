@@ -31,30 +31,72 @@ pub fn causal_softmax(scores: &Tensor, scale: f32, t: usize) -> Result<Tensor> {
 fn on_gpu(scores: &Tensor, scale: f32, t: usize) -> Result<Tensor> {
     let scores = scores.contiguous()?;
     let weights = scores.detach().copy()?;
-    soften(&weights, scale, t)?;
+    soften(&weights, scale, t, None)?;
     attach(weights, &[&scores], GpuSoftmax { scale, t })
 }
 
-/// [`causal_softmax`] on a GPU, in place and outside any graph.
-pub(super) fn soften(scores: &Tensor, scale: f32, t: usize) -> Result<()> {
+/// Where the documents of rows begin.
+#[derive(Clone, Copy)]
+pub(super) struct Within<'a> {
+    /// u32 `[windows, t]`: for each position the first that it sees.
+    pub(super) firsts: &'a Tensor,
+    /// The key head of all windows that the first row is of, query heads of a key head, key heads of a window.
+    pub(super) units: (usize, usize, usize),
+}
+
+impl Within<'_> {
+    fn words(self) -> Result<[u32; 3]> {
+        let (first, group, kv_heads) = self.units;
+        Ok([word(first)?, word(group)?, word(kv_heads)?])
+    }
+}
+
+/// [`causal_softmax`] on a GPU, in place and outside any graph; `within` documents where there are several.
+pub(super) fn soften(scores: &Tensor, scale: f32, t: usize, within: Option<Within>) -> Result<()> {
     let mut work = Work::default();
     let rows = scores.elem_count() / t;
-    let shape = [word(rows)?, word(t)?, scale.to_bits()];
+    let mut shape = vec![word(rows)?, word(t)?, scale.to_bits()];
     let library = LIBRARY.of(scores.dtype())?;
-    work.add(library, "causal_softmax", Grid::Simdgroups(rows), [Bind::InOut(0)], &shape)?;
-    let [] = work.run(NAME, &[scores])?;
+    match within {
+        None => {
+            work.add(library, "causal_softmax", Grid::Simdgroups(rows), [Bind::InOut(0)], &shape)?;
+            let [] = work.run(NAME, &[scores])?;
+        }
+        Some(within) => {
+            shape.extend(within.words()?);
+            let binds = [Bind::InOut(0), Bind::Input(1)];
+            work.add(library, "document_softmax", Grid::Simdgroups(rows), binds, &shape)?;
+            let [] = work.run(NAME, &[scores, within.firsts])?;
+        }
+    }
     Ok(())
 }
 
 /// Turns `grad`, the gradient of what [`soften`] made, into that of the scores, in place.
-pub(super) fn soften_backward(weights: &Tensor, grad: &Tensor, scale: f32, t: usize) -> Result<()> {
+pub(super) fn soften_backward(
+    weights: &Tensor,
+    grad: &Tensor,
+    scale: f32,
+    t: usize,
+    within: Option<Within>,
+) -> Result<()> {
     let mut work = Work::default();
     let rows = weights.elem_count() / t;
-    let shape = [word(rows)?, word(t)?, scale.to_bits()];
-    let binds = [Bind::Input(0), Bind::InOut(1)];
+    let mut shape = vec![word(rows)?, word(t)?, scale.to_bits()];
     let library = LIBRARY.of(weights.dtype())?;
-    work.add(library, "causal_softmax_backward", Grid::Simdgroups(rows), binds, &shape)?;
-    let [] = work.run(NAME, &[weights, grad])?;
+    match within {
+        None => {
+            let binds = [Bind::Input(0), Bind::InOut(1)];
+            work.add(library, "causal_softmax_backward", Grid::Simdgroups(rows), binds, &shape)?;
+            let [] = work.run(NAME, &[weights, grad])?;
+        }
+        Some(within) => {
+            shape.extend(within.words()?);
+            let binds = [Bind::Input(0), Bind::InOut(1), Bind::Input(2)];
+            work.add(library, "document_softmax_backward", Grid::Simdgroups(rows), binds, &shape)?;
+            let [] = work.run(NAME, &[weights, grad, within.firsts])?;
+        }
+    }
     Ok(())
 }
 
@@ -70,7 +112,7 @@ impl Backward for GpuSoftmax {
 
     fn backward(&self, _: &[&Tensor], weights: &Tensor, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
         let d_scores = grad.copy()?;
-        soften_backward(weights, &d_scores, self.scale, self.t)?;
+        soften_backward(weights, &d_scores, self.scale, self.t, None)?;
         Ok(vec![Some(d_scores)])
     }
 }
@@ -250,13 +292,13 @@ mod tests {
         for t in [7, 33] {
             let scores = uniform(5, 5.0, &[2 * t, t])?.to_dtype(DType::BF16)?;
             let [weights, wide] = [scores.copy()?, scores.to_dtype(DType::F32)?];
-            soften(&weights, 0.35, t)?;
-            soften(&wide, 0.35, t)?;
+            soften(&weights, 0.35, t, None)?;
+            soften(&wide, 0.35, t, None)?;
             assert_eq!(bits(&weights.to_dtype(DType::F32)?)?, bits(&rounded(&wide)?)?);
             let gradient = uniform(6, 1.0, &[2 * t, t])?.to_dtype(DType::BF16)?;
             let [found, want] = [gradient.copy()?, gradient.to_dtype(DType::F32)?];
-            soften_backward(&weights, &found, 0.35, t)?;
-            soften_backward(&weights.to_dtype(DType::F32)?, &want, 0.35, t)?;
+            soften_backward(&weights, &found, 0.35, t, None)?;
+            soften_backward(&weights.to_dtype(DType::F32)?, &want, 0.35, t, None)?;
             assert_eq!(bits(&found.to_dtype(DType::F32)?)?, bits(&rounded(&want)?)?);
         }
         Ok(())

@@ -3,16 +3,19 @@
 //! Two types, two stages: [`Recipe`] is what the user wrote, [`Plan`] what will run. Every error names the key and the file or the
 //! argument it came from, and a misspelt key is answered with the nearest one that exists.
 
+mod data;
 mod plan;
 mod quant;
 mod raw;
 mod rules;
 mod teaching;
+mod written;
 
 use std::path::Path;
 
 use serde::Deserialize as _;
 
+pub use data::{ChatPlan, DataPlan};
 pub use plan::{BlocksPlan, EvalPlan, ExportPlan, MuonPlan, OptimPlan, Origin, Plan, Schedule};
 pub use quant::{Learn, Mix, Quantization, Rounding, Warmup};
 pub use raw::Recipe;
@@ -247,6 +250,8 @@ batch = 2
             ("loss.relations=-1.0", "loss.relations = -1: want a finite number, 0 or more"),
             ("loss.skew_alpha=1.0", "loss.skew_alpha = 1.0: want a number between 0 and 1"),
             ("teacher.cache=", "teacher.cache = \"\": want a folder"),
+            ("data.format=sft", "data.format = \"sft\": want text or chat"),
+            ("data.learn=all", "data.learn = \"all\": want data.format = \"chat\" beside it"),
             ("data.held_out=0.9", "data.held_out = 0.9: want more than 0 and at most 0.5"),
             ("quant.scales=awq", "quant.scales = \"awq\": \"awq\" is no rule"),
             ("quant.gradient=dorefa", "quant.gradient = \"dorefa\": want ste, clipped-ste, lsq or seq"),
@@ -285,8 +290,23 @@ batch = 2
         assert!(
             m(&["quant.begin=decay", "optim.schedule=wsd", "quant.scales=gptq"]).contains("begin with codes")
         );
+        for set in [
+            "data.separator=x",
+            "data.bos=true",
+            "train.mode=blocks",
+            "loss.hidden=1.0",
+            "data.field=messages",
+        ] {
+            assert!(
+                m(&["data.format=chat", set]).contains("leave it out with data.format = \"chat\""),
+                "{set}"
+            );
+        }
         assert!(m(&["quant.target_bpw=4.0"]).contains("at least two formats"));
         assert!(m(&["quant.candidates=[\"int4-g32\", \"int8-g32\"]"]).contains("quant.target_bpw beside it"));
+        assert!(
+            m(&["quant.embeddings=candidates"]).contains("quant.candidates and quant.target_bpw beside it")
+        );
         let twice = "quant.candidates=[\"int4-g32\", \"int4-g32\"]";
         assert!(m(&["quant.target_bpw=4.0", twice]).contains("\"int4-g32\" is listed twice"));
         assert!(m(&["quant.learn=scales", "teacher.model=latent"]).contains("keeps no float weights"));

@@ -9,7 +9,7 @@ use qat_infer::{
 use qat_quant::kernels::FloatType;
 
 use super::{
-    Learn, Mix, Quantization, Recipe, Rounding, Warmup,
+    DataPlan, Learn, Mix, Quantization, Recipe, Rounding, Warmup,
     quant::rounding,
     raw,
     teaching::{self, CachePlan, LossPlan, OnPolicyPlan, TeacherPlan},
@@ -153,6 +153,8 @@ pub struct Plan {
     pub teacher: TeacherPlan,
     /// Where its predictions are kept, if they are.
     pub cache: Option<CachePlan>,
+    /// What is trained on.
+    pub data: DataPlan,
     /// Windows that the student writes, if any.
     pub on_policy: Option<OnPolicyPlan>,
     /// How the student is quantized; where there is a `mix`, but for the formats that it chooses.
@@ -194,6 +196,7 @@ impl Plan {
         Ok(Self {
             origin: origin(&r.student)?,
             cache: teaching::cache(r, &teacher, &loss)?,
+            data: DataPlan::new(r)?,
             on_policy: teaching::on_policy(r, &loss)?,
             loss,
             teacher,

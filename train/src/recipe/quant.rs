@@ -10,7 +10,11 @@ use qat_infer::{
 use qat_quant::{Format, ScaleRule};
 
 use super::{OptimPlan, Rules, Schedule, plan::fail, raw};
-use crate::{Error, Result, ops::Gradient, schedule};
+use crate::{
+    Error, Result,
+    ops::{Gradient, MOST_TURNS},
+    schedule,
+};
 
 /// How a cache will keep keys and values; none: unrounded.
 ///
@@ -95,14 +99,21 @@ impl Warmup {
     }
 }
 
-/// Formats to choose from for each projection, and the bits that the choice may use.
+/// Formats to choose from for each matrix, and the bits that the choice may use.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Mix {
     /// At least two, each once.
     pub candidates: Vec<Format>,
     /// Bits per weight of the whole model.
     pub target_bpw: f64,
+    /// Whether the table of embeddings (and so a tied head) is among what they are for.
+    pub embeddings: bool,
+    /// Whether an untied head is.
+    pub head: bool,
 }
+
+/// In the place of a format: one of `quant.candidates`.
+const CANDIDATES: &str = "candidates";
 
 impl Mix {
     /// What the table asks for, if it asks for a choice.
@@ -110,7 +121,12 @@ impl Mix {
     /// # Errors
     /// A candidate that is no format or listed twice, or one key without the other.
     pub(super) fn new(quant: &raw::Quant) -> Result<Option<Self>> {
+        let [embeddings, head] = [&quant.embeddings, &quant.head].map(|format| format == CANDIDATES);
         let target_bpw = match (quant.target_bpw, quant.candidates.len()) {
+            (None, 0) if embeddings || head => {
+                let key = if embeddings { "quant.embeddings" } else { "quant.head" };
+                return fail(key, CANDIDATES, "quant.candidates and quant.target_bpw beside it, or a format");
+            }
             (None, 0) => return Ok(None),
             (Some(target), 2..) if target.is_finite() && target > 0.0 => target,
             (Some(target), 2..) => return fail("quant.target_bpw", target, "a finite number above 0"),
@@ -131,7 +147,25 @@ impl Mix {
             }
             candidates.push(format);
         }
-        Ok(Some(Self { candidates, target_bpw }))
+        Ok(Some(Self { candidates, target_bpw, embeddings, head }))
+    }
+
+    /// Whether the candidates are for `param`: a matrix of a role that asks for them, which no override names.
+    pub fn is_for(&self, param: &Param, rules: &Rules) -> bool {
+        let role = match param.role {
+            Role::Projection => true,
+            Role::Embedding => self.embeddings,
+            Role::Head => self.head,
+            Role::Norm | Role::Bias | Role::Conv => false,
+        };
+        role && !rules.is_overridden(param)
+    }
+
+    /// `rules` with `format` for every matrix that the candidates are for.
+    pub fn with(&self, rules: Rules, format: Format) -> Rules {
+        let rules = rules.with_weights(format);
+        let rules = if self.embeddings { rules.with_embeddings(format) } else { rules };
+        if self.head { rules.with_head(format) } else { rules }
     }
 }
 
@@ -161,6 +195,8 @@ pub struct Quantization {
     pub activations: Activations,
     /// How keys and values are kept, where that is rounded.
     pub kv: Option<KvType>,
+    /// Times that a weight's code turns back before it is held, where any is.
+    pub freeze_after: Option<u32>,
 }
 
 impl Quantization {
@@ -185,6 +221,8 @@ impl Quantization {
             other => return fail("quant.learn", other, "all or scales"),
         };
         let start = rounding("quant.scales", &quant.scales)?;
+        // Until the choice is made, as the projections.
+        let settled = |format| if format == CANDIDATES { &quant.weights } else { format };
         let together = |holds: bool, key: &str, value: &str, why: &str| match holds {
             true => Ok(()),
             false => Err(Error::Config(format!(
@@ -203,7 +241,12 @@ impl Quantization {
             return Err(Error::Config(format!("quant.learn = \"scales\": {problem}")));
         }
         Ok(Self {
-            rules: Rules::new(&quant.weights, &quant.embeddings, &quant.head, &quant.overrides)?,
+            rules: Rules::new(
+                &quant.weights,
+                settled(&quant.embeddings),
+                settled(&quant.head),
+                &quant.overrides,
+            )?,
             start,
             gradient,
             even,
@@ -214,6 +257,7 @@ impl Quantization {
                 other => return fail("quant.activations", other, "float or int8-token"),
             },
             kv: kv(&quant.kv)?,
+            freeze_after: quant.freeze_after.map(|turns| freeze_after(quant, turns)).transpose()?,
         })
     }
 
@@ -225,7 +269,8 @@ impl Quantization {
 
     /// The same formats with `start` for the weights as they are: rounding without training.
     pub fn untrained(rules: Rules, start: Rounding, activations: Activations) -> Self {
-        Self { rules, start, gradient: Gradient::Lsq, even: false, learn: Learn::All, activations, kv: None }
+        let (gradient, learn) = (Gradient::Lsq, Learn::All);
+        Self { rules, start, gradient, even: false, learn, activations, kv: None, freeze_after: None }
     }
 
     /// The rule of grids that are chosen from the weights alone.
@@ -235,6 +280,21 @@ impl Quantization {
             Rounding::Rule(rule) => rule,
             Rounding::Gptq => ScaleRule::Mse,
         }
+    }
+}
+
+/// `quant.freeze_after` and what it goes with.
+fn freeze_after(quant: &raw::Quant, turns: u32) -> Result<u32> {
+    let refused = |why: &str| Err(Error::Config(format!("quant.freeze_after = {turns}: {why}")));
+    match (quant.gradient.as_str(), quant.learn.as_str()) {
+        _ if !(1..=MOST_TURNS).contains(&turns) => {
+            fail("quant.freeze_after", turns, &format!("a number of turns from 1 to {MOST_TURNS}"))
+        }
+        (_, "scales") => refused("with quant.learn = \"scales\" all codes stay as they are; leave it out"),
+        ("lsq" | "seq", _) => Ok(turns),
+        (gradient, _) => refused(&format!(
+            "with quant.gradient = {gradient:?} the scales are chosen anew in each step, and no code could be held; use lsq or seq"
+        )),
     }
 }
 

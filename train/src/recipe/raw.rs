@@ -97,10 +97,10 @@ pub struct Teacher {
 pub struct Quant {
     /// Format of the projections inside the layers, or `float`.
     pub weights: String,
-    /// Format of the embedding table (and so of a tied head), or `float`.
+    /// Format of the embedding table (and so of a tied head), `float`, or `candidates`: one of these.
     #[serde(default = "int8")]
     pub embeddings: String,
-    /// Format of an untied output head, or `float`.
+    /// Format of an untied output head, `float`, or `candidates`.
     #[serde(default = "int8")]
     pub head: String,
     /// Tensor-name glob → format or `float`; the longest glob that matches wins over the three keys above.
@@ -143,7 +143,12 @@ pub struct Quant {
     /// Write into `log.jsonl` which share of the codes has changed since the line before.
     #[serde(default)]
     pub log_flips: bool,
-    /// Formats to choose from for each projection that no override names, by what they cost it; with `target_bpw`.
+    /// Hold a weight at its code when that has turned back so many times: changed in the direction opposite to its last change. For learned
+    /// scales and formats of up to 4 bits; without this key none is held.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub freeze_after: Option<u32>,
+    /// Formats to choose from for each projection that no override names, and where `embeddings` or `head` say so for these, by what they
+    /// cost it; with `target_bpw`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub candidates: Vec<String>,
     /// Bits per weight of the whole model, embeddings and scales included, that the choice stays within.
@@ -163,6 +168,16 @@ pub struct Data {
     /// Share of the training tokens held out when `valid` is not given.
     #[serde(default = "held_out")]
     pub held_out: f64,
+    /// What the files hold: `text`, which is the default, or `chat`: conversations, one a row.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<String>,
+    /// `chat`: how a conversation is written, by the template of the `model`, which is the default, `plain` (a question and its answer,
+    /// one after the other), or by the template in this file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template: Option<String>,
+    /// `chat`: what is learned, the `answers`, which is the default, or `all`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub learn: Option<String>,
     /// Tokens in a training window.
     pub ctx: usize,
     /// JSONL field or Parquet column with the text.

@@ -65,6 +65,16 @@ impl Rules {
         Self { weights: Some(format), ..self }
     }
 
+    /// The same with `format` as that of the embeddings.
+    pub fn with_embeddings(self, format: Format) -> Self {
+        Self { embeddings: Some(format), ..self }
+    }
+
+    /// The same with `format` as that of an untied head.
+    pub fn with_head(self, format: Format) -> Self {
+        Self { head: Some(format), ..self }
+    }
+
     /// Whether an override names `param`.
     pub fn is_overridden(&self, param: &Param) -> bool {
         self.overridden(param).is_some()

@@ -4,6 +4,7 @@
 //! values that [`Student::ship`] gives, because both are `decode(encode(latent))` of one codec with one choice of scales.
 
 mod floats;
+mod freezing;
 pub mod gptq;
 pub mod prune;
 
@@ -14,7 +15,7 @@ use qat_infer::{
     files::Activations,
     model::{Config, Decoder, Layer, Param, Role, Weights, params},
 };
-use qat_quant::{Format, Packed, Rounded, Scales};
+use qat_quant::{Format, Packed, Rounded, ScaleRule, Scales};
 
 pub use floats::{Floats, random_values, read_config};
 
@@ -123,7 +124,9 @@ impl Student {
         student.trained = student.variables.len();
         for param in &list {
             student.add_kept(param, floats.values(&param.name)?, device)?;
+            student.add_turns(param, device)?;
         }
+        student.check_turns()?;
         Ok(student)
     }
 
@@ -167,6 +170,11 @@ impl Student {
         self.index.insert(name.clone(), self.variables.len());
         self.variables.push(Variable { name, kind, var: Var::from_tensor(&value)? });
         Ok(())
+    }
+
+    /// The rule of grids that are chosen from the weights alone.
+    pub fn rule(&self) -> ScaleRule {
+        self.quantization.rule()
     }
 
     /// The format in which `param` ships; none: float.
@@ -248,6 +256,13 @@ impl Student {
         Ok(())
     }
 
+    /// The codes of `param`'s weights: the nearest, but for those that are held.
+    fn codes_of(&self, param: &Param, format: Format, values: &[f32], grid: &Scales) -> Result<Vec<f32>> {
+        let mut codes = codes(format, values, param, grid);
+        self.turns(param)?.map(|turns| turns.put_codes(format, &mut codes)).transpose()?;
+        Ok(codes)
+    }
+
     /// The codes of all quantized matrices, one after the other, each less the lowest of its format.
     ///
     /// # Errors
@@ -260,7 +275,7 @@ impl Student {
                 Learn::Scales => host(self.var(&codes_name(&param))?)?,
                 Learn::All => {
                     let values = host(self.var(&param.name)?)?;
-                    codes(format, &values, &param, &self.grid_of(&param, format, &values)?)
+                    self.codes_of(&param, format, &values, &self.grid_of(&param, format, &values)?)?
                 }
             };
             let lowest = format.levels().0 as f32;
@@ -303,7 +318,7 @@ impl Student {
     }
 
     fn fake_quant(&self, param: &Param, format: Format, moment: Moment) -> Result<Tensor> {
-        let Quantization { gradient, learn, even, .. } = self.quantization;
+        let Quantization { gradient, learn, .. } = self.quantization;
         let frozen = learn == Learn::Scales;
         let gradient = if frozen { Gradient::Codes } else { gradient };
         let name = if frozen { codes_name(param) } else { param.name.clone() };
@@ -317,12 +332,8 @@ impl Student {
             return Ok(ops::fake_quant(weight, &spec)?);
         }
         let scale = self.var(&scale_name(param))?.as_tensor();
-        let bias = match (format.has_bias(), even) {
-            (false, _) => None,
-            (true, true) => Some(ops::multiply(scale, f64::from(-format.middle()))?),
-            (true, false) => Some(self.var(&bias_name(param))?.as_tensor().clone()),
-        };
-        Ok(ops::fake_quant_learned(weight, scale, bias.as_ref(), &spec)?)
+        let bias = self.grid_bias(param, format, scale)?;
+        Ok(ops::fake_quant_held(weight, scale, bias.as_ref(), self.turns(param)?.as_ref(), &spec)?)
     }
 
     /// Whether the matrix whose scales or biases `variable` holds lies on its grid, so that rounding changes none of its weights:
@@ -378,7 +389,14 @@ impl Student {
             qat_quant::pack_codes(name, format, &codes, rows, cols, &self.grid(param, format)?)?
         } else {
             let values = host(self.var(name)?)?;
-            qat_quant::pack(name, format, &values, rows, cols, &self.grid_of(param, format, &values)?)?
+            let grid = self.grid_of(param, format, &values)?;
+            match self.turns(param)? {
+                None => qat_quant::pack(name, format, &values, rows, cols, &grid)?,
+                Some(_) => {
+                    let codes = self.codes_of(param, format, &values, &grid)?;
+                    qat_quant::pack_codes(name, format, &codes, rows, cols, &grid)?
+                }
+            }
         };
         Ok(Shipped::Packed(packed))
     }

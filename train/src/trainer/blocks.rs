@@ -61,7 +61,7 @@ impl Block<'_> {
             }
         }
         let sum = f64::from(distance.to_scalar::<f32>()?);
-        Ok(Sums { loss: sum, terms: BTreeMap::from([("block".to_owned(), sum)]) })
+        Ok(Sums { loss: sum, tokens: 0, terms: BTreeMap::from([("block".to_owned(), sum)]) })
     }
 
     /// What comes into the layer behind the rounded ones, and what the float model has behind it.

@@ -22,8 +22,7 @@ use crate::{
 /// The text or the student's origin can't be read.
 pub fn calibration(job: &Job) -> Result<Calibration> {
     let source = Beginning::open(&job.plan.origin, job.plan.recipe.seed)?;
-    let vocab = source.floats.config.vocab_size;
-    let (train, _) = tokens(job, &source, vocab, &mut |_| {}, &AtomicBool::new(false))?;
+    let (train, _) = tokens(job, source.words(), &mut |_| {}, &AtomicBool::new(false))?;
     Ok(text(job.plan, &training_batches(train, job.plan)?.0))
 }
 
@@ -44,7 +43,13 @@ pub(super) fn choose_formats(
     report: &mut dyn FnMut(Event),
 ) -> Result<Option<mixed::Chosen>> {
     let Some(mix) = &job.plan.mix else { return Ok(None) };
-    report(Event::Note(format!("measuring {} formats for each projection", mix.candidates.len())));
+    let also = match (mix.embeddings, mix.head) {
+        (false, false) => "",
+        (true, false) => " and the embeddings",
+        (false, true) => " and the head",
+        (true, true) => ", the embeddings and the head",
+    };
+    report(Event::Note(format!("measuring {} formats for each projection{also}", mix.candidates.len())));
     let text = first(job.plan, batches, PROBE_WINDOWS);
     let chosen = mixed::choose(floats, &job.plan.quantization, mix, &text, &job.device)?;
     report(Event::Note(chosen.summary()));

@@ -77,6 +77,9 @@ pub struct StepLog {
     /// How many codes have changed since the line before, where `quant.log_flips` asks for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub flips: Option<FlipLog>,
+    /// Share of all quantized weights that are held at their code, where `quant.freeze_after` asks for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub frozen: Option<f64>,
     /// Tokens seen.
     pub tokens: u64,
     /// Tokens per second.

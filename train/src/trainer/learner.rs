@@ -114,7 +114,6 @@ impl Learner {
             plan: &plan.loss,
             teacher: &self.teacher,
             rope: &self.rope,
-            ctx: plan.recipe.data.ctx,
             inside: self.inside.as_ref(),
             recompute: plan.recipe.train.checkpoint_layers,
             precision: plan.precision,
@@ -146,7 +145,8 @@ impl Learner {
         }
         let moment = moment(plan, step);
         let (mut sums, mut gradients) = (Sums::default(), Vec::new());
-        let tokens = step_tokens(plan);
+        let batches: Vec<Batch> = batches.collect();
+        let tokens = batches.iter().map(Batch::learned).sum();
         for batch in batches {
             sums.add(&match (self.part.target, &self.start) {
                 (Target::Layer(index), Some(start)) => {
@@ -159,6 +159,7 @@ impl Learner {
                 }
             });
         }
+        sums.tokens = tokens;
         if self.part.target == Target::Scales {
             let mut variables = self.student.variables().iter();
             gradients.retain(|_| variables.next().is_some_and(|variable| of_grid(variable.kind)));
@@ -166,12 +167,19 @@ impl Learner {
         Ok((sums, gradients))
     }
 
-    /// Moves the variables; returns the norm of the gradient of weights and norms before clipping.
+    /// Moves the variables, but for weights that are held; returns the norm of the gradient of weights and norms before clipping.
     ///
     /// # Errors
     /// A device out of memory.
     pub fn update(&mut self, plan: &Plan, step: usize, gradients: &[Tensor]) -> Result<f64> {
-        self.optimizer.step(gradients, self.part(plan, step).rate(plan, step))
+        let part = self.part(plan, step);
+        let norm = self.optimizer.step(gradients, part.rate(plan, step))?;
+        // Where only a share of the rounding is blended in, a code says little of its weight.
+        if schedule::rounding(&plan.warmup, step) == Some(1.0) {
+            let layer = if let Target::Layer(layer) = part.target { Some(layer) } else { None };
+            self.student.follow(layer)?;
+        }
+        Ok(norm)
     }
 }
 

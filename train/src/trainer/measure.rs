@@ -146,7 +146,7 @@ impl RandomTokens {
             inputs.extend(&window[..context]);
             targets.extend(&window[1..]);
         }
-        Batch { inputs, targets, rows, context, windows: Vec::new() }
+        Batch { inputs, targets, rows, context, windows: Vec::new(), packed: None }
     }
 }
 

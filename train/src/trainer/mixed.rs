@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, path::Path};
 use candle_core::{Device, Tensor};
 use qat_infer::{
     files::{read_json, write_file_atomic},
-    model::{Decoder, Param, Role, params},
+    model::{Decoder, Param, params},
 };
 use qat_quant::{Format, Scales};
 use serde::{Deserialize, Serialize};
@@ -96,7 +96,7 @@ pub fn settled(plan: &Plan, out: &Path) -> Result<Quantization> {
     }
 }
 
-/// Chooses a format for each projection of `floats` that no override has settled.
+/// Chooses a format for each matrix of `floats` that the candidates are for.
 ///
 /// # Errors
 /// A target below what the candidates with fewest bits need; the device is out of memory.
@@ -108,7 +108,7 @@ pub fn choose(
     device: &Device,
 ) -> Result<Chosen> {
     let list = params(&floats.config);
-    let free: Vec<&Param> = list.iter().filter(|param| is_free(param, quantization)).collect();
+    let free: Vec<&Param> = list.iter().filter(|param| mix.is_for(param, &quantization.rules)).collect();
     let offered = |param: &Param| mix.candidates.iter().copied().filter(|f| f.fits(param.shape[1])).collect();
     let candidates: Vec<Vec<Format>> = free.iter().map(|param| offered(param)).collect();
     for (param, formats) in free.iter().zip(&candidates) {
@@ -125,7 +125,7 @@ pub fn choose(
             formats.iter().zip(losses).map(offer).collect()
         })
         .collect();
-    let settled = list.iter().filter(|param| !is_free(param, quantization));
+    let settled = list.iter().filter(|param| !mix.is_for(param, &quantization.rules));
     let settled: u64 = settled.map(|param| bits(param, quantization.rules.choose(param))).sum();
     let weights: usize = list.iter().map(|param| param.shape.iter().product::<usize>()).sum();
     let budget = (mix.target_bpw * weights as f64).floor() as u64;
@@ -134,9 +134,10 @@ pub fn choose(
     let Some(chosen) = chosen else {
         return Err(Error::Config(format!(
             "quant.target_bpw = {}: with embeddings, scales and norms this model has at least {:.4} bits per weight in its candidates \
-             with fewest bits; raise the target, add a smaller candidate, or set quant.embeddings",
+             with fewest bits; raise the target, add a smaller candidate, or {}",
             mix.target_bpw,
-            (settled + least) as f64 / weights as f64
+            (settled + least) as f64 / weights as f64,
+            if mix.embeddings { "override fewer matrices" } else { "set quant.embeddings = \"candidates\"" }
         )));
     };
     let used: u64 = offers.iter().zip(&chosen).map(|(offers, &at)| offers[at].bits).sum();
@@ -154,11 +155,6 @@ pub fn choose(
             })
             .collect(),
     })
-}
-
-/// Whether the candidates are for `param`: a projection that has the format of `quant.weights`.
-fn is_free(param: &Param, quantization: &Quantization) -> bool {
-    param.role == Role::Projection && !quantization.rules.is_overridden(param)
 }
 
 /// Every stored bit of `param`, scales included, as a manifest counts them.

@@ -7,12 +7,14 @@
 mod allocate;
 mod blocks;
 mod calibration;
+mod conversations;
 mod course;
 mod event;
 mod flips;
 mod inside;
 mod learner;
 mod lock;
+mod look;
 mod measure;
 pub mod mixed;
 mod objective;
@@ -34,6 +36,7 @@ use candle_core::Device;
 pub use calibration::calibration;
 pub use event::{Event, Log, StepLog, ValidLog};
 pub use flips::FlipLog;
+pub use look::{Look, look};
 pub use measure::{Measured, StepTime, measure};
 pub use prepare::{Start, student_dir};
 pub use probe::probe;
@@ -103,6 +106,7 @@ pub fn train(job: &Job, report: &mut dyn FnMut(Event), stop: &AtomicBool) -> Res
         if run.step == part.first + part.steps || run.step % settings.log_every == 0 {
             let mut line = interval.close(job.plan, &part, run.step, norm);
             line.flips = observe(job, &run, &mut flips)?;
+            line.frozen = run.learner.student.held()?;
             run.log.add(&line)?;
             report(Event::Step(line));
         }
@@ -134,7 +138,7 @@ fn take_step(job: &Job, run: &mut Prepared) -> Result<(Sums, f64)> {
         }
     };
     let (sums, gradients) = run.learner.gradients(plan, run.step, batches.into_iter())?;
-    let loss = sums.loss / step_tokens(plan) as f64;
+    let loss = sums.loss / sums.tokens as f64;
     let begins = run.step == run.learner.part(plan, run.step).first;
     if begins || run.step == plan.warmup.begin {
         let rounded = run.step >= plan.warmup.begin;
@@ -220,14 +224,16 @@ impl Interval {
     fn close(&mut self, plan: &Plan, part: &Part, step: usize, grad_norm: f64) -> StepLog {
         let done = std::mem::replace(self, Self::begin(step));
         let tokens = ((step - done.first_step) * step_tokens(plan)) as f64;
+        let learned = done.sums.tokens as f64;
         StepLog {
             step,
-            loss: done.sums.loss / tokens,
-            terms: done.sums.terms.into_iter().map(|(name, sum)| (name, sum / tokens)).collect(),
+            loss: done.sums.loss / learned,
+            terms: done.sums.terms.into_iter().map(|(name, sum)| (name, sum / learned)).collect(),
             lr: plan.optim.lr * part.rate(plan, step - 1),
             lambda: schedule::rounding(&plan.warmup, step - 1).unwrap_or(0.0),
             grad_norm,
             flips: None,
+            frozen: None,
             tokens: (step * step_tokens(plan)) as u64,
             tps: tokens / done.began.elapsed().as_secs_f64().max(1e-9),
         }

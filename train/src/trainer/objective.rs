@@ -2,19 +2,19 @@
 //!
 //! Losses are sums over tokens; the one division, by the tokens of the whole step, is here.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use candle_core::Tensor;
 
 use super::{
     inside::{Found, Inside},
-    teacher::{Pass, Predictions, Teacher, forward},
+    teacher::{Pass, Predictions, Teacher, forward_batch},
 };
 use crate::{
     Error, Result,
-    data::Batch,
+    data::{Batch, Packed},
     exec::RopeTable,
-    loss::{Answers, Divergence, Losses, Term},
+    loss::{Answers, Divergence, Head, Losses, Term},
     ops::{
         accumulate,
         tape::{Gradients, Tape, silent},
@@ -30,6 +30,8 @@ use crate::{
 pub struct Sums {
     /// The weighted loss.
     pub loss: f64,
+    /// Tokens that were learned.
+    pub tokens: usize,
     /// Unweighted terms.
     pub terms: BTreeMap<String, f64>,
 }
@@ -38,6 +40,7 @@ impl Sums {
     /// Adds another sum.
     pub fn add(&mut self, other: &Self) {
         self.loss += other.loss;
+        self.tokens += other.tokens;
         for (name, value) in &other.terms {
             *self.terms.entry(name.clone()).or_default() += value;
         }
@@ -65,8 +68,6 @@ pub struct Objective<'a> {
     pub teacher: &'a Teacher,
     /// The student's angles.
     pub rope: &'a RopeTable,
-    /// Window.
-    pub ctx: usize,
     /// Terms on what happens inside.
     pub inside: Option<&'a Inside>,
     /// Whether the backward pass computes the insides of layers again.
@@ -144,15 +145,16 @@ impl Objective<'_> {
     /// # Errors
     /// The device is out of memory.
     pub fn parts(&self, student: &Student, batch: &Batch, moment: Option<Moment>) -> Result<Parts> {
-        let text = (&*batch.inputs, self.ctx);
+        let targets = Targets::of(batch);
         // The teacher first: nothing of the student's is in memory meanwhile.
-        let teacher = silent(|| self.predictions(student, batch))?;
+        let teacher = targets.of_teacher(silent(|| self.predictions(student, batch))?)?;
         let tap = self.inside.map(|inside| inside.layer);
         let pass = Pass { precision: self.precision, tap, again: self.recompute };
         let (made, tape) = Tape::of(|| -> Result<_> {
             let decoder = student.decoder_at(moment)?;
-            let (head, features) = forward(&decoder, self.rope, text, pass)?;
-            let losses = head.losses(&self.terms(), &self.answers(batch, &teacher))?;
+            let (head, features) = forward_batch(&decoder, self.rope, batch, pass)?;
+            let losses =
+                targets.of_student(head)?.losses(&self.terms(), &self.answers(&targets, &teacher))?;
             let inside = match (self.inside, features, teacher.features()) {
                 (Some(inside), Some(ours), Some(theirs)) => inside.terms(&ours, theirs, batch.rows)?,
                 _ => Vec::new(),
@@ -179,9 +181,9 @@ impl Objective<'_> {
         self.teacher.predictions(student, self.rope, batch, pass)
     }
 
-    fn answers<'b>(&self, batch: &'b Batch, teacher: &'b Predictions) -> Answers<'b> {
+    fn answers<'b>(&self, targets: &'b Targets, teacher: &'b Predictions) -> Answers<'b> {
         let temperature = self.plan.temperature as f32;
-        Answers { text: &batch.targets, teacher: teacher.reference(), temperature }
+        Answers { text: &targets.text, teacher: teacher.reference(), temperature }
     }
 
     /// Cross entropy and, where there is a teacher, KL(teacher ‖ student) of held-out windows, on the grid that would ship. Of a teacher
@@ -199,16 +201,51 @@ impl Objective<'_> {
         let terms = [Term::CrossEntropy, Term::Divergence(Divergence::ForwardKl)];
         let terms = if matches!(self.teacher, Teacher::None) { &terms[..1] } else { &terms };
         for (index, batch) in batches.enumerate() {
+            let targets = Targets::of(batch);
             let theirs = silent(|| self.teacher.valid_predictions(student, self.rope, (index, batch)))?;
-            let text = (&*batch.inputs, self.ctx);
-            let (ours, _) = silent(|| forward(&decoder, self.rope, text, Pass::default()))?;
-            let answers = Answers { temperature: 1.0, ..self.answers(batch, &theirs) };
-            let sums = ours.scores(terms, &answers)?.to_vec1::<f32>()?;
+            let theirs = targets.of_teacher(theirs)?;
+            let (ours, _) = silent(|| forward_batch(&decoder, self.rope, batch, Pass::default()))?;
+            let answers = Answers { temperature: 1.0, ..self.answers(&targets, &theirs) };
+            let sums = silent(|| targets.of_student(ours))?.scores(terms, &answers)?.to_vec1::<f32>()?;
             scores.iter_mut().zip(sums).for_each(|(score, sum)| *score += f64::from(sum));
-            tokens += batch.targets.len();
+            tokens += targets.text.len();
         }
         let per_token = |sum: f64| sum / tokens.max(1) as f64;
         Ok((per_token(scores[0]), (terms.len() > 1).then(|| per_token(scores[1]))))
+    }
+}
+
+/// The targets of a batch that are learned.
+struct Targets<'a> {
+    /// Their ids.
+    text: Cow<'a, [u32]>,
+    /// Their rows, where they are not all.
+    rows: Option<&'a [u32]>,
+}
+
+impl<'a> Targets<'a> {
+    fn of(batch: &'a Batch) -> Self {
+        match &batch.packed {
+            None => Self { text: Cow::Borrowed(&batch.targets), rows: None },
+            Some(Packed { learned, .. }) => {
+                let text = learned.iter().map(|row| batch.targets[*row as usize]).collect();
+                Self { text: Cow::Owned(text), rows: Some(learned) }
+            }
+        }
+    }
+
+    fn of_student(&self, head: Head) -> Result<Head> {
+        Ok(match self.rows {
+            Some(rows) => head.only(rows)?,
+            None => head,
+        })
+    }
+
+    fn of_teacher(&self, predictions: Predictions) -> Result<Predictions> {
+        match self.rows {
+            Some(rows) => silent(|| predictions.only(rows)),
+            None => Ok(predictions),
+        }
     }
 }
 

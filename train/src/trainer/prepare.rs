@@ -17,7 +17,7 @@ use qat_infer::{
 use qat_quant::kernels::FloatType;
 
 use super::{
-    Event, Job, Log, calibration,
+    Event, Job, Log, calibration, conversations,
     learner::{Learner, step_tokens},
     lock::RunLock,
     mixed,
@@ -75,8 +75,7 @@ impl Prepared {
         let checkpoints = Checkpoints::of(job.out);
         let found = find_checkpoint(job, &checkpoints, report)?;
         let source = Beginning::open(&plan.origin, plan.recipe.seed)?;
-        let vocab = source.floats.config.vocab_size;
-        let (train, valid) = tokens(job, &source, vocab, report, stop)?;
+        let (train, valid) = tokens(job, source.words(), report, stop)?;
         let teacher_floats = teacher_floats(plan, &source)?;
         let ctx = plan.recipe.data.ctx;
         let (batches, all) = training_batches(train, plan)?;
@@ -217,6 +216,13 @@ impl Beginning {
     }
 }
 
+impl Beginning {
+    /// Whose words the text is cut into: the shape of the model, and its tokenizer.
+    pub fn words(&self) -> (&Config, &Path) {
+        (&self.floats.config, &self.tokenizer)
+    }
+}
+
 /// The weights of a teacher that is not the student's own beginning; checks that both speak the same tokens.
 pub(super) fn teacher_floats(plan: &Plan, source: &Beginning) -> Result<Option<Floats>> {
     let TeacherPlan::Model(path) = &plan.teacher else { return Ok(None) };
@@ -274,13 +280,11 @@ pub(super) fn windows(batches: &Batches, ctx: usize) -> impl Iterator<Item = Vec
 /// Training part and validation part.
 pub(super) fn tokens(
     job: &Job,
-    source: &Beginning,
-    vocab_size: usize,
+    (config, tokenizer): (&Config, &Path),
     report: &mut dyn FnMut(Event),
     stop: &AtomicBool,
 ) -> Result<(Tokens, Tokens)> {
     let settings = &job.plan.recipe.data;
-    let config = &source.floats.config;
     fits("data.ctx", settings.ctx, config, "the model")?;
     if let Some(eval) = &job.plan.eval {
         fits("eval.ctx", eval.ctx, config, "the model")?;
@@ -296,9 +300,14 @@ pub(super) fn tokens(
     let named = config.eos_token_ids.first().copied();
     let eos = special(settings.eos.unwrap_or(named.is_some()), "eos", named)?;
     let mut tokenize = |list: &[String]| -> Result<Tokens> {
+        if let Some(chat) = &job.plan.data.chat {
+            let model = conversations::Model { config, tokenizer, bos, eos };
+            return conversations::windows(job, (chat, list), model, report, stop);
+        }
         let sources = Source::resolve(list, Path::new(""))?;
         let corpus = Corpus::new(sources, Some(&settings.field), settings.separator.as_deref())?;
-        let how = Tokenization { corpus: &corpus, tokenizer: &source.tokenizer, vocab_size, bos, eos };
+        let vocab_size = config.vocab_size;
+        let how = Tokenization { corpus: &corpus, tokenizer, vocab_size, bos, eos };
         let (tokens, origin) = how.tokens(job.cache, &mut |progress| {
             report(Event::Tokenizing { done: progress.bytes_done, total: progress.bytes_total });
             if stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
@@ -308,11 +317,12 @@ pub(super) fn tokens(
         }
         Ok(tokens)
     };
-    let all = tokenize(&settings.train)?;
-    if settings.valid.is_empty() {
+    let listed = &job.plan.data;
+    let all = tokenize(&listed.train)?;
+    if listed.valid.is_empty() {
         return all.split(settings.held_out, settings.ctx + 1);
     }
-    Ok((all, tokenize(&settings.valid)?))
+    Ok((all, tokenize(&listed.valid)?))
 }
 
 /// The held-out windows that every validation scores, in micro-batches, always the same.

@@ -65,6 +65,18 @@ impl Predictions {
         }
     }
 
+    /// Those of `rows` alone.
+    ///
+    /// # Errors
+    /// The device is out of memory.
+    pub fn only(self, rows: &[u32]) -> Result<Self> {
+        Ok(match self {
+            Self::None => Self::None,
+            Self::Head(head, features) => Self::Head(head.only(rows)?, features),
+            Self::Top(top) => Self::Top(top.only(rows)?),
+        })
+    }
+
     /// What is behind a layer.
     pub fn features(&self) -> Option<&Features> {
         match self {
@@ -129,8 +141,8 @@ impl Teacher {
         };
         let (decoder, layout) = (floats.decoder(&job.device)?, identity.layout());
         let rope = RopeTable::new(&decoder.rope, ctx, &job.device)?;
-        let ask = |layout, ids: &[u32]| {
-            records_of(layout, &forward(&decoder, &rope, (ids, ctx), Pass::default())?.0)
+        let ask = |layout, batch: &Batch| {
+            records_of(layout, &forward_batch(&decoder, &rope, batch, Pass::default())?.0)
         };
         let (wanted, report) = (batches.windows_per_epoch(), RefCell::new(report));
         let mut make = |windows: std::ops::Range<u64>| {
@@ -141,9 +153,7 @@ impl Teacher {
                     return Err(Error::Interrupted);
                 }
                 (*report.borrow_mut())(Event::Teaching { done: some[0].min(wanted), total: wanted });
-                let ids: Vec<u32> =
-                    some.iter().filter_map(|number| batches.window(*number)).flatten().collect();
-                records.extend(ask(layout, &ids)?);
+                records.extend(ask(layout, &batches.numbered(some))?);
             }
             Ok(records)
         };
@@ -151,7 +161,7 @@ impl Teacher {
         let cache = Cache::open(&plan.dir, identity, wanted, &mut make, &mut note)?;
         // Scores of held-out text don't depend on the temperature of the training.
         let plain = teacher_cache::Layout { temperature: 1.0, ..layout };
-        let valid = valid.iter().map(|batch| rows_of(plain, &ask(plain, &batch.inputs)?, &job.device));
+        let valid = valid.iter().map(|batch| rows_of(plain, &ask(plain, batch)?, &job.device));
         Ok(Self::Cached { cache, valid: valid.collect::<Result<_>>()? })
     }
 
@@ -166,11 +176,10 @@ impl Teacher {
         batch: &Batch,
         pass: Pass,
     ) -> Result<Predictions> {
-        let text = (&*batch.inputs, batch.context);
         let found = match self {
             Self::None => return Ok(Predictions::None),
-            Self::Latent => forward(&student.decoder(None)?, student_rope, text, pass)?,
-            Self::Frozen { decoder, rope } => forward(decoder, rope, text, pass)?,
+            Self::Latent => forward_batch(&student.decoder(None)?, student_rope, batch, pass)?,
+            Self::Frozen { decoder, rope } => forward_batch(decoder, rope, batch, pass)?,
             Self::Cached { cache, .. } => {
                 return cache.rows(&batch.windows, student_rope.device()).map(Predictions::Top);
             }
@@ -229,7 +238,31 @@ pub fn forward(
     (ids, ctx): (&[u32], usize),
     pass: Pass,
 ) -> Result<(Head, Option<Features>)> {
-    let mut exec = TrainExec::new(ids.len() / ctx, ctx, rope).with_precision(pass.precision);
+    carry_out(decoder, TrainExec::new(ids.len() / ctx, ctx, rope), ids, pass)
+}
+
+/// The same of the windows of `batch`, in which documents may lie apart.
+///
+/// # Errors
+/// The device is out of memory.
+pub fn forward_batch(
+    decoder: &Decoder<Matrix, Tensor>,
+    rope: &RopeTable,
+    batch: &Batch,
+    pass: Pass,
+) -> Result<(Head, Option<Features>)> {
+    let borders = batch.packed.as_ref().map(|packed| packed.borders.clone());
+    let exec = TrainExec::new(batch.rows, batch.context, rope).with_borders(borders);
+    carry_out(decoder, exec, &batch.inputs, pass)
+}
+
+fn carry_out(
+    decoder: &Decoder<Matrix, Tensor>,
+    exec: TrainExec,
+    ids: &[u32],
+    pass: Pass,
+) -> Result<(Head, Option<Features>)> {
+    let mut exec = exec.with_precision(pass.precision);
     if let Some(layer) = pass.tap {
         exec = exec.with_tap(layer);
     }

@@ -209,6 +209,23 @@ impl KvCache {
         (self.stride() / TILE) as u64 * positions as u64
     }
 
+    /// Bytes of the tiles that hold the first `positions`.
+    pub(super) fn past_bytes(&self, positions: usize) -> usize {
+        positions.div_ceil(TILE) * self.stride()
+    }
+
+    /// The tiles that hold the first `positions`, which were written.
+    pub(super) fn past(&self, positions: usize) -> &[u8] {
+        &self.tiles[..self.past_bytes(positions)]
+    }
+
+    /// Takes over what [`past`](Self::past) gave of `positions`, for which there is room.
+    pub(super) fn restore(&mut self, positions: usize, tiles: &[u8]) {
+        self.clear();
+        self.extend_to(positions);
+        self.tiles.copy_from_slice(tiles);
+    }
+
     /// Forgets everything.
     pub fn clear(&mut self) {
         self.tiles.clear();

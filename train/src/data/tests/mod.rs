@@ -1,6 +1,7 @@
 //! Tests of the data pipeline, from files on disk to batches.
 
 mod batches;
+mod chat;
 mod jsonl;
 mod parquet;
 mod text;

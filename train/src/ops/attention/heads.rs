@@ -32,12 +32,9 @@ impl HeadShape {
         self.d.next_multiple_of(LANES)
     }
 
-    /// The blocks of queries: first row, number of rows, and how many keys their last row sees.
-    pub(super) fn blocks(self) -> impl Iterator<Item = (usize, usize, usize)> {
-        (0..self.rows()).step_by(BLOCK).map(move |first| {
-            let len = BLOCK.min(self.rows() - first);
-            (first, len, first + len)
-        })
+    /// The blocks of queries: first row and number of rows.
+    pub(super) fn blocks(self) -> impl Iterator<Item = (usize, usize)> {
+        (0..self.rows()).step_by(BLOCK).map(move |first| (first, BLOCK.min(self.rows() - first)))
     }
 
     /// Head `head` of the sequence `x` `[t, heads, d]`, as `[rows, cols]` padded with zeros.

@@ -8,10 +8,10 @@ use std::ops::Range;
 
 use candle_core::{Result, Tensor};
 
-use super::{NAME, scale};
+use super::{Borders, NAME, scale};
 use crate::ops::{
     gpu::{Backward, Bind, Grid, Typed, Work, attach, typed, word},
-    softmax,
+    softmax::{self, Within},
 };
 
 const LIBRARY: Typed = typed!("heads", "../gpu/common.metal", "heads.metal");
@@ -20,24 +20,29 @@ const LIBRARY: Typed = typed!("heads", "../gpu/common.metal", "heads.metal");
 const SCORES: usize = 1 << 25;
 
 /// Attention of `q` `[b, t, heads, d]` over `k`, `v` `[b, t, kv_heads, d]`, which fit each other.
-pub(super) fn attention(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
-    attention_within(SCORES, q, k, v)
+pub(super) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, borders: Option<&Borders>) -> Result<Tensor> {
+    attention_within(SCORES, [q, k, v], borders)
 }
 
 /// The same with at most `scores` scores at a time.
-pub(super) fn attention_within(scores: usize, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+pub(super) fn attention_within(
+    scores: usize,
+    [q, k, v]: [&Tensor; 3],
+    borders: Option<&Borders>,
+) -> Result<Tensor> {
     let (b, t, heads, d) = q.dims4()?;
     let units = Units { b, t, heads, kv_heads: k.dim(2)?, d, scores };
     let (q, k, v) = (q.contiguous()?, k.contiguous()?, v.contiguous()?);
+    let firsts = borders.map(|borders| Tensor::new(borders.firsts(), q.device())).transpose()?;
     let [by_q, by_k, by_v] = [units.gather(&q)?, units.gather(&k)?, units.gather(&v)?];
     let chunks = units.chunks().map(|chunk| {
         let of = |x: &Tensor| x.narrow(0, chunk.start, chunk.len());
         let weights = of(&by_q)?.matmul(&of(&by_k)?.t()?)?;
-        softmax::soften(&weights, scale(d), t)?;
+        softmax::soften(&weights, scale(d), t, units.within(firsts.as_ref(), &chunk))?;
         weights.matmul(&of(&by_v)?)
     });
     let mixed = units.scatter(&Tensor::cat(&chunks.collect::<Result<Vec<_>>>()?, 0)?, heads)?;
-    attach(mixed.reshape((b, t, heads * d))?, &[&q, &k, &v], GpuAttention { units, by_q, by_k, by_v })
+    attach(mixed.reshape((b, t, heads * d))?, &[&q, &k, &v], GpuAttention { units, firsts, by_q, by_k, by_v })
 }
 
 /// The key heads of all sequences, each with the query heads of its group.
@@ -62,6 +67,12 @@ impl Units {
     /// The way back.
     fn scatter(self, x: &Tensor, heads: usize) -> Result<Tensor> {
         swap_middle(x, (self.b, heads, self.t, self.d))
+    }
+
+    /// Where the documents of the units `chunk` begin.
+    fn within<'a>(self, firsts: Option<&'a Tensor>, chunk: &Range<usize>) -> Option<Within<'a>> {
+        let units = (chunk.start, self.heads / self.kv_heads, self.kv_heads);
+        firsts.map(|firsts| Within { firsts, units })
     }
 
     fn chunks(self) -> impl Iterator<Item = Range<usize>> {
@@ -91,6 +102,8 @@ pub(super) fn swap_middle(x: &Tensor, (outer, a, b, d): (usize, usize, usize, us
 
 struct GpuAttention {
     units: Units,
+    /// Where documents begin, u32 `[b, t]`.
+    firsts: Option<Tensor>,
     by_q: Tensor,
     by_k: Tensor,
     by_v: Tensor,
@@ -108,9 +121,10 @@ impl Backward for GpuAttention {
             let of = |x: &Tensor| x.narrow(0, chunk.start, chunk.len());
             let (q, k, v, g) = (of(&self.by_q)?, of(&self.by_k)?, of(&self.by_v)?, of(&by_g)?);
             let weights = q.matmul(&k.t()?)?;
-            softmax::soften(&weights, scale(units.d), units.t)?;
+            let within = units.within(self.firsts.as_ref(), &chunk);
+            softmax::soften(&weights, scale(units.d), units.t, within)?;
             let d_scores = g.matmul(&v.t()?)?;
-            softmax::soften_backward(&weights, &d_scores, scale(units.d), units.t)?;
+            softmax::soften_backward(&weights, &d_scores, scale(units.d), units.t, within)?;
             let [dq, dk, dv] = &mut parts;
             dq.push(d_scores.matmul(&k)?);
             dk.push(d_scores.t()?.matmul(&q)?);

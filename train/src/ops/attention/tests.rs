@@ -31,7 +31,84 @@ fn attention_around_the_kernels_softmax_agrees_with_finite_differences() -> Resu
     let reference = |x: &[Tensor]| composed(&x[0], &x[1], &x[2]);
     // A key head at a time, three of the four, all: 50 scores each.
     for scores in [1, 150, 1000] {
-        assert_matches(|x| on_gpu::attention_within(scores, &x[0], &x[1], &x[2]), reference, &inputs, 4e-6)?;
+        let ours = |x: &[Tensor]| on_gpu::attention_within(scores, [&x[0], &x[1], &x[2]], None);
+        assert_matches(ours, reference, &inputs, 4e-6)?;
+    }
+    Ok(())
+}
+
+/// Two windows of 70 positions: documents of 1, 40 and 29 positions, and one document.
+fn borders() -> Borders {
+    let documents = [(0, 1), (1, 40), (41, 29), (0, 70)];
+    Borders::new(documents.into_iter().flat_map(|(first, len)| vec![first; len]).collect(), 70).unwrap()
+}
+
+#[test]
+fn a_document_in_a_window_is_attended_to_as_if_it_stood_alone_on_the_cpu_and_in_the_kernels() -> Result<()> {
+    let [q, k, v] = inputs(2, 70, 4, 2, 8)?;
+    let borders = borders();
+    let alone = |x: &[Tensor]| {
+        let part = |window: usize, from: usize, len: usize| {
+            let of = |x: &Tensor| x.narrow(0, window, 1)?.narrow(1, from, len)?.contiguous();
+            composed(&of(&x[0])?, &of(&x[1])?, &of(&x[2])?)
+        };
+        let first = Tensor::cat(&[part(0, 0, 1)?, part(0, 1, 40)?, part(0, 41, 29)?], 1)?;
+        Tensor::cat(&[first, part(1, 0, 70)?], 0)
+    };
+    // candle's own gradient of the composition, of the sum of the outputs times weights.
+    let weights = uniform(35, 1.0, &[2, 70, 32])?;
+    let vars = [&q, &k, &v].map(|x| candle_core::Var::from_tensor(x).unwrap());
+    let reference: Vec<Tensor> = vars.iter().map(|var| var.as_tensor().clone()).collect();
+    let out = alone(&reference)?;
+    let grads = out.mul(&weights)?.sum_all()?.backward()?;
+    let of =
+        |grads: &candle_core::backprop::GradStore| vars.each_ref().map(|var| grads.get(var).unwrap().clone());
+    let want = [&[out][..], &of(&grads)].concat();
+    type Run<'a> = Box<dyn Fn() -> Result<Tensor> + 'a>;
+    let mut ways: Vec<(&str, Run)> =
+        vec![("cpu", Box::new(|| attention_apart(&vars[0], &vars[1], &vars[2], Some(&borders))))];
+    if host::available() {
+        for scores in [1, 15_000, 1 << 20] {
+            let (vars, borders) = (&vars, &borders);
+            let run = move || on_gpu::attention_within(scores, [&vars[0], &vars[1], &vars[2]], Some(borders));
+            ways.push(("kernels", Box::new(run)));
+        }
+    }
+    for (way, run) in ways {
+        let (out, grads) = backward(run, &weights)?;
+        let gradients = vars.each_ref().map(|var| grads.get(var).unwrap().clone());
+        let found = [&[out][..], &gradients].concat();
+        for (found, want) in found.iter().zip(&want) {
+            // As for several blocks of queries; the reference is in f32 too.
+            assert_close(way, found, &flat(want)?, 1e-5)?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn what_another_document_says_is_never_read() -> Result<()> {
+    let [q, k, v] = inputs(2, 70, 4, 2, 8)?;
+    let poisoned = |x: &Tensor| -> Result<Tensor> {
+        let mut values = x.flatten_all()?.to_vec1::<f32>()?;
+        // The second document of the first window.
+        let row = x.dim(2)? * x.dim(3)?;
+        values[row..41 * row].fill(1e30);
+        Tensor::from_vec(values, x.shape(), x.device())
+    };
+    let run =
+        |k: &Tensor, v: &Tensor| attention_apart(&q, k, v, Some(&borders()))?.narrow(1, 41, 29)?.contiguous();
+    assert_eq!(bits(&run(&k, &v)?)?, bits(&run(&poisoned(&k)?, &poisoned(&v)?)?)?);
+    Ok(())
+}
+
+#[test]
+fn borders_of_other_windows_and_positions_without_a_document_are_refused() -> Result<()> {
+    let [q, k, v] = inputs(1, 4, 2, 1, 8)?;
+    let message = attention_apart(&q, &k, &v, Some(&borders())).unwrap_err().to_string();
+    assert!(message.contains("want borders of 1 windows of 4, found 2 of 70"), "{message}");
+    for firsts in [vec![1, 1], vec![0, 2], vec![0, 1, 0], vec![]] {
+        assert!(Borders::new(firsts, 2).is_err());
     }
     Ok(())
 }

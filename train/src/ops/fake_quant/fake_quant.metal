@@ -19,7 +19,22 @@ struct Shape {
   uint key0;
   uint key1;
   uint threshold;
+  // Turns after which a weight is held at its code; 0: none is.
+  uint after;
 };
+
+// What is remembered of a weight that may be held: see turns.rs.
+constant constexpr uint DIRECTION = 5;
+constant constexpr uint COUNT = 7;
+
+inline bool holds(uint turns, constant Shape& shape) {
+  return turns >> COUNT >= shape.after;
+}
+
+inline float code_in(uint turns, constant Shape& shape) {
+  uint code = turns & ((1u << DIRECTION) - 1);
+  return float(code == 0 ? 0 : code - 1) + shape.lo;
+}
 
 // A hash of 32 bits: see noise.rs.
 inline uint scrambled(uint x) {
@@ -111,7 +126,7 @@ template <bool BIAS>
 // dw, and per span the sums of what its weights add to the gradients of scale and bias, times γ.
 //
 // One simdgroup a span. A span is a group, or SPAN weights of a tensor with one scale: then `ds` holds partial sums. Where CODES, `w`
-// are codes that stay as they are, and `dw` isn't there.
+// are codes that stay as they are, and `dw` isn't there. `turns` is there where weights may be held.
 template <bool BIAS, bool CODES>
 [[kernel]] void learned(device const float* w [[buffer(0)]],
                         device const float* scales [[buffer(1)]],
@@ -120,7 +135,8 @@ template <bool BIAS, bool CODES>
                         device float* dw [[buffer(4)]],
                         device float* ds [[buffer(5)]],
                         device float* db [[buffer(6)]],
-                        constant Shape& shape [[buffer(7)]],
+                        device const float* turns [[buffer(7)]],
+                        constant Shape& shape [[buffer(8)]],
                         uint threadgroup_index [[threadgroup_position_in_grid]],
                         uint lane [[thread_index_in_simdgroup]],
                         uint simdgroup [[simdgroup_index_in_threadgroup]],
@@ -138,6 +154,12 @@ template <bool BIAS, bool CODES>
     float slope = float(g[i]);
     if (CODES) {
       scale_sum += slope * w[i];
+      if (BIAS) bias_sum += slope;
+      continue;
+    }
+    if (shape.after != 0 && holds(uint(turns[i]), shape)) {
+      dw[i] = 0.0f;
+      scale_sum += slope * code_in(uint(turns[i]), shape);
       if (BIAS) bias_sum += slope;
       continue;
     }
@@ -160,6 +182,30 @@ template <bool BIAS, bool CODES>
   }
 }
 
+// After weights or scales have moved: counts the turns of each weight, and puts those that are held in the middle of their cells.
+template <bool BIAS>
+[[kernel]] void follow(device float* w [[buffer(0)]],
+                       device const float* scales [[buffer(1)]],
+                       device const float* biases [[buffer(2)]],
+                       device float* turns [[buffer(3)]],
+                       constant Shape& shape [[buffer(4)]],
+                       uint i [[thread_position_in_grid]]) {
+  if (i >= shape.weights) return;
+  Grid grid = grid_of<BIAS>(scales, biases, i / shape.group);
+  uint known = uint(turns[i]);
+  if (!holds(known, shape)) {
+    float code = code_of(position_of(grid, w[i]), shape);
+    uint now = (code > shape.lo ? uint(code - shape.lo) : 0) + 1;
+    uint was = known & ((1u << DIRECTION) - 1);
+    uint last = (known >> DIRECTION) & 3;
+    uint direction = was == 0 ? 0 : (now > was ? 1 : (now < was ? 2 : last));
+    uint count = (known >> COUNT) + (last != 0 && direction != last ? 1 : 0);
+    known = (count << COUNT) | (direction << DIRECTION) | now;
+    turns[i] = float(known);
+  }
+  if (holds(known, shape)) w[i] = grid.scale * code_in(known, shape) + grid.bias;
+}
+
 template [[host_name("quantize")]] [[kernel]] decltype(quantize<false>) quantize<false>;
 template [[host_name("quantize_bias")]] [[kernel]] decltype(quantize<true>) quantize<true>;
 template [[host_name("clipped")]] [[kernel]] decltype(clipped<false>) clipped<false>;
@@ -170,3 +216,5 @@ template [[host_name("learned")]] [[kernel]] decltype(learned<false, false>) lea
 template [[host_name("learned_bias")]] [[kernel]] decltype(learned<true, false>) learned<true, false>;
 template [[host_name("of_codes")]] [[kernel]] decltype(learned<false, true>) learned<false, true>;
 template [[host_name("of_codes_bias")]] [[kernel]] decltype(learned<true, true>) learned<true, true>;
+template [[host_name("follow")]] [[kernel]] decltype(follow<false>) follow<false>;
+template [[host_name("follow_bias")]] [[kernel]] decltype(follow<true>) follow<true>;

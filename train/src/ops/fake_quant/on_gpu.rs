@@ -7,7 +7,7 @@
 use candle_core::{Device, Result, Tensor};
 use qat_quant::{Format, ScaleRule, ScaleType, Scales};
 
-use super::{FakeQuant, Gradient, NAME, lsq_factor};
+use super::{FakeQuant, Gradient, NAME, Turns, lsq_factor};
 use crate::ops::gpu::{Backward, Bind, Grid, Library, SUM, Typed, Work, attach, library, typed, word};
 
 const QUANTIZE: Typed = typed!("fake_quant", "../gpu/common.metal", "fake_quant.metal");
@@ -23,16 +23,45 @@ const SPAN: usize = 256;
 pub(super) fn chosen(w: &Tensor, spec: &FakeQuant) -> Result<Tensor> {
     let stored = Stored::choose(w, spec)?;
     let value = stored.quantize(w, spec)?;
-    attach(value, &[w], GpuQuantizer { spec: *spec, stored })
+    attach(value, &[w], GpuQuantizer { spec: *spec, stored, turns: None })
 }
 
 /// As [`super::fake_quant_learned`], with operands contiguous and their shapes checked.
-pub(super) fn learned(w: &Tensor, scale: &Tensor, bias: Option<&Tensor>, spec: &FakeQuant) -> Result<Tensor> {
-    let bias_stored = bias.map(|bias| rounded(spec.format, bias)).transpose()?;
-    let stored = Stored { scale: rounded(spec.format, scale)?, bias: bias_stored };
+pub(super) fn learned(
+    w: &Tensor,
+    scale: &Tensor,
+    bias: Option<&Tensor>,
+    turns: Option<&Turns>,
+    spec: &FakeQuant,
+) -> Result<Tensor> {
+    let stored = Stored::learned(spec.format, scale, bias)?;
     let value = stored.quantize(w, spec)?;
     let operands: Vec<&Tensor> = [w, scale].into_iter().chain(bias).collect();
-    attach(value, &operands, GpuQuantizer { spec: *spec, stored })
+    attach(value, &operands, GpuQuantizer { spec: *spec, stored, turns: turns.cloned() })
+}
+
+/// As [`Turns::follow`].
+pub(super) fn follow(
+    format: Format,
+    w: &Tensor,
+    scale: &Tensor,
+    bias: Option<&Tensor>,
+    turns: &Turns,
+) -> Result<()> {
+    let stored = Stored::learned(format, scale, bias)?;
+    let (w, state) = (w.detach(), turns.state.detach());
+    let (operands, [_, scale, bias], last) = stored.operands(&w, Some(&state));
+    let Bind::Input(last) = last else { candle_core::bail!("{NAME}: no place for what is remembered") };
+    let kernel = if stored.bias.is_some() { "follow_bias" } else { "follow" };
+    let (lo, hi) = format.levels();
+    let group = format.group_len().unwrap_or(w.elem_count());
+    let [lo, hi] = [lo as f32, hi as f32].map(f32::to_bits);
+    let shape = [word(w.elem_count())?, word(group)?, lo, hi, 0, 0, 0, 0, 0, 0, turns.after];
+    let binds = [Bind::InOut(0), scale, bias, Bind::InOut(last)];
+    let mut work = Work::default();
+    work.add(QUANTIZE.f32, kernel, Grid::Each(w.elem_count()), binds, &shape)?;
+    let [] = work.run(NAME, &operands)?;
+    Ok(())
 }
 
 /// Learned scales or biases as they will be stored.
@@ -53,6 +82,11 @@ struct Stored {
 }
 
 impl Stored {
+    fn learned(format: Format, scale: &Tensor, bias: Option<&Tensor>) -> Result<Self> {
+        let bias = bias.map(|bias| rounded(format, bias)).transpose()?;
+        Ok(Self { scale: rounded(format, scale)?, bias })
+    }
+
     fn choose(w: &Tensor, spec: &FakeQuant) -> Result<Self> {
         let (rows, cols) = w.dims2()?;
         let (format, w) = (spec.format, w.detach());
@@ -144,7 +178,7 @@ fn scale_shape(format: Format, group: usize, groups: usize) -> Result<[u32; 7]> 
 }
 
 /// `Shape` of fake_quant.metal.
-fn quantize_shape(w: &Tensor, spec: &FakeQuant) -> Result<[u32; 10]> {
+fn quantize_shape(w: &Tensor, spec: &FakeQuant) -> Result<[u32; 11]> {
     let (rows, cols) = w.dims2()?;
     let (lo, hi) = spec.format.levels();
     let margin = if spec.format.is_ternary() { 0.5f32 } else { 0.0 };
@@ -152,12 +186,14 @@ fn quantize_shape(w: &Tensor, spec: &FakeQuant) -> Result<[u32; 10]> {
     let floats = [lo as f32, hi as f32, spec.lambda, margin, lsq_factor(spec.format, rows, cols)];
     let [lo, hi, lambda, margin, gamma] = floats.map(f32::to_bits);
     let ([key0, key1], threshold) = spec.noise.map_or(([0; 2], 0), |noise| (noise.key, noise.threshold));
-    Ok([word(w.elem_count())?, word(group)?, lo, hi, lambda, margin, gamma, key0, key1, threshold])
+    Ok([word(w.elem_count())?, word(group)?, lo, hi, lambda, margin, gamma, key0, key1, threshold, 0])
 }
 
 struct GpuQuantizer {
     spec: FakeQuant,
     stored: Stored,
+    /// Which weights are held, where some may be.
+    turns: Option<Turns>,
 }
 
 impl Backward for GpuQuantizer {
@@ -188,7 +224,9 @@ impl GpuQuantizer {
     /// dw if weights are trained, ds·γ and, for formats with biases, db·γ.
     fn learned(&self, w: &Tensor, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
         let library = QUANTIZE.of(grad.dtype())?;
-        let (operands, [weights, scale, bias], grad) = self.stored.operands(w, Some(grad));
+        let (mut operands, [weights, scale, bias], grad) = self.stored.operands(w, Some(grad));
+        let turns = if self.turns.is_some() { Bind::Input(operands.len()) } else { Bind::Nothing };
+        operands.extend(self.turns.as_ref().map(|turns| &turns.state));
         let spans = w.elem_count().div_ceil(self.spec.format.group_len().unwrap_or(SPAN));
         let frozen = self.spec.gradient == Gradient::Codes;
         let with_bias = self.stored.bias.is_some();
@@ -202,8 +240,9 @@ impl GpuQuantizer {
         let dw = if frozen { Bind::Nothing } else { Bind::Output(work.output(w.shape())) };
         let ds = work.output(spans);
         let db = if with_bias { Bind::Output(work.output(spans)) } else { Bind::Nothing };
-        let binds = [weights, scale, bias, grad, dw, Bind::Output(ds), db];
-        let shape = quantize_shape(w, &self.spec)?;
+        let binds = [weights, scale, bias, grad, dw, Bind::Output(ds), db, turns];
+        let mut shape = quantize_shape(w, &self.spec)?;
+        shape[10] = self.turns.as_ref().map_or(0, |turns| turns.after);
         work.add(library, kernel, Grid::Simdgroups(spans), binds, &shape)?;
         let of_tensor = self.spec.format.group_len().is_none();
         if of_tensor {

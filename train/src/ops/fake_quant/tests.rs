@@ -217,6 +217,62 @@ fn frozen_codes_stand_for_what_was_rounded_and_teach_the_scales_alone() -> Resul
 }
 
 #[test]
+fn held_weights_get_no_gradient_and_teach_scales_as_codes_do() -> Result<()> {
+    let g = uniform(21, 1.0, &[ROWS, COLS])?;
+    for format in Format::all().into_iter().filter(|format| Turns::counts(*format)) {
+        let (w, scale, bias) = learned(format)?;
+        let state = Tensor::zeros((ROWS, COLS), DType::F32, &Device::Cpu)?;
+        let turns = Turns::new(&state, 1);
+        let middle = w.copy()?;
+        // There and back: half of the weights turn, and are held.
+        for sign in [1.0, -1.0, 1.0] {
+            let moved: Vec<f32> = flat(&w)?
+                .iter()
+                .enumerate()
+                .map(|(i, w)| (*w * if i % 2 == 0 { sign } else { 1.0 }) as f32)
+                .collect();
+            super::super::in_place("test", [&middle], |[middle]| middle.copy_from_slice(&moved))?;
+            turns.follow(format, &middle, &scale, bias.as_ref())?;
+        }
+        let mut codes = vec![f32::NAN; ROWS * COLS];
+        turns.put_codes(format, &mut codes)?;
+        let held: Vec<bool> = codes.iter().map(|code| !code.is_nan()).collect();
+        assert!(held.contains(&true) && held.contains(&false), "{format}");
+        let (w, scale) = (Var::from_tensor(&middle)?, Var::from_tensor(&scale)?);
+        let bias = bias.map(|b| Var::from_tensor(&b)).transpose()?;
+        let bias_tensor = bias.as_ref().map(|b| b.as_tensor());
+        let spec = spec(format, Gradient::Lsq, 1.0);
+        let (value, found) = backward(|| fake_quant_held(&w, &scale, bias_tensor, Some(&turns), &spec), &g)?;
+        // What the free ones teach is what they would teach with the gradients of the others at zero.
+        let keep = |wanted: bool| -> Result<Tensor> {
+            let kept = flat(&g)?
+                .into_iter()
+                .zip(&held)
+                .map(|(g, held)| if *held == wanted { g as f32 } else { 0.0 });
+            Tensor::from_vec(kept.collect::<Vec<f32>>(), (ROWS, COLS), &Device::Cpu)
+        };
+        let (free, want) = backward(|| fake_quant_learned(&w, &scale, bias_tensor, &spec), &keep(false)?)?;
+        assert_eq!(bits(&value)?, bits(&free)?, "{format}: the value");
+        let zero = |code: &f32| if code.is_nan() { 0.0 } else { *code };
+        let codes: Vec<f32> = codes.iter().map(zero).collect();
+        let codes = Var::from_tensor(&Tensor::from_vec(codes, (ROWS, COLS), &Device::Cpu)?)?;
+        let of_codes = FakeQuant { gradient: Gradient::Codes, ..spec };
+        let (_, more) =
+            backward(|| fake_quant_learned(&codes, &scale, bias_tensor, &of_codes), &keep(true)?)?;
+        let [Some(dw), Some(wanted)] = [found.get(&w), want.get(&w)] else { panic!("{format}: no dw") };
+        assert_eq!(bits(dw)?, bits(wanted)?, "{format}: dw");
+        for (what, var) in [("ds", Some(&scale)), ("db", bias.as_ref())] {
+            let Some(var) = var else { continue };
+            let grads = [&found, &want, &more].map(|grads| grads.get(var));
+            let [Some(found), Some(free), Some(held)] = grads else { panic!("{format}: no {what}") };
+            // One rounding of the sum, one of its product with γ.
+            assert_close(&format!("{format} {what}"), found, &flat(&(free + held)?)?, 1e-6)?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn with_noise_each_weight_is_rounded_or_not_there_at_all_for_the_quantizer() -> Result<()> {
     let g = uniform(21, 1.0, &[ROWS, COLS])?;
     for format in [Format::Int4G32, Format::TernaryTensor, "int2-affine-g64".parse().unwrap()] {

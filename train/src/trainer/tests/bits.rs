@@ -51,6 +51,9 @@ fn a_run_that_was_stopped_and_resumed_ends_with_the_bits_of_one_that_was_not() {
         let sets = [&sets[..], &[&optimizer]].concat();
         assert_resumed_is_whole(&place, &place.plan(&sets), kind);
     }
+    // Codes are counted from the fourth step on, and some are held before the fifth.
+    let held = ["quant.warmup_steps=2", "quant.freeze_after=1", "optim.lr=2e-2", "optim.weight_decay=0.1"];
+    assert_resumed_is_whole(&place, &place.plan(&[&sets[..], &held].concat()), "held");
 }
 
 fn assert_resumed_is_whole(place: &Place, plan: &Plan, name: &str) {

@@ -18,7 +18,7 @@ const CTX: usize = 8;
 fn batch(config: &Config) -> Batch {
     let ids = tiny::ids(2 * CTX + 1, config.vocab_size);
     let (inputs, targets) = (ids[1..].to_vec(), ids[..2 * CTX].to_vec());
-    Batch { inputs, targets, rows: 2, context: CTX, windows: Vec::new() }
+    Batch { inputs, targets, rows: 2, context: CTX, windows: Vec::new(), packed: None }
 }
 
 /// What stands behind layer `index`, in f64.

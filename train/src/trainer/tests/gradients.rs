@@ -68,6 +68,7 @@ impl Bench {
                 rows: ROWS,
                 context: CTX,
                 windows: Vec::new(),
+                packed: None,
             },
         }
     }
@@ -80,7 +81,6 @@ impl Bench {
             plan: &self.plan,
             teacher: &self.teacher,
             rope: &self.rope,
-            ctx: CTX,
             inside: self.inside.then_some(&inside),
             recompute: self.recompute,
             precision: self.precision,

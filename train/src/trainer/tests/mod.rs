@@ -3,6 +3,8 @@
 mod bits;
 mod blocks;
 mod cache;
+mod documents;
+mod freezing;
 mod gradients;
 mod on_policy;
 mod phases;
@@ -47,7 +49,11 @@ impl Place {
 
     /// A float model of the tests' shape in the folder `name`, as a student's start or a teacher; its path as text.
     fn model(&self, name: &str, seed: u64) -> String {
-        let floats = tiny::floats(shape(), seed);
+        self.model_of(shape(), name, seed)
+    }
+
+    fn model_of(&self, config: Config, name: &str, seed: u64) -> String {
+        let floats = tiny::floats(config, seed);
         let (target, json) = (self.path(name), floats.config.to_json());
         let mut writer = HfWriter::create(&target, &json, &tokenizer_files(), FloatType::F32, &json!({}))
             .expect("a new directory");

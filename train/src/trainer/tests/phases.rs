@@ -120,3 +120,33 @@ fn mixed_formats_fill_the_budget_and_are_those_of_the_run_from_then_on() {
         "{m}"
     );
 }
+
+#[test]
+fn embeddings_and_head_are_among_the_matrices_that_candidates_are_for_where_they_say_so() {
+    let place = Place::new();
+    let untied = Config { tie_word_embeddings: false, ..shape() };
+    let start = place.model_of(untied, "start", 8);
+    let candidates = "quant.candidates=[\"int2-affine-g64\", \"int4-affine-g64\", \"int8-affine-g64\"]";
+    let teacher = format!("teacher.model={start}");
+    let sets = [candidates, &teacher, "loss.forward_kl=1.0", "train.steps=2", "quant.target_bpw=4.4"];
+    let of = |more: &[&str], name: &str| {
+        let run = place.finish(&place.plan_from(&start, &[&sets[..], more].concat()), name);
+        Chosen::read(&run.out).expect("kept")
+    };
+    let [embeddings, head] = ["quant.embeddings=candidates", "quant.head=candidates"];
+    let [table, output] = ["model.embed_tokens.weight", "lm_head.weight"];
+    let chosen = of(&[embeddings, head], "both");
+    assert_eq!(chosen.formats.len(), 14 + 2, "seven projections in each of two layers, and both");
+    assert!(chosen.bits_per_weight <= 4.4 && chosen.bits_per_weight > 4.0, "{}", chosen.bits_per_weight);
+    for name in [table, output] {
+        let losses = &chosen.losses[name];
+        assert!(losses["int2-affine-g64"] > losses["int4-affine-g64"], "{name}: {losses:?}");
+        assert!(losses["int4-affine-g64"] > losses["int8-affine-g64"], "{name}: {losses:?}");
+    }
+    let chosen = of(&[embeddings, "quant.head=int2-affine-g64"], "one");
+    assert!(chosen.formats.contains_key(table) && !chosen.formats.contains_key(output));
+    // What an override names is settled.
+    let named = "quant.overrides.lm_head*=int2-affine-g64";
+    let chosen = of(&[embeddings, head, named], "named");
+    assert!(chosen.formats.contains_key(table) && !chosen.formats.contains_key(output));
+}

@@ -7,7 +7,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::*;
 use crate::ops::check::{assert_close, backward, bits, flat, uniform, value_and_gradients};
-use crate::ops::{Noise, fake_quant, fake_quant_learned, gpu::host};
+use crate::ops::{Noise, fake_quant, fake_quant_held, fake_quant_learned, gpu::host, in_place};
 
 const COLS: usize = 256;
 
@@ -188,7 +188,7 @@ fn check_learned(w: &Tensor, formats: &[Format]) -> Result<()> {
         };
         let (scale, bias) = (learned_from(start.scale)?.expect("scales"), learned_from(start.bias)?);
         let bias = bias.as_ref().map(|b| b.as_tensor());
-        let (value, ours) = backward(|| learned(&w, &scale, bias, &spec), &g)?;
+        let (value, ours) = backward(|| learned(&w, &scale, bias, None, &spec), &g)?;
         let (want, codecs) = backward(|| fake_quant_learned(&w, &scale, bias, &spec), &g)?;
         assert_eq!(bits(&value)?, bits(&want)?, "{format}");
         let both = |t: &Tensor| (ours.get(t).expect("ours"), codecs.get(t).expect("the codec's"));
@@ -207,6 +207,63 @@ fn check_learned(w: &Tensor, formats: &[Format]) -> Result<()> {
             // The one sum of a tensor may cancel to a hundredth of its terms.
             let tolerance = if format.group_len().is_none() { 3e-5 } else { 3e-6 };
             assert_close(&format!("{format}: {what}"), found, &flat(want)?, tolerance)?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn the_kernels_count_turns_and_hold_weights_as_the_cpu_does_to_the_bit() -> Result<()> {
+    if !host::available() {
+        return Ok(());
+    }
+    let mut rng = ChaCha8Rng::seed_from_u64(11);
+    for format in Format::all().into_iter().filter(|format| Turns::counts(*format)) {
+        let (rows, groups) = (2, format.groups(2, COLS));
+        let fresh = || Tensor::zeros((rows, COLS), DType::F32, &Device::Cpu);
+        let [ours, codecs] = [fresh()?, fresh()?];
+        let [w, same] = [fresh()?, fresh()?];
+        for _ in 0..12 {
+            let mut moved: Vec<f32> = (0..rows * COLS).map(|_| rng.random_range(-2.0f32..2.0)).collect();
+            moved[7] = f32::NAN;
+            // Held ones have been moved, too.
+            [&w, &same]
+                .into_iter()
+                .try_for_each(|w| in_place("test", [w], |[w]| w.copy_from_slice(&moved)))?;
+            let mut numbers = |from: f32| -> Result<Tensor> {
+                let numbers: Vec<f32> = (0..groups).map(|_| rng.random_range(from..from + 0.4)).collect();
+                Tensor::new(numbers, &Device::Cpu)
+            };
+            let scale = numbers(0.3)?;
+            let bias = if format.has_bias() { Some(numbers(-0.9)?) } else { None };
+            follow(format, &w, &scale, bias.as_ref(), &Turns::new(&ours, 3))?;
+            Turns::new(&codecs, 3).follow(format, &same, &scale, bias.as_ref())?;
+            assert_eq!(bits(&ours)?, bits(&codecs)?, "{format}");
+            assert_eq!(bits(&w)?, bits(&same)?, "{format}");
+        }
+        let held = Turns::new(&ours, 3).held()?;
+        assert!(held > 50.0 && held < 512.0, "{format}: {held}");
+        let scale = Var::from_tensor(&Tensor::full(0.5f32, groups, &Device::Cpu)?)?;
+        let bias = format.has_bias().then(|| Tensor::full(-0.7f32, groups, &Device::Cpu)).transpose()?;
+        let bias = bias.map(|bias| Var::from_tensor(&bias)).transpose()?;
+        let bias = bias.as_ref().map(|bias| bias.as_tensor());
+        let (w, g) = (Var::from_tensor(&uniform(3, 2.0, &[rows, COLS])?)?, uniform(4, 1.0, &[rows, COLS])?);
+        for noise in [None, Some(Noise::of(1, 2, 3, 0.5))] {
+            let (spec, turns) =
+                (FakeQuant { noise, ..spec(format, Gradient::Lsq, 1.0) }, Turns::new(&ours, 3));
+            let (_, kernels) = backward(|| learned(&w, &scale, bias, Some(&turns), &spec), &g)?;
+            let (_, cpu) = backward(|| fake_quant_held(&w, &scale, bias, Some(&turns), &spec), &g)?;
+            let both = |t: &Tensor| [&kernels, &cpu].map(|grads| grads.get(t).expect("a gradient"));
+            let [found, want] = both(&w);
+            assert_eq!(bits(found)?, bits(want)?, "{format}: dw");
+            for (what, operand) in
+                [Some(("ds", scale.as_tensor())), bias.map(|b| ("db", b))].into_iter().flatten()
+            {
+                let [found, want] = both(operand);
+                // As in `check_learned`.
+                let tolerance = if format.group_len().is_none() { 3e-5 } else { 3e-6 };
+                assert_close(&format!("{format}: {what}"), found, &flat(want)?, tolerance)?;
+            }
         }
     }
     Ok(())

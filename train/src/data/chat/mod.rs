@@ -1,0 +1,335 @@
+//! Conversations become windows of whole documents, in which the answers are learned.
+//!
+//! Knows no model. Invariant: as with text ([`super::tokenize`]), the windows depend on the key and on nothing else.
+
+mod layout;
+mod pack;
+mod records;
+
+use std::ops::{ControlFlow, Range};
+use std::path::{Path, PathBuf};
+
+use qat_infer::chat::{ChatTemplate, Message};
+use qat_infer::files::load_tokenizer;
+use rayon::prelude::*;
+use sha2::{Digest, Sha256};
+use tokenizers::Tokenizer;
+
+use self::layout::Row;
+use self::pack::Packer;
+use self::records::{Record, Records};
+use super::documents::Corpus;
+use super::packed::{FIRST, LEARNED};
+use super::token_file::{Header, MARKED, Tokens};
+use super::token_writer::TokenWriter;
+use super::tokenize::{Origin, Progress, find, hex};
+use crate::{Error, Result};
+
+/// Rows that are read at a time. Bounds memory; the windows don't depend on it.
+const ROWS: usize = 2048;
+
+/// When templates that write the date are rendered: a fixed day, so that the windows of a run are those of another.
+const DAY: u64 = 1_721_952_000;
+
+/// What turns a conversation into a text.
+#[derive(Debug, Clone)]
+pub enum Frame {
+    /// The model's own template, or one of the user's.
+    Template(Box<ChatTemplate>),
+    /// A question and its answer, one after the other.
+    Plain,
+}
+
+impl Frame {
+    /// The template of the model whose tokenizer is in `folder`, or what `spelling` asks for: `model`, `plain`, or a file.
+    ///
+    /// # Errors
+    /// There is no template, or none that can be read.
+    pub fn of(spelling: &str, folder: &Path) -> Result<Self> {
+        let wrong = |problem: &str| Error::Config(format!("data.template = {spelling:?}: {problem}"));
+        let template = match spelling {
+            "plain" => return Ok(Self::Plain),
+            "model" => ChatTemplate::of(folder)?.ok_or_else(|| {
+                wrong("the model has no chat template; name a file with one, or write questions and answers one after the other with \"plain\"")
+            })?,
+            file => {
+                let path = Path::new(file);
+                let source = std::fs::read_to_string(path)
+                    .map_err(|e| wrong(&format!("want model, plain or the file of a template: {e}")))?;
+                let config = folder.join(qat_infer::files::TOKENIZER_CONFIG_FILE);
+                let config = if config.is_file() { qat_infer::files::read_json(&config)? } else { serde_json::json!({}) };
+                ChatTemplate::new(path, source, &config)?
+            }
+        };
+        Ok(Self::Template(Box::new(template.at(DAY))))
+    }
+}
+
+/// Everything that decides a file of windows.
+#[derive(Debug, Clone)]
+pub struct ChatTokenization<'a> {
+    /// Where the rows are.
+    pub corpus: &'a Corpus,
+    /// The `tokenizer.json`.
+    pub tokenizer: &'a Path,
+    /// Vocabulary size of the model; no id reaches it.
+    pub vocab_size: usize,
+    /// How conversations are written.
+    pub frame: &'a Frame,
+    /// Whether all of a conversation is learned, and not the answers alone.
+    pub learn_all: bool,
+    /// Id put before documents that no template writes.
+    pub bos: Option<u32>,
+    /// Id put after them.
+    pub eos: Option<u32>,
+    /// Tokens of a window: its inputs and one more.
+    pub window: usize,
+}
+
+/// What became of the documents that were not taken whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Lost {
+    /// Longer than a window, and cut.
+    pub cut: u64,
+    /// Tokens that were cut off.
+    pub tokens: u64,
+    /// Left out, because nothing to learn is within a window.
+    pub left_out: u64,
+}
+
+/// A document: its tokens with marks, and the bytes of its text.
+type Document = (Vec<u32>, usize);
+
+impl ChatTokenization<'_> {
+    /// The windows, from the file `KEY.tokens` in the folder `cache`, which is made if it isn't there or is damaged; then what was
+    /// lost comes with it.
+    ///
+    /// # Errors
+    /// A row that is no conversation or whose answers can't be found, with file and line; everything else that can be wrong with the
+    /// sources, the tokenizer and the folder.
+    pub fn tokens(
+        &self,
+        cache: &Path,
+        progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+    ) -> Result<(Tokens, Origin, Option<Lost>)> {
+        let tokenizer = load_tokenizer(self.tokenizer, self.vocab_size)?;
+        let key = self.key()?;
+        let path = cache.join(format!("{}.tokens", hex(&key)));
+        let origin = match find(&path, &key) {
+            Ok(Some(tokens)) => return Ok((tokens, Origin::Reused, None)),
+            Ok(None) => Origin::Made,
+            Err(e) => Origin::Remade { reason: e.to_string() },
+        };
+        let lost = self.make(&tokenizer, key, &path, progress)?;
+        Ok((Tokens::open(&path)?, origin, Some(lost)))
+    }
+
+    fn key(&self) -> Result<[u8; 32]> {
+        let tokenizer =
+            std::fs::read(self.tokenizer).map_err(|e| Error::io("cannot read", self.tokenizer, e))?;
+        let mark = |id: Option<u32>| id.map_or(vec![], |id| id.to_le_bytes().to_vec());
+        let frame = match self.frame {
+            Frame::Template(template) => template.identity(),
+            Frame::Plain => Vec::new(),
+        };
+        let mut parts = vec![
+            MARKED.to_le_bytes().to_vec(),
+            (self.vocab_size as u64).to_le_bytes().to_vec(),
+            (self.window as u64).to_le_bytes().to_vec(),
+            vec![u8::from(self.learn_all)],
+            mark(self.bos),
+            mark(self.eos),
+            frame,
+            tokenizer,
+        ];
+        parts.extend(self.corpus.identity()?);
+        let mut key = Sha256::new();
+        for part in parts {
+            key.update((part.len() as u64).to_le_bytes());
+            key.update(part);
+        }
+        Ok(key.finalize().into())
+    }
+
+    fn make(
+        &self,
+        tokenizer: &Tokenizer,
+        key: [u8; 32],
+        path: &Path,
+        progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+    ) -> Result<Lost> {
+        let vocab_size = self.vocab_size as u64;
+        let counts =
+            Header { vocab_size, tokens: 0, documents: 0, skipped: 0, text_bytes: 0, key, marked: true };
+        let mut writer = TokenWriter::create(path, counts)?;
+        let (bytes_total, mut bytes_done) = (self.corpus.bytes()?, 0);
+        let mut packer = Packer::new(self.window, self.eos.or(self.bos).unwrap_or(0));
+        let mut lost = Lost::default();
+        let encoder = Encoder::new(self, tokenizer);
+        for source in self.corpus.sources() {
+            let mut records = Records::open(source)?;
+            let place = PathBuf::from(source.to_string());
+            loop {
+                let rows = some_rows(&mut records)?;
+                if rows.is_empty() {
+                    break;
+                }
+                let documents: Vec<Result<Vec<Document>>> =
+                    rows.par_iter().map(|row| encoder.documents(&place, row)).collect();
+                for documents in documents {
+                    for (ids, bytes) in documents? {
+                        add(&mut packer, &mut writer, &mut lost, (ids, bytes))?;
+                    }
+                }
+                let tokens = writer.header().tokens;
+                if progress(Progress { bytes_done, bytes_total, tokens }).is_break() {
+                    return Err(Error::Interrupted);
+                }
+            }
+            bytes_done += source.bytes()?;
+        }
+        for window in packer.finish() {
+            writer.write(&window)?;
+        }
+        if writer.header().documents == 0 {
+            return Err(Error::Data(format!(
+                "{}: no conversation with something to learn in a window of {} tokens ({} left out)",
+                self.corpus.names(),
+                self.window,
+                lost.left_out
+            )));
+        }
+        writer.finish()?;
+        Ok(lost)
+    }
+}
+
+fn some_rows(records: &mut Records) -> Result<Vec<Record>> {
+    let mut rows = Vec::new();
+    while rows.len() < ROWS {
+        let Some(row) = records.next()? else { break };
+        rows.push(row);
+    }
+    Ok(rows)
+}
+
+/// Puts a document into a window, unless nothing to learn would be in it.
+fn add(packer: &mut Packer, writer: &mut TokenWriter, lost: &mut Lost, (ids, bytes): Document) -> Result<()> {
+    // The first token is nobody's target.
+    if !ids.iter().take(packer.len()).skip(1).any(|id| id & LEARNED != 0) {
+        lost.left_out += 1;
+        return Ok(());
+    }
+    let (window, over) = packer.add(ids);
+    lost.cut += u64::from(over > 0);
+    lost.tokens += over as u64;
+    let counts = writer.header();
+    counts.documents += 1;
+    counts.text_bytes += bytes as u64;
+    window.map_or(Ok(()), |window| writer.write(&window))
+}
+
+/// Turns rows into documents.
+struct Encoder<'a> {
+    how: &'a ChatTokenization<'a>,
+    tokenizer: &'a Tokenizer,
+    /// The texts of special tokens, one of which may end a turn.
+    ends: Vec<String>,
+}
+
+impl<'a> Encoder<'a> {
+    fn new(how: &'a ChatTokenization<'a>, tokenizer: &'a Tokenizer) -> Self {
+        let added = tokenizer.get_added_tokens_decoder();
+        let ends = added.into_values().filter(|token| token.special).map(|token| token.content).collect();
+        Self { how, tokenizer, ends }
+    }
+
+    fn documents(&self, place: &Path, (at, object): &Record) -> Result<Vec<Document>> {
+        let wrong = |problem: String| Error::file(place, format!("{at}: {problem}"));
+        let rows = layout::read(object).map_err(wrong)?;
+        rows.into_iter().map(|row| self.document(row).map_err(wrong)).collect()
+    }
+
+    fn document(&self, row: Row) -> Result<Document, String> {
+        match (row, self.how.frame) {
+            (Row::Text(text), _) => self.encode(&text, std::slice::from_ref(&(0..text.len())), true),
+            (Row::Talk(messages), Frame::Template(template)) => self.talk(&messages, template),
+            (Row::Talk(messages), Frame::Plain) => self.plain(&messages),
+        }
+    }
+
+    fn talk(&self, messages: &[Message], template: &ChatTemplate) -> Result<Document, String> {
+        if self.how.learn_all {
+            let text = template.render(messages, false).map_err(|e| e.to_string())?;
+            return self.encode(&text, std::slice::from_ref(&(0..text.len())), false);
+        }
+        let written = template.with_answers(messages, &self.ends).map_err(|e| e.to_string())?;
+        let written = written.ok_or(
+            "the chat template rewrites this conversation, so that its answers can't be found in it; learn all of it with \
+             data.learn = \"all\", or mark answers in a template of your own with {% generation %} (data.template = FILE)",
+        )?;
+        self.encode(&written.text, &written.answers, false)
+    }
+
+    fn plain(&self, messages: &[Message]) -> Result<Document, String> {
+        let [question, answer] = messages else {
+            return Err(format!(
+                "data.template = \"plain\" writes a question and its answer, and here are {} messages; they need a chat template",
+                messages.len()
+            ));
+        };
+        let mut text = question.content.clone();
+        if !text.is_empty() && !text.ends_with(char::is_whitespace) {
+            text.push('\n');
+        }
+        let start = if self.how.learn_all { 0 } else { text.len() };
+        text.push_str(&answer.content);
+        self.encode(&text, std::slice::from_ref(&(start..text.len())), true)
+    }
+
+    /// `text` as tokens, of which those in `learned` are; between the marks of a document where no template writes them.
+    fn encode(&self, text: &str, learned: &[Range<usize>], marks: bool) -> Result<Document, String> {
+        let encoding = self.tokenizer.encode(text, false).map_err(|e| format!("can't be encoded: {e}"))?;
+        let tokens = encoding.get_ids().iter().zip(encoding.get_offsets()).map(|(id, (start, end))| {
+            // A token that reaches into an answer is the first one of it; one that reaches out of it is not learned.
+            let is_learned =
+                learned.iter().any(|range| *start < range.end && *end > range.start && *end <= range.end);
+            if is_learned { id | LEARNED } else { *id }
+        });
+        let bos = self.how.bos.filter(|_| marks);
+        let eos = self.how.eos.filter(|_| marks).map(|id| id | LEARNED);
+        Ok((bos.into_iter().chain(tokens).chain(eos).collect(), text.len()))
+    }
+}
+
+/// What windows hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Census {
+    /// Documents.
+    pub documents: u64,
+    /// Tokens of documents.
+    pub tokens: u64,
+    /// Of these, targets that are learned.
+    pub learned: u64,
+    /// Tokens that fill windows.
+    pub fill: u64,
+    /// Documents that were longer than a window.
+    pub cut: u64,
+}
+
+impl Census {
+    /// Of the tokens of `windows`, with their marks.
+    pub(super) fn of(tokens: impl Iterator<Item = u32>) -> Self {
+        use super::packed::{CUT, FILL};
+        let mut census = Self::default();
+        for token in tokens {
+            let has = |mark: u32| u64::from(token & mark != 0);
+            census.documents += has(FIRST);
+            census.tokens += 1 - has(FILL);
+            census.learned += has(LEARNED) * (1 - has(FIRST));
+            census.fill += has(FILL);
+            census.cut += has(CUT);
+        }
+        census
+    }
+}
