@@ -305,8 +305,10 @@ pub unsafe extern "C" fn qat_session_reset(session: *mut Session, error: *mut *m
 /// What this process holds in memory.
 #[unsafe(no_mangle)]
 pub extern "C" fn qat_memory_in_use() -> Memory {
-    let peak_bytes = qat_infer::eval::peak_rss_bytes().unwrap_or(0);
-    Memory { resident_bytes: resident_bytes().unwrap_or(0), peak_bytes }
+    let resident_bytes = resident_bytes().unwrap_or(0);
+    // The kernel's peak may lag behind by a few pages.
+    let peak_bytes = qat_infer::eval::peak_rss_bytes().unwrap_or(0).max(resident_bytes);
+    Memory { resident_bytes, peak_bytes }
 }
 
 /// SAFETY: what is not NULL must be what `qat.h` says.

@@ -39,12 +39,13 @@ mod tests {
     #[test]
     fn what_is_touched_counts_and_what_is_freed_does_not() {
         let before = super::resident_bytes().expect("Linux tells");
-        let touched = vec![1u8; 64 << 20];
+        let touched = vec![1u8; 256 << 20];
         let with = super::resident_bytes().expect("Linux tells");
         assert!(touched.iter().all(|byte| *byte == 1));
         drop(touched);
         let after = super::resident_bytes().expect("Linux tells");
-        assert!(with >= before + (60 << 20), "{before} → {with}");
-        assert!(after <= with - (60 << 20), "{with} → {after}");
+        // Other tests take and free a little meanwhile.
+        assert!(with >= before + (192 << 20), "{before} → {with}");
+        assert!(after <= with - (192 << 20), "{with} → {after}");
     }
 }

@@ -42,11 +42,17 @@ fn packed(out: &Path) {
     std::fs::write(out.join("chat_template.jinja"), TEMPLATE).expect("a template");
 }
 
-/// The static library that this test was built with.
+/// The static library that was built with this test: cargo leaves it beside the test, with a hash in its name for each set of options.
 fn library() -> PathBuf {
     let test = std::env::current_exe().expect("a path");
-    let found = test.ancestors().skip(1).map(|dir| dir.join("libqatc.a")).find(|path| path.is_file());
-    found.expect("libqatc.a beside the tests")
+    let beside = std::fs::read_dir(test.parent().expect("a folder")).expect("readable");
+    let is_library = |path: &PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        name.starts_with("libqatc") && name.ends_with(".a")
+    };
+    let found = beside.map(|entry| entry.expect("readable").path()).filter(is_library);
+    let built = |path: &PathBuf| path.metadata().and_then(|meta| meta.modified()).expect("a time");
+    found.max_by_key(built).expect("libqatc.a beside the test")
 }
 
 #[test]
@@ -65,7 +71,7 @@ fn a_program_in_c_reads_writes_chats_cancels_and_is_refused() {
         false => &["-lpthread", "-ldl", "-lm"],
     };
     let built = Command::new(&cc)
-        .args(["-std=c11", "-O1", "-g", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-fno-omit-frame-pointer"])
+        .args(["-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-fno-omit-frame-pointer"])
         .arg("-fsanitize=address,undefined")
         .arg("-fno-sanitize-recover=all")
         .arg("-I")

@@ -3,6 +3,8 @@
 
 #include <math.h>
 #include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -146,14 +148,20 @@ typedef struct {
   qat_session *session;
   qat_status status;
   qat_usage usage;
-  heard answer;
+  atomic_int has_begun, may_go_on;
 } job;
+
+static int waits(void *user, const char *text, size_t length) {
+  job *mine = user;
+  CHECK(strlen(text) == length);
+  atomic_store(&mine->has_begun, 1);
+  while (!atomic_load(&mine->may_go_on)) sched_yield();
+  return 0;
+}
 
 static void *works(void *given) {
   job *mine = given;
-  qat_options options = qat_options_default();
-  options.most = 100000;
-  mine->status = qat_session_write(mine->session, "Mia", &options, hear, &mine->answer, &mine->usage, NULL);
+  mine->status = qat_session_write(mine->session, "Mia", NULL, waits, mine, &mine->usage, NULL);
   return NULL;
 }
 
@@ -168,25 +176,17 @@ static void stops_when_told(qat_model *model) {
   CHECK(usage.end == QAT_END_CANCELLED && inside.pieces == 1);
   CHECK(qat_session_reset(session, NULL) == QAT_STATUS_OK);
 
-  static job mine;
-  mine = (job){.session = session};
+  // While it works others are told to wait, and a cancel arrives.
+  job mine = {.session = session};
   pthread_t thread;
   CHECK(!pthread_create(&thread, NULL, works, &mine));
-  // While it works others are told to wait, and the cancel arrives.
-  int busy = 0;
-  for (;;) {
-    char *error = NULL;
-    qat_status status = qat_session_reset(session, &error);
-    if (status == QAT_STATUS_BUSY) {
-      busy = 1;
-      refused(status, QAT_STATUS_BUSY, &error, "another call works");
-      qat_session_cancel(session);
-      break;
-    }
-    CHECK(status == QAT_STATUS_OK);
-  }
+  while (!atomic_load(&mine.has_begun)) sched_yield();
+  char *error = NULL;
+  refused(qat_session_reset(session, &error), QAT_STATUS_BUSY, &error, "another call works");
+  qat_session_cancel(session);
+  atomic_store(&mine.may_go_on, 1);
   CHECK(!pthread_join(thread, NULL));
-  CHECK(busy && mine.status == QAT_STATUS_OK);
+  CHECK(mine.status == QAT_STATUS_OK && mine.usage.end == QAT_END_CANCELLED);
   heard after = {.enough = 1};
   wrote(session, "Mia", NULL, &after);
   CHECK(after.pieces == 1);
