@@ -1,6 +1,7 @@
 //! The command line as types. Few flags: a knob is a key of the recipe, and `--set` reaches it.
 
 mod data;
+mod init;
 mod writing;
 
 use std::{num::NonZero, path::PathBuf, time::Duration};
@@ -10,6 +11,7 @@ use clap_complete::Shell;
 use qat_infer::{cpu::KvType, files};
 
 pub use data::{Data, DataCommand, DataFormat, DataShow};
+pub use init::Init;
 pub use writing::{Chat, Deferral, Generate, Tasks, Writing};
 
 /// Quantization-aware training and distillation of small language models; the grid that is trained is the grid that ships.
@@ -36,7 +38,7 @@ pub enum Command {
     Chat(Chat),
     /// Write down what a model predicts after each of some token ids, for comparing with another runtime.
     Logits(Logits),
-    /// Write a model of random weights in a given shape, to measure speed and size with.
+    /// Write a recipe for a model and a text, or a model of random weights in a given shape to measure speed and size with.
     Init(Init),
     /// Say what a recipe or a model will take, before any of it is taken: memory, disk, time, and which devices it fits.
     Plan(Plan),
@@ -201,29 +203,6 @@ pub struct Logits {
     /// auto, cpu or metal.
     #[arg(long, default_value = "auto")]
     pub device: String,
-}
-
-/// `qat init`.
-#[derive(Debug, Args)]
-pub struct Init {
-    /// smollm2-135m, smollm2-360m, qwen3-0.6b, lfm2.5-350m, gemma-3-270m, gemma-3-1b, phi-4-mini, bitnet-24x1024, or the path of a config.json.
-    #[arg(long)]
-    pub shape: String,
-    /// Format of the layers, such as int4-g32; or float: a Hugging Face directory in f16.
-    #[arg(long)]
-    pub format: String,
-    /// Format of embeddings and head, or float [default: int8-g32].
-    #[arg(long, value_name = "FORMAT")]
-    pub embeddings: Option<String>,
-    /// What the inputs of the packed layers are rounded to [default: float].
-    #[arg(long)]
-    pub activations: Option<Activations>,
-    /// Seed of the weights; they are the same in every format.
-    #[arg(long, default_value_t = 0)]
-    pub seed: u64,
-    /// The directory to write. It has no tokenizer.
-    #[arg(long)]
-    pub out: PathBuf,
 }
 
 /// What the inputs of a matrix are rounded to.

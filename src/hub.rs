@@ -61,7 +61,7 @@ fn model(path: &mut PathBuf) -> anyhow::Result<()> {
 }
 
 /// What says the shape of the model that `path` names: no weights are needed to plan it.
-fn shape(path: &mut PathBuf) -> anyhow::Result<()> {
+pub fn shape(path: &mut PathBuf) -> anyhow::Result<()> {
     let Some(reference) = reference(path)? else { return Ok(()) };
     let place = fetched(&reference, Part::Shape)?.paths.remove(0);
     let is_packed = !place.is_dir() || place.join("manifest.json").is_file();

@@ -1,8 +1,9 @@
-//! `qat init`: a model of random weights in a given shape, so that anyone can repeat a measurement of speed or size.
+//! `qat init`: a recipe (`recipe.rs`), or a model of random weights in a given shape, so that anyone can repeat a measurement of speed or size.
 //!
-//! Knows no training. Invariant: shape and seed alone decide the float weights (numbers that f16 holds), whatever they are
+//! Knows no training. Invariant of the latter: shape and seed alone decide the float weights (numbers that f16 holds), whatever they are
 //! then stored as; a packed model goes through the codec and the writer of `qat export`.
 
+mod recipe;
 mod shapes;
 
 use std::path::Path;
@@ -26,8 +27,19 @@ const AT_ONCE: usize = 8;
 
 /// Runs the command.
 pub fn run(args: &cli::Init) -> anyhow::Result<Ending> {
-    let config = config(&args.shape).context("--shape")?;
-    let layers = choice(&args.format).context("--format")?;
+    match args {
+        cli::Init { recipe: Some(path), .. } => recipe::run(args, path),
+        cli::Init { shape: Some(shape), format: Some(format), out: Some(out), .. } => {
+            random(args, shape, format, out)
+        }
+        // The command line asks for these.
+        _ => bail!("name the recipe to write, or give --shape, --format and --out"),
+    }
+}
+
+fn random(args: &cli::Init, shape: &str, format: &str, out: &Path) -> anyhow::Result<Ending> {
+    let config = config(shape).context("--shape")?;
+    let layers = choice(format).context("--format")?;
     let embeddings = match &args.embeddings {
         Some(_) if layers.is_none() => {
             bail!("--embeddings: --format float stores every tensor as float; leave it out")
@@ -50,16 +62,16 @@ pub fn run(args: &cli::Init) -> anyhow::Result<Ending> {
             "--activations int8: a float model takes float activations; choose a packed --format, or leave it out"
         );
     }
-    let source = json!({"method": "random", "shape": args.shape, "seed": args.seed});
+    let source = json!({"method": "random", "shape": shape, "seed": args.seed});
     let random = Random { config, seed: args.seed };
     match layers {
         None => {
-            write_float(&random, &args.out, &source)?;
-            println!("wrote {}; read back and equal to the bit", args.out.display());
+            write_float(&random, out, &source)?;
+            println!("wrote {}; read back and equal to the bit", out.display());
         }
         Some(_) => {
             let inputs = args.activations.map_or(Activations::Float, Activations::from);
-            announce(&args.out, &write_packed(&random, &format, &args.out, inputs, source)?);
+            announce(out, &write_packed(&random, &format, out, inputs, source)?);
         }
     }
     Ok(Ending::Done)

@@ -20,6 +20,7 @@ mod plan;
 mod recipes;
 mod reports;
 mod runs;
+mod starting;
 mod talk;
 mod targets;
 mod tasks;
