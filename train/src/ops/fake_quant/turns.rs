@@ -4,6 +4,8 @@
 //! in f32 so that it lies in memory, on disk and on a device like any other tensor: ((turns · 4) + direction) · 32 + (code + 1), 0 before
 //! it was first seen. Knows no step and no model. Invariant: a held weight's value is that of its code on the grid of the moment.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use candle_core::{D, DType, Result, Tensor};
 use qat_quant::{Format, Scales};
 
@@ -62,26 +64,43 @@ impl Turns {
         let mut codes = vec![0f32; rows * cols];
         qat_quant::codes(format, &Floats::of(NAME, w)?, rows, cols, &scales, &mut codes);
         let (lowest, after) = (format.levels().0 as f32, self.after);
+        let is_any_held = AtomicBool::new(false);
         in_place(NAME, [&self.state], |[state]| {
-            for_each_chunk(1, [state, &mut codes], [], |_, [state, codes], []| {
-                for (state, code) in state.iter_mut().zip(codes) {
-                    // NaN has no code, and counts as the lowest.
-                    *state = next(*state, (*code - lowest) as u32, after);
-                    *code = code_in(*state) as f32 + lowest;
-                }
-            });
+            for_each_chunk(
+                1,
+                [state, &mut codes],
+                [],
+                #[inline(always)]
+                |_, [state, codes], []| {
+                    let mut held = false;
+                    for (state, code) in state.iter_mut().zip(codes) {
+                        // NaN has no code, and counts as the lowest.
+                        *state = next(*state, (*code - lowest) as u32, after);
+                        *code = code_in(*state) as f32 + lowest;
+                        held |= turns_in(*state) >= after;
+                    }
+                    is_any_held.fetch_or(held, Ordering::Relaxed);
+                },
+            );
         })?;
+        if !is_any_held.into_inner() {
+            return Ok(());
+        }
         let state = Floats::of(NAME, &self.state)?;
         let mut values = vec![0f32; rows * cols];
         qat_quant::values(format, &codes, rows, cols, &scales, &mut values);
         in_place(NAME, [w], |[w]| {
-            for_each_chunk(1, [w], [&state, &values], |_, [w], [state, values]| {
-                for ((w, state), value) in w.iter_mut().zip(state).zip(values) {
-                    if turns_in(*state) >= after {
-                        *w = *value;
+            for_each_chunk(
+                1,
+                [w],
+                [&state, &values],
+                #[inline(always)]
+                |_, [w], [state, values]| {
+                    for ((w, state), value) in w.iter_mut().zip(state).zip(values) {
+                        *w = if turns_in(*state) >= after { *value } else { *w };
                     }
-                }
-            });
+                },
+            );
         })
     }
 
@@ -148,30 +167,30 @@ pub(super) struct Held {
     pub slopes: Vec<f32>,
 }
 
+#[inline(always)]
 fn turns_in(state: f32) -> u32 {
     state as u32 >> COUNT
 }
 
 /// The code, counted from the lowest.
+#[inline(always)]
 fn code_in(state: f32) -> u32 {
     (state as u32 % (1 << DIRECTION)).saturating_sub(1)
 }
 
-/// What is remembered of a weight whose code, counted from the lowest, is `code` now.
+/// What is remembered of a weight whose code, counted from the lowest, is `code` now. Without branches, so that lanes can take it.
+#[inline(always)]
 fn next(state: f32, code: u32, after: u32) -> f32 {
-    let (now, was) = (code + 1, state as u32 % (1 << DIRECTION));
-    let (turns, last) = (turns_in(state), state as u32 >> DIRECTION & 3);
-    if turns >= after {
-        return state;
-    }
-    let direction = match was {
-        0 => 0,
-        _ if now > was => 1,
-        _ if now < was => 2,
-        _ => last,
-    };
-    let turned = last != 0 && direction != last;
-    (((turns + u32::from(turned)) << COUNT) | (direction << DIRECTION) | now) as f32
+    let known = state as u32;
+    let (turns, last, was) = (known >> COUNT, known >> DIRECTION & 3, known % (1 << DIRECTION));
+    let now = code + 1;
+    let changed = if now > was { 1 } else { 2 };
+    let direction = if now == was { last } else { changed };
+    // A weight that is seen for the first time comes from nowhere.
+    let direction = if was == 0 { 0 } else { direction };
+    let turned = u32::from(last != 0) & u32::from(direction != last);
+    let then = ((turns + turned) << COUNT) | (direction << DIRECTION) | now;
+    (if turns >= after { known } else { then }) as f32
 }
 
 #[cfg(test)]
