@@ -121,17 +121,13 @@ fn draw_picture(frame: &mut Frame, picture: &Picture, area: Rect, steps: usize) 
     let place = |p: &[f64; 2]| (x.place(p[0]), y.place(p[1]));
     let drawn: Vec<Vec<(f64, f64)>> =
         picture.curves.iter().map(|(_, points, _)| thin(points, most).iter().map(place).collect()).collect();
-    let dataset = |((name, _, colour), points): (&(&'static str, &Points, Color), &'_ Vec<(f64, f64)>)| {
+    let is_alone = picture.curves.len() == 1;
+    let datasets = picture.curves.iter().zip(&drawn).map(|((name, _, colour), points)| {
         // A single point has no line.
         let kind = if points.len() == 1 { GraphType::Scatter } else { GraphType::Line };
-        let named = if picture.curves.len() > 1 { *name } else { "" };
-        (named, kind, *colour)
-    };
-    let looks: Vec<_> = picture.curves.iter().zip(&drawn).map(dataset).collect();
-    let datasets = looks.iter().zip(&drawn).map(|((name, kind, colour), points)| {
-        let dataset = Dataset::default().marker(Marker::Braille).graph_type(*kind);
+        let dataset = Dataset::default().marker(Marker::Braille).graph_type(kind);
         let dataset = dataset.style(Style::new().fg(*colour)).data(points);
-        if name.is_empty() { dataset } else { dataset.name(*name) }
+        if is_alone { dataset } else { dataset.name(*name) }
     });
     let dim = Style::new().add_modifier(Modifier::DIM);
     let (low, high) = y.ends();

@@ -120,6 +120,11 @@ impl Curves {
         self.loss.is_empty() && self.valid_cross_entropy.is_empty()
     }
 
+    /// The quantity called `name`, where the run has it.
+    pub fn quantity(&self, name: &str) -> Option<Quantity<'_>> {
+        self.losses().into_iter().find(|quantity| quantity.name == name)
+    }
+
     /// Training and held-out curve of each quantity, by the name that people know it by; the weighted sum first, unless it is the one term.
     pub fn losses(&self) -> Vec<Quantity<'_>> {
         let held_out = |name: &str| match name {
@@ -131,7 +136,8 @@ impl Curves {
             points.len() == self.loss.len() && points.iter().zip(&self.loss).all(|(a, b)| a == b)
         };
         let mut losses = Vec::new();
-        if !self.loss.is_empty() && !(self.terms.len() == 1 && self.terms.values().all(same)) {
+        let is_the_one_term = self.terms.len() == 1 && self.terms.values().all(same);
+        if !self.loss.is_empty() && !is_the_one_term {
             losses.push(Quantity { name: "loss", training: Some(&self.loss), held_out: None });
         }
         for (name, points) in &self.terms {

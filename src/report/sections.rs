@@ -9,7 +9,10 @@ mod tiles;
 mod training;
 
 pub use self::beside::{PROGRESS, all_rows, beside, differences, progress};
+use qat_quant::Format;
+
 use super::{
+    axis::number,
     page::{Page, Section, Side, Sides},
     run::Run,
     samples::Sample,
@@ -54,8 +57,9 @@ fn about(run: &Run) -> Vec<String> {
             None => String::new(),
         };
         lines.push(format!(
-            "{student} trained with its layers on the grid of {}, embeddings on {}{teacher}.",
-            recipe.quant.weights, recipe.quant.embeddings
+            "{student} trained with the weights of its layers rounded to {}, its embeddings to {}{teacher}.",
+            grid(&recipe.quant.weights),
+            grid(&recipe.quant.embeddings)
         ));
     }
     let steps = match run.steps() {
@@ -72,6 +76,19 @@ fn about(run: &Run) -> Vec<String> {
         ));
     }
     lines
+}
+
+/// A format as people who don't know its name understand it.
+fn grid(spelling: &str) -> String {
+    match spelling.parse::<Format>() {
+        Ok(format) => {
+            let (lowest, highest) = format.levels();
+            // Of a matrix large enough that one scale for all of it doesn't count.
+            let bits = number(format.bits_per_weight(4096, 4096));
+            format!("{spelling} ({} levels, {bits} bits a weight with its scales)", highest - lowest + 1)
+        }
+        Err(_) => spelling.to_owned(),
+    }
 }
 
 /// A time as people say it.
@@ -153,6 +170,13 @@ mod tests {
     fn times_are_told_as_people_tell_them() {
         let told = [0.4, 119.0, 360.0, 5000.0, 7300.0, 200_000.0].map(duration);
         assert_eq!(told, ["0 s", "119 s", "6 min", "83 min", "2 h 1 min", "2 days 7 h"]);
+    }
+
+    #[test]
+    fn grids_are_told_by_their_levels_and_bits() {
+        assert_eq!(grid("int4-g32"), "int4-g32 (16 levels, 4.5 bits a weight with its scales)");
+        assert_eq!(grid("ternary-tensor"), "ternary-tensor (3 levels, 2 bits a weight with its scales)");
+        assert_eq!(grid("float"), "float");
     }
 
     #[test]

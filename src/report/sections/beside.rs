@@ -6,6 +6,7 @@ use crate::{
     report::{
         axis::{Spread, number},
         charts::{Curve, colour},
+        curves::{Curves, Quantity},
         page::{Figure, Line, Page, Section, Table},
         run::Run,
         scores::Kind,
@@ -17,7 +18,7 @@ use crate::{
 use super::{
     duration,
     quality::{self, Drawn},
-    training::{self, figure},
+    training::{self, LEARNING_RATE, SPEED, Words, figure},
 };
 
 /// The page of several runs.
@@ -178,85 +179,47 @@ fn table_of(header: &[&str], rows: Vec<Vec<String>>, words: bool) -> Table {
 
 /// The same curve of all runs in one picture, for each curve that a run has.
 fn figures(runs: &[Run]) -> Vec<Figure> {
-    let mut figures = Vec::new();
-    let mut names: Vec<String> = Vec::new();
+    let mut quantities: Vec<Quantity> = Vec::new();
     for quantity in runs.iter().flat_map(|run| run.curves.losses()) {
-        if !names.iter().any(|name| name == quantity.name) {
-            names.push(quantity.name.to_owned());
+        if !quantities.iter().any(|known| known.name == quantity.name) {
+            quantities.push(quantity);
         }
     }
-    for name in &names {
-        let of = |run: &Run| {
-            run.curves
-                .losses()
-                .into_iter()
-                .find(|q| q.name == name.as_str())
-                .map(|q| (q.title(), q.training.cloned(), q.held_out.cloned()))
-        };
-        let quantities: Vec<_> = runs.iter().map(of).collect();
-        let title = quantities.iter().flatten().map(|(title, ..)| title.clone()).next().unwrap_or_default();
-        for held_out in [false, true] {
-            let whose = if held_out { "held-out text" } else { "training batches" };
-            let sides: Vec<Option<Points>> = quantities
-                .iter()
-                .map(|q| {
-                    q.as_ref().and_then(
-                        |(_, training, valid)| if held_out { valid.clone() } else { training.clone() },
-                    )
-                })
-                .collect();
-            let y = format!("{whose}, nats per token; lower is better");
-            figures.extend(together(
-                runs,
-                &format!("{name}-{whose}"),
-                &title,
-                &y,
-                &sides,
-                Spread::Ratios,
-                training::told(name),
-            ));
+    let mut figures = Vec::new();
+    for Quantity { name, .. } in &quantities {
+        for (whose, of) in SIDES {
+            let title = Quantity { name, training: None, held_out: None }.title();
+            let (y, file) = (format!("{whose}, nats per token; lower is better"), format!("{name}-{whose}"));
+            let told = training::told(name);
+            let words =
+                Words { name: &file.replace(' ', "-"), title: &title, y: &y, spread: Spread::Ratios, told };
+            figures.extend(together(runs, &words, |curves| curves.quantity(name).and_then(of)));
         }
     }
-    let side = |of: fn(&Run) -> &Points| runs.iter().map(|run| Some(of(run).clone())).collect::<Vec<_>>();
-    figures.extend(together(
-        runs,
-        "learning-rate",
-        "Learning rate",
-        "of the matrices",
-        &side(|run| &run.curves.lr),
-        Spread::FromZero,
-        "",
-    ));
-    figures.extend(together(
-        runs,
-        "speed",
-        "Training speed",
-        "tokens per second; higher is better",
-        &side(|run| &run.curves.tps),
-        Spread::FromZero,
-        "",
-    ));
+    for (words, of) in
+        [(LEARNING_RATE, (|curves| &curves.lr) as fn(&Curves) -> &Points), (SPEED, |curves| &curves.tps)]
+    {
+        figures.extend(together(runs, &Words { told: "", ..words }, |curves| Some(of(curves))));
+    }
     figures
 }
 
+/// A side of a quantity.
+type Side = for<'a> fn(Quantity<'a>) -> Option<&'a Points>;
+
+/// Both sides of a quantity, by whose they are.
+const SIDES: [(&str, Side); 2] = [("training batches", |q| q.training), ("held-out text", |q| q.held_out)];
+
 /// The curves of those runs that have one.
-fn together(
-    runs: &[Run],
-    name: &str,
-    title: &str,
-    y: &str,
-    sides: &[Option<Points>],
-    spread: Spread,
-    told: &str,
+fn together<'a>(
+    runs: &'a [Run],
+    words: &Words,
+    of: impl Fn(&'a Curves) -> Option<&'a Points>,
 ) -> Option<Figure> {
-    let curves: Vec<Curve> = runs
-        .iter()
-        .zip(sides)
-        .enumerate()
-        .filter_map(|(at, (run, points))| {
-            let points = points.as_ref().filter(|points| !points.is_empty())?;
-            Some(Curve { name: run.name.clone(), points, colour: colour(at), dotted: false })
-        })
-        .collect();
-    (!curves.is_empty()).then(|| figure(&name.replace(' ', "-"), title, y, &curves, spread, told))
+    let curve = |(at, run): (usize, &'a Run)| {
+        let points = of(&run.curves).filter(|points| !points.is_empty())?;
+        Some(Curve { name: run.name.clone(), points, colour: colour(at), dotted: false })
+    };
+    let curves: Vec<Curve> = runs.iter().enumerate().filter_map(curve).collect();
+    (!curves.is_empty()).then(|| figure(words, &curves))
 }

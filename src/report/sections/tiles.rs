@@ -57,7 +57,9 @@ fn speed(run: &Run, trained: &Report) -> Tile {
         Some(r) => format!("written one by one, here; float: {}", number(r.decode_tps)),
         None => "written one by one, here".to_owned(),
     };
-    tile("Tokens per second", number(trained.decode_tps), Some(note))
+    let energy =
+        trained.decode_joules_per_token.map_or(String::new(), |j| format!("; {} J a token", number(j)));
+    tile("Tokens per second", number(trained.decode_tps), Some(note + &energy))
 }
 
 fn gates(run: &Run) -> Vec<Tile> {
@@ -80,7 +82,9 @@ fn of_training(run: &Run) -> Vec<Tile> {
         let points = quantity.held_out.or(quantity.training);
         if let Some((first, last)) = points.and_then(|points| points.first().zip(points.last())) {
             let whose = if quantity.held_out.is_some() { "held-out text" } else { "training batches" };
-            let note = format!("nats/token, {whose}; at first {}", number(first[1]));
+            let began =
+                if first == last { String::new() } else { format!("; at first {}", number(first[1])) };
+            let note = format!("nats/token, {whose}{began}");
             tiles.push(tile(&quantity.title(), number(last[1]), Some(note)));
         }
     }

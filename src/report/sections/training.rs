@@ -18,45 +18,17 @@ pub fn section(log: &Curves) -> Option<Section> {
     let losses =
         log.losses().into_iter().filter(|q| q.training.or(q.held_out).is_some_and(|points| points.len() > 1));
     let mut figures: Vec<Figure> = losses.map(|quantity| figure_of(&quantity)).collect();
-    let mut single = |name: &str, title: &str, y: &str, points: &Points, spread, told: &str| {
+    let mut single = |words: Words, points: &Points| {
         if !points.is_empty() {
-            let curve = Curve { name: title.to_owned(), points, colour: colour(0), dotted: false };
-            figures.push(figure(name, title, y, &[curve], spread, told));
+            let curve = Curve { name: words.title.to_owned(), points, colour: colour(0), dotted: false };
+            figures.push(figure(&words, &[curve]));
         }
     };
-    single(
-        "learning-rate",
-        "Learning rate",
-        "of the matrices",
-        &log.lr,
-        Spread::FromZero,
-        "How large a step the optimizer may take: usually rising at first, then falling to nearly nothing, so that weights come to rest.",
-    );
-    single(
-        "speed",
-        "Training speed",
-        "tokens per second; higher is better",
-        &log.tps,
-        Spread::FromZero,
-        "Dips come from what else the machine did.",
-    );
-    single(
-        "gradient",
-        "Gradient norm",
-        "before clipping, of the last step of each interval",
-        &log.grad_norm,
-        Spread::Ratios,
-        "How steep the loss is. A norm that keeps growing announces a run that diverges.",
-    );
+    single(LEARNING_RATE, &log.lr);
+    single(SPEED, &log.tps);
+    single(GRADIENT, &log.grad_norm);
     if log.lambda.iter().any(|p| p[1] != 1.0) {
-        single(
-            "rounding",
-            "Share of the rounding",
-            "0: float weights, 1: as they ship",
-            &log.lambda,
-            Spread::FromZero,
-            "How much of the difference between float and rounded weights the student already computed with.",
-        );
+        single(ROUNDING, &log.lambda);
     }
     figures.extend(flips(log));
     Some(Section {
@@ -72,30 +44,72 @@ pub fn section(log: &Curves) -> Option<Section> {
     })
 }
 
+/// What is said of a picture of curves.
+#[derive(Debug, Clone, Copy)]
+pub struct Words<'a> {
+    /// Name of its file.
+    pub name: &'a str,
+    /// What is shown.
+    pub title: &'a str,
+    /// Unit of the heights, and which way is better.
+    pub y: &'a str,
+    /// How heights are spread.
+    pub spread: Spread,
+    /// What it says.
+    pub told: &'a str,
+}
+
+/// Words of the learning rate.
+pub const LEARNING_RATE: Words = Words {
+    name: "learning-rate",
+    title: "Learning rate",
+    y: "of the matrices",
+    spread: Spread::FromZero,
+    told: "How large a step the optimizer may take: usually rising at first, then falling to nearly nothing, so that weights come to rest.",
+};
+
+/// Words of the speed.
+pub const SPEED: Words = Words {
+    name: "speed",
+    title: "Training speed",
+    y: "tokens per second; higher is better",
+    spread: Spread::FromZero,
+    told: "Dips come from what else the machine did.",
+};
+
+const GRADIENT: Words = Words {
+    name: "gradient",
+    title: "Gradient norm",
+    y: "before clipping, of the last step of each interval",
+    spread: Spread::Ratios,
+    told: "How steep the loss is. A norm that keeps growing announces a run that diverges.",
+};
+
+const ROUNDING: Words = Words {
+    name: "rounding",
+    title: "Share of the rounding",
+    y: "0: float weights, 1: as they ship",
+    spread: Spread::FromZero,
+    told: "How much of the difference between float and rounded weights the student already computed with.",
+};
+
+const FLIPS: Words = Words {
+    name: "flips",
+    title: "Codes that changed",
+    y: "per cent of all quantized weights, since the line before",
+    spread: Spread::FromZero,
+    told: "A weight learns when its code changes and stays. Many that only come back swing between two codes.",
+};
+
 fn figure_of(quantity: &Quantity) -> Figure {
-    let side = |name: &str, points: &Option<&'_ Points>, at: usize, dotted: bool| {
-        points.map(|points| (name.to_owned(), points.clone(), colour(at), dotted))
-    };
-    let sides =
-        [side("training", &quantity.training, 0, false), side("held out", &quantity.held_out, 1, true)];
-    let sides: Vec<_> = sides.into_iter().flatten().collect();
-    let lines: Vec<Curve> = sides
-        .iter()
-        .map(|(name, points, colour, dotted)| Curve {
-            name: name.clone(),
-            points,
-            colour: colour.clone(),
-            dotted: *dotted,
-        })
-        .collect();
-    figure(
-        quantity.name,
-        &quantity.title(),
-        "nats per token; lower is better",
-        &lines,
-        Spread::Ratios,
-        told(quantity.name),
-    )
+    let sides = [("training", quantity.training, 0, false), ("held out", quantity.held_out, 1, true)];
+    let curves = sides.into_iter().filter_map(|(name, points, at, dotted)| {
+        Some(Curve { name: name.to_owned(), points: points?, colour: colour(at), dotted })
+    });
+    let (y, title) = ("nats per token; lower is better", quantity.title());
+    let words =
+        Words { name: quantity.name, title: &title, y, spread: Spread::Ratios, told: told(quantity.name) };
+    figure(&words, &curves.collect::<Vec<_>>())
 }
 
 /// What a loss means.
@@ -136,20 +150,11 @@ fn flips(log: &Curves) -> Option<Figure> {
             dotted: false,
         })
         .collect();
-    (!curves.is_empty()).then(|| {
-        figure(
-            "flips",
-            "Codes that changed",
-            "per cent of all quantized weights, since the line before",
-            &curves,
-            Spread::FromZero,
-            "A weight learns when its code changes and stays. Many that only come back swing between two codes.",
-        )
-    })
+    (!curves.is_empty()).then(|| figure(&FLIPS, &curves))
 }
 
-/// Curves over steps under `name`.
-pub fn figure(name: &str, title: &str, y: &str, lines: &[Curve], spread: Spread, told: &str) -> Figure {
-    let svg = curves(Caption { title, y, x: "step" }, lines, spread);
-    Figure { name: name.to_owned(), svg, told: told.to_owned() }
+/// Curves over steps.
+pub fn figure(words: &Words, lines: &[Curve]) -> Figure {
+    let svg = curves(Caption { title: words.title, y: words.y, x: "step" }, lines, words.spread);
+    Figure { name: words.name.to_owned(), svg, told: words.told.to_owned() }
 }
