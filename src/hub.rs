@@ -38,6 +38,7 @@ pub fn brought(mut command: Command) -> anyhow::Result<Command> {
             texts(&mut args.data)?;
         }
         Command::Generate(args) => model(&mut args.dir)?,
+        Command::Chat(args) => model(&mut args.dir)?,
         Command::Logits(args) => model(&mut args.dir)?,
         Command::Bench(args) => args.dirs.iter_mut().try_for_each(model)?,
         Command::Inspect(args) => model(&mut args.dir)?,

@@ -20,9 +20,6 @@ use crate::{
     precision::Precision,
 };
 
-/// Why a model with short convolutions learns from one document a window.
-pub const SHORT_CONVS: &str = "the model's short convolutions would mix documents of a window; data.format = \"chat\" needs layers that all attend";
-
 /// A matrix as the forward pass sees it.
 #[derive(Debug, Clone)]
 pub struct Matrix {
@@ -223,10 +220,7 @@ impl Exec for TrainExec<'_> {
     }
 
     fn short_conv(&mut self, _: usize, x: Tensor, kernel: &Tensor) -> Result<Tensor> {
-        if self.borders.is_some() {
-            return Err(Error::Config(SHORT_CONVS.into()));
-        }
-        Ok(ops::short_conv(&x, kernel, self.ctx)?)
+        Ok(ops::short_conv_apart(&x, kernel, self.ctx, self.borders.as_ref())?)
     }
 
     fn gate(&mut self, by: Gate, gate: Tensor, up: Tensor) -> Result<Tensor> {

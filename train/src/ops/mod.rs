@@ -48,7 +48,7 @@ pub use linear::linear;
 pub use norm::rms_norm;
 pub use relu2::relu2;
 pub use rope::rope;
-pub use short_conv::short_conv;
+pub use short_conv::{short_conv, short_conv_apart};
 pub use softmax::causal_softmax;
 pub use swiglu::swiglu;
 

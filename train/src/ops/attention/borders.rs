@@ -54,8 +54,16 @@ impl Borders {
         &self.firsts
     }
 
+    /// Tokens before each position in its own document; `[windows · ctx]`.
+    pub(in crate::ops) fn places(&self) -> Vec<u32> {
+        self.firsts
+            .chunks(self.ctx)
+            .flat_map(|window| (0..).zip(window).map(|(at, first)| at - first))
+            .collect()
+    }
+
     /// Refuses to be those of other windows than `b` of `t` positions.
-    pub(super) fn check(&self, name: &str, b: usize, t: usize) -> Result<()> {
+    pub(in crate::ops) fn check(&self, name: &str, b: usize, t: usize) -> Result<()> {
         if self.ctx != t || self.firsts.len() != b * t {
             candle_core::bail!(
                 "{name}: want borders of {b} windows of {t}, found {} of {}",

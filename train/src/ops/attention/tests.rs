@@ -112,7 +112,7 @@ fn a_document_in_a_window_is_attended_to_as_if_it_stood_alone_on_the_cpu_and_in_
     let mut ways: Vec<(&str, Run)> =
         vec![("cpu", Box::new(|| attention_apart(&vars[0], &vars[1], &vars[2], scale(8), Some(&borders))))];
     if host::available() {
-        for scores in [1, 15_000, 1 << 20] {
+        for scores in [1, 20_000, 1 << 20] {
             let (vars, borders) = (&vars, &borders);
             let run = move || {
                 on_gpu::attention_within(scores, [&vars[0], &vars[1], &vars[2]], scale(8), Some(borders))
