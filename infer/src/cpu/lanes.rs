@@ -110,7 +110,7 @@ pub(super) fn gate(by: Gate, gate: &mut [f32], up: &[f32]) {
 /// `2·√(2/π) · (x + 0.044715·x³)`: half of `1 + tanh` of half of it is the logistic function of it.
 #[inline(always)]
 fn gelu_argument(x: f32) -> f32 {
-    const TWICE_ROOT: f32 = 1.595_769_1;
+    const TWICE_ROOT: f32 = 1.595_769_2;
     TWICE_ROOT * (x + 0.044_715 * x * x * x)
 }
 

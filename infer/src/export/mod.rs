@@ -30,7 +30,7 @@ use serde_json::json;
 
 use crate::eval::Report;
 use crate::files::{PROVENANCE_FILE, StagedDir, Storage, sha256_hex};
-use crate::model::{Config, Param};
+use crate::model::{Config, Family, Param};
 use crate::{Error, Result};
 use card::{CARD_FILE, Card};
 
@@ -282,7 +282,9 @@ impl Export<'_> {
         }
         let Some(context) = options.context else { return Ok(()) };
         let longest = config.max_position_embeddings;
-        if !is_gguf && *target != Target::Onnx {
+        // What mlx-lm makes of a Phi-3 depends on it, though its files don't say it.
+        let matters = *target == Target::Mlx && config.family == Family::Phi3;
+        if !is_gguf && *target != Target::Onnx && !matters {
             return Err(Error::Invalid(format!(
                 "--context: files for {target} don't announce one; leave it out"
             )));

@@ -7,7 +7,7 @@ struct Shape {
 inline float sigmoid(float x) { return precise::divide(1.0f, 1.0f + precise::exp(-x)); }
 
 // Half of 1 + tanh(y/2) is the logistic function of y, this argument.
-inline float argument(float x) { return 1.5957691f * (x + 0.044715f * x * x * x); }
+inline float argument(float x) { return 1.5957692f * (x + 0.044715f * x * x * x); }
 
 kernel void geglu(device const Element* gate [[buffer(0)]],
                   device const Element* up [[buffer(1)]],
@@ -31,7 +31,7 @@ kernel void geglu_backward(device const Element* gate [[buffer(0)]],
   float x = float(gate[i]);
   float slope = float(g[i]);
   float s = sigmoid(argument(x));
-  float inner = 1.5957691f * (1.0f + 0.134145f * x * x);
+  float inner = 1.5957692f * (1.0f + 0.134145f * x * x);
   d_gate[i] = Element(slope * float(up[i]) * s * (1.0f + x * (1.0f - s) * inner));
   d_up[i] = Element(slope * x * s);
 }

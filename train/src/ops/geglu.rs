@@ -19,7 +19,7 @@ pub fn geglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
 }
 
 /// 2·√(2/π)
-const TWICE_ROOT: f32 = 1.595_769_1;
+const TWICE_ROOT: f32 = 1.595_769_2;
 const CUBIC: f32 = 0.044_715;
 
 /// The share of x that passes.

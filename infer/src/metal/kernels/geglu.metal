@@ -11,7 +11,7 @@
     if (i < len) {
         const float x = gate[i];
         // Half of 1 + tanh(y) is the logistic function of 2y.
-        const float twice = 1.5957691f * (x + 0.044715f * x * x * x);
+        const float twice = 1.5957692f * (x + 0.044715f * x * x * x);
         // Beyond 88 the exponential would be infinite; the quotient is as good as zero long before.
         gate[i] = x / (1.0f + exp(min(-twice, 88.0f))) * up[i];
     }

@@ -60,7 +60,7 @@ fn learned(student: &Student, batch: &Batch, recompute: bool, device: &Device) -
     let plan = LossPlan { cross_entropy: 1.0, divergences, temperature: 2.0, features: None };
     let config = &student.config;
     let teacher = Teacher::frozen(&tiny::floats(config.clone(), 77), batch.context, device).expect("teacher");
-    let rope = RopeTable::new(&qat_infer::model::Rope::new(config), batch.context, device).expect("rope");
+    let rope = RopeTable::new(&qat_infer::model::Ropes::new(config), batch.context, device).expect("rope");
     let (teacher, rope) = (&teacher, &rope);
     let objective =
         Objective { plan: &plan, teacher, rope, inside: None, recompute, precision: Precision::F32 };
