@@ -1,11 +1,14 @@
 //! `qat chat`, and what `qat generate` shares with it: conversations through a pipe, stop words, windows, kept prompts, confidence.
 
 use std::fs::File;
+#[cfg(unix)]
+use std::process::Command;
 
 use crate::workshop::{Said, Workshop};
 
-const TEMPLATE: &str = "{% for m in messages %}[{{ m.role }}] {{ m.content }}<|end|>{% endfor %}\
-    {% if add_generation_prompt %}[assistant]{% endif %}";
+/// What an answer follows is chosen so that the random model answers in characters of one byte.
+const TEMPLATE: &str = "{% for m in messages %}{{ m.role }} {{ m.content }}<|end|>{% endfor %}\
+    {% if add_generation_prompt %}abc{% endif %}";
 
 /// A workshop with the model `model`, which has a chat template.
 fn with_model() -> Workshop {
@@ -18,7 +21,8 @@ fn with_model() -> Workshop {
 /// Says `lines` to a chat.
 fn said_to(shop: &Workshop, lines: &str, more: &str) -> Said {
     shop.write("lines.txt", lines);
-    let line = format!("chat model --device cpu --temperature 0 --tokens 12 {more}");
+    let tokens = if more.contains("--tokens") { "" } else { "--tokens 12" };
+    let line = format!("chat model --device cpu --temperature 0 {tokens} {more}");
     let mut command = shop.command(line.split_whitespace());
     command.stdin(File::open(shop.path("lines.txt")).expect("lines"));
     let said = Said::of(command);
@@ -34,6 +38,7 @@ fn generated(shop: &Workshop, more: &str) -> String {
 fn a_conversation_through_a_pipe_is_answered_turn_by_turn() {
     let shop = with_model();
     let one = generated(&shop, "--chat --prompt abc");
+    assert!(!one.trim_matches('\n').is_empty());
     assert_eq!(said_to(&shop, "abc\n", "").out, one, "one question is what generate --chat answers");
     let said = said_to(&shop, "abc\nhello\n/save talk.jsonl\n/reset\nabc\n/exit\nnever\n", "");
     let saved = shop.json("talk.jsonl");
@@ -180,4 +185,24 @@ fn confidence_says_when_to_ask_a_larger_model() {
     // A model is always of its own opinion.
     let same = "eval model --data valid.txt --against model --device cpu --deferral same.json --keep 0.99 --prompts 8";
     assert!(shop.done(same).out.contains("without ever asking"));
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_ends_the_text_and_says_how_far_it_came() {
+    let shop = with_model();
+    shop.model_with("model", |config, _| config["eos_token_id"] = serde_json::Value::Null);
+    let line = "generate model --prompt abc --tokens 100000000 --kv-window 64 --temperature 2 --top-k 0 --device cpu";
+    let mut command = shop.command(line.split_whitespace());
+    let written = shop.path("written");
+    command.stdout(File::create(&written).expect("a file"));
+    let mut child = command.spawn().expect("the tool starts");
+    while std::fs::metadata(&written).expect("the file").len() == 0 {
+        assert!(child.try_wait().expect("asked").is_none(), "it ended by itself");
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill");
+    let said = Said::from(child.wait_with_output().expect("ended"));
+    assert!(killed.success() && said.code == Some(130), "{said:?}");
+    assert!(said.err.contains("tokens, interrupted; prompt of 3"), "{said:?}");
 }

@@ -21,8 +21,12 @@ type Stream<'t> = DecodeStream<
 
 /// A text that grows token by token.
 pub struct TextStream<'t> {
+    tokenizer: &'t Tokenizer,
     stream: Stream<'t>,
     stops: Vec<String>,
+    ids: Vec<u32>,
+    /// Bytes that the stream has made of them.
+    decoded: usize,
     held: String,
     stopped: bool,
 }
@@ -36,8 +40,15 @@ impl<'t> TextStream<'t> {
         if stops.iter().any(String::is_empty) {
             return Err(Error::Invalid("a stop word is empty; want some text".into()));
         }
-        let stream = tokenizer.decode_stream(true);
-        Ok(Self { stream, stops: stops.to_vec(), held: String::new(), stopped: false })
+        Ok(Self {
+            tokenizer,
+            stream: tokenizer.decode_stream(true),
+            stops: stops.to_vec(),
+            ids: Vec::new(),
+            decoded: 0,
+            held: String::new(),
+            stopped: false,
+        })
     }
 
     /// Whether a stop word came.
@@ -51,12 +62,23 @@ impl<'t> TextStream<'t> {
     /// When the tokenizer can't decode it.
     pub fn push(&mut self, id: u32) -> Result<String> {
         let piece = self.stream.step(id).map_err(|e| Error::Invalid(format!("token {id}: {e}")))?;
-        Ok(self.take(&piece.unwrap_or_default()))
+        let piece = piece.unwrap_or_default();
+        self.ids.push(id);
+        self.decoded += piece.len();
+        Ok(self.take(&piece))
     }
 
-    /// What is left when no more tokens come.
-    pub fn finish(self) -> String {
-        if self.stopped { String::new() } else { self.held }
+    /// What is left when no more tokens come. Bytes that are no character and stand before others are shown as U+FFFD; a character that
+    /// was cut off at the end is left out.
+    pub fn finish(mut self) -> String {
+        let whole = self.tokenizer.decode(&self.ids, true).unwrap_or_default();
+        let rest =
+            whole.get(self.decoded..).unwrap_or_default().trim_end_matches(char::REPLACEMENT_CHARACTER);
+        let mut certain = self.take(rest);
+        if !self.stopped {
+            certain.push_str(&self.held);
+        }
+        certain
     }
 
     fn take(&mut self, piece: &str) -> String {
@@ -115,6 +137,22 @@ mod tests {
         assert_eq!(pieces.concat(), text);
         assert!(!stopped && pieces.iter().filter(|piece| !piece.is_empty()).count() > 5, "{pieces:?}");
         assert!(pieces.iter().all(|piece| !piece.contains('\u{fffd}')), "{pieces:?}");
+    }
+
+    #[test]
+    fn bytes_that_are_no_character_are_shown_and_a_character_cut_off_is_not() {
+        let Some(tokenizer) = tokenizer() else { return };
+        let ids = |text: &str| tokenizer.encode(text, false).expect("encoded").get_ids().to_vec();
+        // The first of its tokens is no character.
+        let rocket = ids("🚀");
+        let mut stream = TextStream::new(&tokenizer, &[]).expect("no stops");
+        let (mut text, broken) =
+            (String::new(), [&ids("a")[..], &rocket[..1], &ids(" b"), &rocket[..1]].concat());
+        for id in broken {
+            text.push_str(&stream.push(id).expect("decoded"));
+        }
+        text.push_str(&stream.finish());
+        assert!(text.starts_with('a') && text.ends_with(" b") && text.contains('\u{fffd}'), "{text:?}");
     }
 
     #[test]

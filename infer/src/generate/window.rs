@@ -4,7 +4,7 @@
 //! attention rests (Xiao et al., arXiv 2309.17453), and then the newest ones. Nothing of what was dropped lingers in keys or values.
 //! Reading again costs about as much as reading, not writing: half a window for each half window written.
 //!
-//! Knows no device. Invariant: predictions are to the bit those after reading [`kept`](Windowed::kept) from the beginning.
+//! Knows no device. Invariant: predictions are those after reading [`kept`](Windowed::kept) from the beginning; on the CPU to the bit.
 
 use std::ops::ControlFlow;
 

@@ -90,7 +90,7 @@ impl Request {
     fn checked(self) -> Result<Self, String> {
         if self.continuation == 0 || self.continuation == self.ids.len() {
             return Err(match self.continuation {
-                0 => "the tokenizer gives its continuation no token of its own".to_owned(),
+                0 => "the tokenizer gives its continuation no token of its own (nor could lm-eval score it); leave the row out".to_owned(),
                 _ => "nothing stands before its continuation; want a model with a BOS or an EOS".to_owned(),
             });
         }

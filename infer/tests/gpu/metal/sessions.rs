@@ -2,8 +2,10 @@
 
 use std::ops::ControlFlow;
 
+use qat_infer::Sequence as _;
 use qat_infer::cpu::{self, KvType, RunOptions};
 use qat_infer::files::Activations;
+use qat_infer::generate::Windowed;
 use qat_infer::metal::{self, Options, Session, working_set};
 use qat_metal_host::{Mode, available};
 
@@ -70,6 +72,61 @@ fn a_new_text_begins_as_the_first_did_and_the_likeliest_are_those_of_the_logits(
     let want: Vec<(u32, f32)> = order[..8].iter().map(|id| (*id, logits[*id as usize])).collect();
     assert_eq!(top, want);
     assert!(*session.step(3).expect("a token") == after, "the same text gives the same bits");
+}
+
+#[test]
+fn a_past_is_cut_kept_and_gone_on_with_to_the_bit() {
+    if !available() {
+        return;
+    }
+    let random = random();
+    let model = metal::Model::open(&random.path).expect("a model");
+    for kv in [KvType::F16, KvType::Int8] {
+        let mut first = session(&model, Options::new(24).with_kv(kv));
+        first.prefill(&ids(9)).expect("a beginning");
+        let past = first.past().expect("a past");
+        let want = first.prefill(&ids(14)[9..]).expect("the rest").to_vec();
+        assert!(first.rewind(9) && first.position() == 9, "{kv}");
+        assert!(
+            *first.prefill(&ids(14)[9..]).expect("again") == want,
+            "{kv}: what was cut off leaves nothing"
+        );
+        assert!(!first.rewind(20), "it hasn't read so much");
+        // A longer context has other strides.
+        let mut second = session(&model, Options::new(64).with_kv(kv));
+        second.restore(&ids(9), &past).expect("restored");
+        assert!(*second.prefill(&ids(14)[9..]).expect("the rest") == want, "{kv}: to the bit");
+        let refused = second.restore(&ids(8), &past).expect_err("of nine").to_string();
+        assert!(refused.contains("8 tokens take"), "{refused}");
+        assert_eq!(second.position(), 14, "nothing was changed");
+        let mut short = session(&model, Options::new(8).with_kv(kv));
+        assert!(short.restore(&ids(9), &past).is_err_and(|e| e.to_string().contains("room for 8")));
+    }
+}
+
+#[test]
+fn a_window_goes_on_beyond_its_length_as_after_reading_what_it_kept() {
+    if !available() {
+        return;
+    }
+    let random = random();
+    let model = metal::Model::open(&random.path).expect("a model");
+    let open = || Box::new(session(&model, Options::new(16)));
+    let mut windowed = Windowed::new(open(), 16, 4).expect("a window");
+    let (mut greedy, most) = (Vec::new(), 16);
+    let mut each = |id| {
+        greedy.push(id);
+        ControlFlow::Continue(())
+    };
+    windowed.greedy(&ids(10), most, &mut each).expect("written");
+    assert!(greedy.len() == most && windowed.slides() > 0);
+    let last = *greedy.last().expect("a token");
+    let logits = windowed.prefill(&[last]).expect("read").to_vec();
+    let mut fresh = open();
+    let want = fresh.prefill(windowed.kept()).expect("kept");
+    let apart = logits.iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    // Other kernels read one token than many: keys and values may be a neighbouring f16, 2⁻¹¹ of values of the size of one.
+    assert!(apart < 2e-2, "{apart:e}");
 }
 
 #[test]

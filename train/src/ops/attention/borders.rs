@@ -1,4 +1,4 @@
-//! Where documents begin in windows that hold several, and so what each query sees.
+//! Where documents begin in windows that hold several, how far back a layer looks, and so what each query sees.
 //!
 //! Knows no arithmetic. Positions are not counted anew: rotary embeddings see differences of positions alone, and those are within documents.
 
@@ -38,6 +38,15 @@ impl Borders {
     pub(crate) fn of_windows(firsts: Vec<u32>, ctx: usize) -> Self {
         debug_assert!(Self::new(firsts.clone(), ctx).is_ok());
         Self { firsts: firsts.into(), ctx }
+    }
+
+    /// Of `windows` of `ctx` positions that see the last `seen` of them, their own included, and nothing before what `apart` says.
+    pub fn seen(seen: usize, (windows, ctx): (usize, usize), apart: Option<&Self>) -> Self {
+        let first = |at: usize| {
+            let oldest = (at % ctx + 1).saturating_sub(seen) as u32;
+            apart.map_or(oldest, |apart| apart.firsts[at].max(oldest))
+        };
+        Self::of_windows((0..windows * ctx).map(first).collect(), ctx)
     }
 
     /// All of them, `[windows · ctx]`.
