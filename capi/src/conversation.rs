@@ -122,7 +122,14 @@ impl<'a> Conversation<'a> {
         let text = TextStream::new(&model.tokenizer, &wish.stops)?;
         let all = self.whole(&wish.prompt)?;
         let kept = self.go_back(&all);
-        let answer = Answer { text, listener, stop_tokens: &model.weights().config().eos_token_ids, stopped: false, new: 0, first: None };
+        let answer = Answer {
+            text,
+            listener,
+            stop_tokens: &model.weights().config().eos_token_ids,
+            stopped: false,
+            new: 0,
+            first: None,
+        };
         let written = self.write(wish, &all[kept..], answer, began);
         match written {
             Ok(usage) => Ok(Usage { reused_tokens: kept as u64, ..usage }),
@@ -146,7 +153,9 @@ impl<'a> Conversation<'a> {
         let encoded = encoded.map_err(|e| Error::Invalid(format!("the prompt: {e}")))?;
         let all = [&before, encoded.get_ids()].concat();
         if all.is_empty() {
-            return Err(Error::Invalid("the prompt is empty and nothing came before it: give some text".into()));
+            return Err(Error::Invalid(
+                "the prompt is empty and nothing came before it: give some text".into(),
+            ));
         }
         if all.len() >= self.context {
             return Err(Error::Invalid(format!(
@@ -172,7 +181,13 @@ impl<'a> Conversation<'a> {
     }
 
     /// Reads `ids`, at least one, and writes what follows.
-    fn write(&mut self, wish: &Wish, ids: &[u32], mut answer: Answer<'_, '_>, began: Instant) -> Result<Usage> {
+    fn write(
+        &mut self,
+        wish: &Wish,
+        ids: &[u32],
+        mut answer: Answer<'_, '_>,
+        began: Instant,
+    ) -> Result<Usage> {
         let mut usage = Usage { prompt_tokens: ids.len() as u64, ..Usage::nothing() };
         // The last part is read by whoever writes.
         let last = (ids.len() - 1) / PART * PART;

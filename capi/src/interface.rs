@@ -96,7 +96,8 @@ pub struct Memory {
 
 /// Hears a piece of the answer: `length` bytes of whole UTF-8 characters, and a zero behind them. Called on the thread that waits for the
 /// answer. Gives 0 to go on, anything else to end the answer.
-pub type OnText = Option<unsafe extern "C" fn(user: *mut c_void, text: *const c_char, length: usize) -> c_int>;
+pub type OnText =
+    Option<unsafe extern "C" fn(user: *mut c_void, text: *const c_char, length: usize) -> c_int>;
 
 /// The version of this library; never freed.
 #[unsafe(no_mangle)]
@@ -144,7 +145,11 @@ pub unsafe extern "C" fn qat_model_close(model: *mut Model) {
 
 /// Says what the model is.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn qat_model_info(model: *const Model, info: *mut Info, error: *mut *mut c_char) -> Status {
+pub unsafe extern "C" fn qat_model_info(
+    model: *const Model,
+    info: *mut Info,
+    error: *mut *mut c_char,
+) -> Status {
     let tell = || {
         // SAFETY: pointers of the caller, as qat.h asks for.
         let loaded = unsafe { &borrowed("model", model)?.0 };
@@ -268,7 +273,8 @@ pub unsafe extern "C" fn qat_session_chat(
 ) -> Status {
     let write = || {
         // SAFETY: pointers of the caller, as qat.h asks for.
-        let (session, messages) = unsafe { (borrowed("session", session)?, list("messages", messages, count)?) };
+        let (session, messages) =
+            unsafe { (borrowed("session", session)?, list("messages", messages, count)?) };
         let said = |message: &Message| {
             // SAFETY: as above.
             unsafe { Ok(ChatMessage::new(text("role", message.role)?, text("content", message.content)?)) }
@@ -340,7 +346,10 @@ unsafe fn answer(
             last: count("repetition_last", options.repetition_last)?,
         },
         // SAFETY: the caller's.
-        stops: stops.iter().map(|stop| Ok(unsafe { text("stops", *stop)? }.to_owned())).collect::<Result<_, Failure>>()?,
+        stops: stops
+            .iter()
+            .map(|stop| Ok(unsafe { text("stops", *stop)? }.to_owned()))
+            .collect::<Result<_, Failure>>()?,
     };
     let used = session.worker.answer(wish, &mut |piece| {
         let Some(on_text) = on_text else { return ControlFlow::Continue(()) };
@@ -415,5 +424,6 @@ fn place<T>(name: &str, pointer: *mut T) -> Result<*mut T, Failure> {
 
 /// A number of C as one of ours.
 fn count(name: &str, value: u64) -> Result<usize, Failure> {
-    usize::try_from(value).map_err(|_| Failure::invalid(format!("{name} {value} is more than this machine can count")))
+    usize::try_from(value)
+        .map_err(|_| Failure::invalid(format!("{name} {value} is more than this machine can count")))
 }

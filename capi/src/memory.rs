@@ -19,10 +19,12 @@ pub fn resident_bytes() -> Option<u64> {
     let mut words = (size_of::<libc::mach_task_basic_info>() / size_of::<libc::natural_t>()) as u32;
     // SAFETY: the structure is what this flavor fills, with its length in words; zeros are a valid value of it in any case.
     let info = unsafe {
-        #[expect(deprecated, reason = "the crate that libc points to would be another dependency for one constant")]
+        #[expect(
+            deprecated,
+            reason = "the crate that libc points to would be another dependency for one constant"
+        )]
         let task = libc::mach_task_self();
-        let code =
-            libc::task_info(task, libc::MACH_TASK_BASIC_INFO, info.as_mut_ptr().cast(), &mut words);
+        let code = libc::task_info(task, libc::MACH_TASK_BASIC_INFO, info.as_mut_ptr().cast(), &mut words);
         (code == libc::KERN_SUCCESS).then(|| info.assume_init())
     }?;
     Some(info.resident_size)

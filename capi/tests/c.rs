@@ -71,7 +71,16 @@ fn a_program_in_c_reads_writes_chats_cancels_and_is_refused() {
         false => &["-lpthread", "-ldl", "-lm"],
     };
     let built = Command::new(&cc)
-        .args(["-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-fno-omit-frame-pointer"])
+        .args([
+            "-std=gnu11",
+            "-O1",
+            "-g",
+            "-Wall",
+            "-Wextra",
+            "-Wpedantic",
+            "-Werror",
+            "-fno-omit-frame-pointer",
+        ])
         .arg("-fsanitize=address,undefined")
         .arg("-fno-sanitize-recover=all")
         .arg("-I")
@@ -84,7 +93,8 @@ fn a_program_in_c_reads_writes_chats_cancels_and_is_refused() {
         .output()
         .expect("a compiler");
     assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
-    let ran = Command::new(&program).args([&model, &root().join("data/teacher")]).output().expect("a program");
+    let ran =
+        Command::new(&program).args([&model, &root().join("data/teacher")]).output().expect("a program");
     let told = format!("{}{}", String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr));
     assert!(ran.status.success() && told.contains("all of it holds"), "{told}");
 }

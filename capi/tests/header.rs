@@ -19,5 +19,8 @@ fn the_header_is_that_of_the_source() {
         std::fs::write(&path, &text).expect("written");
     }
     let found = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(found == text, "include/qat.h is out of date: UPDATE_HEADER=1 cargo test --release -p qat-capi header");
+    assert!(
+        found == text,
+        "include/qat.h is out of date: UPDATE_HEADER=1 cargo test --release -p qat-capi header"
+    );
 }
