@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// Questions that end at a line end, answers at the mark that the model knows.
-const TEMPLATE: &str = "{% for m in messages %}{{ m.role }}: {{ m.content }}{% if m.role == 'assistant' %}<|end|>{% endif %}\n\
+const TEMPLATE: &str = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ '<|end|>' if m.role == 'assistant' else '' }}\n\
                         {% endfor %}{% if add_generation_prompt %}assistant:{% endif %}";
 
 /// A furnished workshop with a model that has a chat template, and conversations.
@@ -48,8 +48,8 @@ fn weights(shop: &Workshop, run: &str) -> Vec<u8> {
 fn conversations_are_shown_with_what_is_learned_of_them() {
     let shop = furnished();
     let said = shop.done("data show chat.jsonl --model teacher --ctx 100 --windows 1");
-    let want = "── window 1: 90 tokens, 32 learned ──\nuser: Who likes red?\nassistant:⟦ Anna number 0.<|end|>⟧\n\n── next document ──\n\
-                user: Who likes green?\nassistant:⟦ Anna number 1.<|end|>⟧\n\n── 11 tokens left over ──\n";
+    let want = "── window 1: 98 tokens, 32 learned ──\nuser: Who likes red?\nassistant:⟦ Anna number 0.<|end|>⟧\n\n── next document ──\n\
+                user: Who likes green?\nassistant:⟦ Anna number 1.<|end|>⟧\n\n── 3 tokens left over ──\n";
     assert!(said.out.starts_with(want), "{}", said.out);
     assert!(said.out.contains("documents cut") && said.out.contains("120"), "{}", said.out);
     let same = shop.done("data show chat.toml --windows 1");
@@ -76,7 +76,6 @@ fn a_model_learns_answers_and_a_stopped_run_ends_with_the_same_bits() {
     fs::remove_dir_all(newest.expect("a checkpoint")).expect("removed");
     shop.done("train chat.toml --out parts --resume");
     assert_eq!(weights(&shop, "whole"), weights(&shop, "parts"));
-    // What isn't learned doesn't matter: the same answers to other questions of the same length teach something else all the same.
     shop.done("train chat.toml --out all --set data.learn=all");
     assert_ne!(weights(&shop, "whole"), weights(&shop, "all"));
 }
