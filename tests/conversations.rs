@@ -48,14 +48,15 @@ fn weights(shop: &Workshop, run: &str) -> Vec<u8> {
 fn conversations_are_shown_with_what_is_learned_of_them() {
     let shop = furnished();
     let said = shop.done("data show chat.jsonl --model teacher --ctx 100 --windows 1");
-    let want = "── window 1: 98 tokens, 32 learned ──\nuser: Who likes red?\nassistant:⟦ Anna number 0.<|end|>⟧\n\n── next document ──\n\
-                user: Who likes green?\nassistant:⟦ Anna number 1.<|end|>⟧\n\n── 3 tokens left over ──\n";
+    // The first window that was full is the first of the file.
+    let want = "── window 1: 101 tokens, 34 learned ──\nuser: Who likes blue?\nassistant:⟦ Anna number 10.<|end|>⟧\n\n\
+                ── next document ──\nuser: Who likes amber?\nassistant:⟦ Anna number 11.<|end|>⟧\n\n";
     assert!(said.out.starts_with(want), "{}", said.out);
     assert!(said.out.contains("documents cut") && said.out.contains("120"), "{}", said.out);
     let same = shop.done("data show chat.toml --windows 1");
     assert!(same.out.starts_with(want), "{}", same.out);
     let all = shop.done("data show chat.toml --windows 1 --set data.learn=all");
-    assert!(all.out.contains("u⟦ser: Who likes red?\nassistant: Anna number 0.<|end|>\n⟧"), "{}", all.out);
+    assert!(all.out.contains("u⟦ser: Who likes blue?\nassistant: Anna number 10.<|end|>\n⟧"), "{}", all.out);
     let text = shop.done("data show train.txt --model teacher --ctx 32 --windows 1");
     assert!(text.out.contains("── window 1: 32 tokens, 32 learned ──\n⟦The fox"), "{}", text.out);
 }
