@@ -243,7 +243,7 @@ extension Options {
                 native.repetition_last = UInt64(max(repetitionLast, 0))
                 native.seed = seed
                 native.stops = stops.baseAddress
-                native.stop_count = UInt(stops.count)
+                native.stop_count = stops.count
                 return try body(&native)
             }
         }
