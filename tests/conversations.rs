@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// Questions that end at a line end, answers at the mark that the model knows.
-const TEMPLATE: &str = "{% for m in messages %}{{ m.role }}: {{ m.content }}{% if m.role == 'assistant' %}<|end|>{% endif %}\n\
+const TEMPLATE: &str = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ '<|end|>' if m.role == 'assistant' else '' }}\n\
                         {% endfor %}{% if add_generation_prompt %}assistant:{% endif %}";
 
 /// A furnished workshop with a model that has a chat template, and conversations.
@@ -48,14 +48,15 @@ fn weights(shop: &Workshop, run: &str) -> Vec<u8> {
 fn conversations_are_shown_with_what_is_learned_of_them() {
     let shop = furnished();
     let said = shop.done("data show chat.jsonl --model teacher --ctx 100 --windows 1");
-    let want = "── window 1: 90 tokens, 32 learned ──\nuser: Who likes red?\nassistant:⟦ Anna number 0.<|end|>⟧\n\n── next document ──\n\
-                user: Who likes green?\nassistant:⟦ Anna number 1.<|end|>⟧\n\n── 11 tokens left over ──\n";
+    // The first window that was full is the first of the file.
+    let want = "── window 1: 101 tokens, 34 learned ──\nuser: Who likes blue?\nassistant:⟦ Anna number 10.<|end|>⟧\n\n\
+                ── next document ──\nuser: Who likes amber?\nassistant:⟦ Anna number 11.<|end|>⟧\n\n";
     assert!(said.out.starts_with(want), "{}", said.out);
     assert!(said.out.contains("documents cut") && said.out.contains("120"), "{}", said.out);
     let same = shop.done("data show chat.toml --windows 1");
     assert!(same.out.starts_with(want), "{}", same.out);
     let all = shop.done("data show chat.toml --windows 1 --set data.learn=all");
-    assert!(all.out.contains("u⟦ser: Who likes red?\nassistant: Anna number 0.<|end|>\n⟧"), "{}", all.out);
+    assert!(all.out.contains("u⟦ser: Who likes blue?\nassistant: Anna number 10.<|end|>\n⟧"), "{}", all.out);
     let text = shop.done("data show train.txt --model teacher --ctx 32 --windows 1");
     assert!(text.out.contains("── window 1: 32 tokens, 32 learned ──\n⟦The fox"), "{}", text.out);
 }
@@ -76,7 +77,6 @@ fn a_model_learns_answers_and_a_stopped_run_ends_with_the_same_bits() {
     fs::remove_dir_all(newest.expect("a checkpoint")).expect("removed");
     shop.done("train chat.toml --out parts --resume");
     assert_eq!(weights(&shop, "whole"), weights(&shop, "parts"));
-    // What isn't learned doesn't matter: the same answers to other questions of the same length teach something else all the same.
     shop.done("train chat.toml --out all --set data.learn=all");
     assert_ne!(weights(&shop, "whole"), weights(&shop, "all"));
 }

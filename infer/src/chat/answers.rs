@@ -29,7 +29,7 @@ pub struct Written {
 
 impl ChatTemplate {
     /// The conversation as one text, and where the assistant's answers are in it; none where that is not certain. `ends` are the texts
-    /// of tokens of which the first behind an answer belongs to it.
+    /// of tokens of which one behind an answer ends its turn.
     ///
     /// # Errors
     /// As [`Self::render`].
@@ -46,7 +46,7 @@ impl ChatTemplate {
         let Some(found) = self.found_again(messages, &text) else { return Ok(None) };
         let answers = found.into_iter().map(|(turn, answer)| {
             let start = self.prompt_end(&messages[..turn], &text, answer.start);
-            start..answer.end + turn_end(&text[answer.end..], ends)
+            start..self.turn_end(&messages[..=turn], &text, answer.end, ends)
         });
         Ok(Some(Written { answers: answers.collect(), text }))
     }
@@ -84,18 +84,24 @@ impl ChatTemplate {
         (at == text.len()).then_some(found)
     }
 
+    /// Where the turn ends whose content ends at `end`: behind the token that ends it, or behind all that is written of `until` now, the
+    /// conversation up to it, but for white space.
+    fn turn_end(&self, until: &[Message], text: &str, end: usize, ends: &[String]) -> usize {
+        let behind = &text[end..];
+        let space = behind.len() - behind.trim_start().len();
+        let fits = |mark: &&String| !mark.is_empty() && behind[space..].starts_with(mark.as_str());
+        if let Some(mark) = ends.iter().filter(fits).map(String::len).max() {
+            return end + space + mark;
+        }
+        let closed = self.render(until, false).ok().filter(|closed| text.starts_with(closed.as_str()));
+        closed.map_or(end, |closed| closed.trim_end().len().max(end))
+    }
+
     /// Where the prompt for the answer at `start` ends: there, or before it where the model writes some of what is around answers.
     fn prompt_end(&self, before: &[Message], text: &str, start: usize) -> usize {
         let prompt = self.render(before, true).ok().filter(|prompt| text.starts_with(prompt.as_str()));
         prompt.map_or(start, |prompt| prompt.len().min(start))
     }
-}
-
-/// Bytes of what ends a turn at the beginning of `text`.
-fn turn_end(text: &str, ends: &[String]) -> usize {
-    let space = text.len() - text.trim_start().len();
-    let end = ends.iter().filter(|end| !end.is_empty() && text[space..].starts_with(end.as_str()));
-    end.map(|end| space + end.len()).max().unwrap_or(0)
 }
 
 /// What is written between marks, and the text without them.
@@ -152,8 +158,9 @@ mod tests {
     #[test]
     fn an_answer_ends_with_the_mark_of_its_turn() {
         let want = ["Hello! <|im_end|>", "Ciao<|im_end|>"].map(str::to_owned).to_vec();
-        assert_eq!(answers(CHATML, &["<|im_end|>", "</s>"]), Some(want));
-        assert_eq!(answers(CHATML, &[]), Some(vec!["Hello! ".to_owned(), "Ciao".to_owned()]));
+        assert_eq!(answers(CHATML, &["<|im_end|>", "</s>"]), Some(want.clone()));
+        // Also where that is no token of its own.
+        assert_eq!(answers(CHATML, &[]), Some(want));
     }
 
     #[test]
@@ -200,6 +207,6 @@ mod tests {
         talk[2].content = "Ciao<|im_end|>\n<|im_start|>assistant\nCiao".to_owned();
         let written = template(CHATML).with_answers(&talk, &[]).expect("rendered").expect("certain");
         let found: Vec<&str> = written.answers.iter().map(|range| &written.text[range.clone()]).collect();
-        assert_eq!(found, [&*talk[2].content, "Ciao"]);
+        assert_eq!(found, [format!("{}<|im_end|>", talk[2].content), "Ciao<|im_end|>".to_owned()]);
     }
 }

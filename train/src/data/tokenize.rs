@@ -97,7 +97,6 @@ impl Tokenization<'_> {
     fn key(&self) -> Result<[u8; 32]> {
         let tokenizer =
             std::fs::read(self.tokenizer).map_err(|e| Error::io("cannot read", self.tokenizer, e))?;
-        let mark = |id: Option<u32>| id.map_or(vec![], |id| id.to_le_bytes().to_vec());
         let mut parts = vec![
             VERSION.to_le_bytes().to_vec(),
             (self.vocab_size as u64).to_le_bytes().to_vec(),
@@ -106,12 +105,7 @@ impl Tokenization<'_> {
             tokenizer,
         ];
         parts.extend(self.corpus.identity()?);
-        let mut key = Sha256::new();
-        for part in parts {
-            key.update((part.len() as u64).to_le_bytes());
-            key.update(part);
-        }
-        Ok(key.finalize().into())
+        Ok(key_of(parts))
     }
 
     fn make(
@@ -162,6 +156,21 @@ impl Tokenization<'_> {
         };
         batch.par_iter().map(encode).collect()
     }
+}
+
+/// SHA-256 over `parts`, each with its length.
+pub(super) fn key_of(parts: Vec<Vec<u8>>) -> [u8; 32] {
+    let mut key = Sha256::new();
+    for part in parts {
+        key.update((part.len() as u64).to_le_bytes());
+        key.update(part);
+    }
+    key.finalize().into()
+}
+
+/// The bytes of a mark, if there is one.
+pub(super) fn mark(id: Option<u32>) -> Vec<u8> {
+    id.map_or(vec![], |id| id.to_le_bytes().to_vec())
 }
 
 /// The token file at `path`, if there is one.

@@ -43,10 +43,10 @@ inline void soften_backward(device const Element* w, device Element* g, uint fir
   float products = 0.0f;
   for (uint i = first + lane; i < seen; i += 32) products += float(w[i]) * float(g[i]);
   float mean = simd_sum(products);
-  for (uint i = lane; i < length; i += 32) {
-    float slope = i >= first && i < seen ? scale * float(w[i]) * (float(g[i]) - mean) : 0.0f;
-    g[i] = Element(slope);
-  }
+  // By the lane that has read it.
+  for (uint i = first + lane; i < seen; i += 32) g[i] = Element(scale * float(w[i]) * (float(g[i]) - mean));
+  for (uint i = lane; i < first; i += 32) g[i] = Element(0.0f);
+  for (uint i = seen + lane; i < length; i += 32) g[i] = Element(0.0f);
 }
 
 // Where the document of row `row` begins.

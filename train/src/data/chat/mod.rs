@@ -12,7 +12,6 @@ use std::path::{Path, PathBuf};
 use qat_infer::chat::{ChatTemplate, Message};
 use qat_infer::files::load_tokenizer;
 use rayon::prelude::*;
-use sha2::{Digest, Sha256};
 use tokenizers::Tokenizer;
 
 use self::layout::Row;
@@ -22,7 +21,7 @@ use super::documents::Corpus;
 use super::packed::{FIRST, LEARNED};
 use super::token_file::{Header, MARKED, Tokens};
 use super::token_writer::TokenWriter;
-use super::tokenize::{Origin, Progress, find, hex};
+use super::tokenize::{Origin, Progress, find, hex, key_of, mark};
 use crate::{Error, Result};
 
 /// Rows that are read at a time. Bounds memory; the windows don't depend on it.
@@ -127,7 +126,6 @@ impl ChatTokenization<'_> {
     fn key(&self) -> Result<[u8; 32]> {
         let tokenizer =
             std::fs::read(self.tokenizer).map_err(|e| Error::io("cannot read", self.tokenizer, e))?;
-        let mark = |id: Option<u32>| id.map_or(vec![], |id| id.to_le_bytes().to_vec());
         let frame = match self.frame {
             Frame::Template(template) => template.identity(),
             Frame::Plain => Vec::new(),
@@ -143,12 +141,7 @@ impl ChatTokenization<'_> {
             tokenizer,
         ];
         parts.extend(self.corpus.identity()?);
-        let mut key = Sha256::new();
-        for part in parts {
-            key.update((part.len() as u64).to_le_bytes());
-            key.update(part);
-        }
-        Ok(key.finalize().into())
+        Ok(key_of(parts))
     }
 
     fn make(

@@ -141,7 +141,7 @@ fn a_damaged_file_is_made_again_and_the_reason_is_told() {
         (good[..100].to_vec(), "100 bytes, too short for the header of a token file"),
         (vec![], "0 bytes, too short"),
         (flipped(0), "does not begin as a token file"),
-        (flipped(8), "version 0, want 1"),
+        (flipped(8), "version 0, want 1 or 2"),
         (flipped(16), "the checksum does not match the content"),
         (flipped(33), "the checksum does not match the content"),
         (flipped(100), "the checksum does not match the content"),
