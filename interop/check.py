@@ -62,7 +62,7 @@ TARGETS = [
 ASKED = ("llama", "fixture qwen3", "fixture lfm2")
 
 # What a runtime has no models of, by `model_type`; `qat export` refuses it.
-LACKS = {"mlx-lm": ["bitnet"], "llama.cpp": ["bitnet"], "onnxruntime": ["lfm2"]}
+LACKS = {"mlx-lm": ["bitnet"], "llama.cpp": ["bitnet"], "onnxruntime": ["lfm2", "phi3", "gemma3_text"]}
 
 
 def opens(target, model):

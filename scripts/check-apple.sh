@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Type-checks and lints the Apple side from any machine: the whole workspace for macOS, the runtime for iOS.
+# Type-checks and lints the Apple side from any machine: the whole workspace for macOS, the runtime and its C interface for iOS.
 #
-#   scripts/check-apple.sh               clippy with -D warnings for aarch64-apple-darwin, a check of qat-infer for aarch64-apple-ios
+#   scripts/check-apple.sh               clippy with -D warnings for aarch64-apple-darwin, a check of qat-infer and qat-capi for aarch64-apple-ios
 #   scripts/check-apple.sh --self-test   plants an error inside cfg(target_os = "macos") of a copy, and fails unless it is found
 #
 # Nothing is linked or run: what the compiler knows of Metal's interfaces is what is checked.
@@ -26,7 +26,7 @@ done
 case ${1-} in
   "")
     cargo clippy --release --target $mac --workspace --all-targets -- -D warnings
-    cargo check --release --target $phone -p qat-infer
+    cargo check --release --target $phone -p qat-infer -p qat-capi
     ;;
   --self-test)
     copy=$(mktemp -d)

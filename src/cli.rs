@@ -206,7 +206,7 @@ pub struct Logits {
 /// `qat init`.
 #[derive(Debug, Args)]
 pub struct Init {
-    /// smollm2-135m, smollm2-360m, qwen3-0.6b, lfm2.5-350m, bitnet-24x1024, or the path of a config.json.
+    /// smollm2-135m, smollm2-360m, qwen3-0.6b, lfm2.5-350m, gemma-3-270m, gemma-3-1b, phi-4-mini, bitnet-24x1024, or the path of a config.json.
     #[arg(long)]
     pub shape: String,
     /// Format of the layers, such as int4-g32; or float: a Hugging Face directory in f16.

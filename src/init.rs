@@ -3,152 +3,26 @@
 //! Knows no training. Invariant: shape and seed alone decide the float weights (numbers that f16 holds), whatever they are
 //! then stored as; a packed model goes through the codec and the writer of `qat export`.
 
+mod shapes;
+
 use std::path::Path;
 
 use anyhow::{Context as _, anyhow, bail};
 use half::f16;
 use qat_infer::{
     files::{Activations, CONFIG_FILE, HfWriter, Manifest, PackedWriter},
-    model::{Config, Family, Param, Role, RopeScaling, ShortConvs, params},
+    model::{Config, Param, Role, params},
 };
 use qat_quant::{Format, Packed, ScaleRule, Scales, kernels::FloatType, pack};
 use qat_train::student::{random_values, read_config};
 use rayon::prelude::*;
 use serde_json::{Value, json};
 
+use self::shapes::{SHAPES, TINY};
 use crate::{Ending, cli, export::announce};
 
 /// Tensors in memory at a time: about a layer.
 const AT_ONCE: usize = 8;
-
-/// A published or a made-up shape.
-struct Shape {
-    name: &'static str,
-    family: Family,
-    vocab: usize,
-    hidden: usize,
-    intermediate: usize,
-    layers: usize,
-    heads: usize,
-    kv_heads: usize,
-    head_dim: usize,
-    context: usize,
-    rope_theta: f64,
-    eps: f32,
-    /// Where there are layers that convolve over three tokens: those that attend instead.
-    attending: Option<&'static [usize]>,
-}
-
-/// The shapes that have a name; all with a tied head. Those of published models are from their config.json.
-const SHAPES: [Shape; 5] = [
-    Shape {
-        name: "smollm2-135m",
-        family: Family::Llama,
-        vocab: 49152,
-        hidden: 576,
-        intermediate: 1536,
-        layers: 30,
-        heads: 9,
-        kv_heads: 3,
-        head_dim: 64,
-        context: 8192,
-        rope_theta: 1e5,
-        eps: 1e-5,
-        attending: None,
-    },
-    Shape {
-        name: "smollm2-360m",
-        family: Family::Llama,
-        vocab: 49152,
-        hidden: 960,
-        intermediate: 2560,
-        layers: 32,
-        heads: 15,
-        kv_heads: 5,
-        head_dim: 64,
-        context: 8192,
-        rope_theta: 1e5,
-        eps: 1e-5,
-        attending: None,
-    },
-    Shape {
-        name: "qwen3-0.6b",
-        family: Family::Qwen3,
-        vocab: 151_936,
-        hidden: 1024,
-        intermediate: 3072,
-        layers: 28,
-        heads: 16,
-        kv_heads: 8,
-        head_dim: 128,
-        context: 32768,
-        rope_theta: 1e6,
-        eps: 1e-6,
-        attending: None,
-    },
-    Shape {
-        name: "lfm2.5-350m",
-        family: Family::Lfm2,
-        vocab: 65536,
-        hidden: 1024,
-        intermediate: 4608,
-        layers: 16,
-        heads: 16,
-        kv_heads: 8,
-        head_dim: 64,
-        context: 128_000,
-        rope_theta: 1e6,
-        eps: 1e-5,
-        attending: Some(&[2, 5, 8, 10, 12, 14]),
-    },
-    Shape {
-        name: "bitnet-24x1024",
-        family: Family::Llama,
-        vocab: 32000,
-        hidden: 1024,
-        intermediate: 2816,
-        layers: 24,
-        heads: 16,
-        kv_heads: 16,
-        head_dim: 64,
-        context: 4096,
-        rope_theta: 1e4,
-        eps: 1e-5,
-        attending: None,
-    },
-];
-
-impl Shape {
-    fn config(&self) -> Config {
-        Config {
-            family: self.family,
-            vocab_size: self.vocab,
-            hidden_size: self.hidden,
-            intermediate_size: self.intermediate,
-            layers: self.layers,
-            heads: self.heads,
-            kv_heads: self.kv_heads,
-            head_dim: self.head_dim,
-            max_position_embeddings: self.context,
-            rms_norm_eps: self.eps,
-            rope_theta: self.rope_theta,
-            rope_scaling: RopeScaling::None,
-            tie_word_embeddings: true,
-            qkv_bias: false,
-            o_bias: false,
-            mlp_bias: false,
-            qk_norm: self.family.has_qk_norm(),
-            gate: self.family.gate(),
-            sub_norms: false,
-            short_convs: self.attending.map(|attending| {
-                let layers = (0..self.layers).map(|layer| !attending.contains(&layer)).collect();
-                ShortConvs { taps: 3, layers }
-            }),
-            bos_token_id: None,
-            eos_token_ids: Vec::new(),
-        }
-    }
-}
 
 /// Runs the command.
 pub fn run(args: &cli::Init) -> anyhow::Result<Ending> {
@@ -193,8 +67,8 @@ pub fn run(args: &cli::Init) -> anyhow::Result<Ending> {
 
 fn write_float(random: &Random, out: &Path, source: &Value) -> anyhow::Result<()> {
     let mut writer = HfWriter::create(out, &random.config.to_json(), &[], FloatType::F16, source)?;
-    random
-        .each(&|_| None, &mut |param, tensor| Ok(writer.add(&param.name, &param.shape, &tensor.floats)?))?;
+    let config = &random.config;
+    random.each(&|_| None, &mut |param, tensor| Ok(writer.add_param(config, param, &tensor.floats)?))?;
     Ok(writer.finish()?)
 }
 
@@ -223,29 +97,14 @@ fn write_packed(
 
 /// Writes a model of two layers that runs in milliseconds, all of it in `format`.
 pub fn tiny(format: Format, out: &Path) -> anyhow::Result<()> {
-    let shape = Shape {
-        name: "tiny",
-        family: Family::Llama,
-        vocab: 320,
-        hidden: 256,
-        intermediate: 512,
-        layers: 2,
-        heads: 4,
-        kv_heads: 2,
-        head_dim: 64,
-        context: 128,
-        rope_theta: 1e4,
-        eps: 1e-5,
-        attending: None,
-    };
-    let random = Random { config: shape.config(), seed: 0 };
+    let random = Random { config: TINY.config(), seed: 0 };
     let of_matrices = |param: &Param| (param.shape.len() == 2).then_some(format);
     write_packed(
         &random,
         &of_matrices,
         out,
         Activations::Float,
-        json!({"method": "random", "shape": shape.name}),
+        json!({"method": "random", "shape": TINY.name}),
     )?;
     Ok(())
 }

@@ -41,6 +41,7 @@ pub struct Progress {
     name: String,
     look: Look,
     dashboard: Option<Dashboard>,
+    has_begun: bool,
     bar: Option<ProgressBar>,
     steps: usize,
     tokens_per_step: usize,
@@ -56,11 +57,20 @@ impl Progress {
             Look::Dashboard => Some(Dashboard::open(name, out, stop.clone())?),
             Look::Lines | Look::Bar => None,
         };
-        Ok(Self { name: name.to_owned(), look, dashboard, bar: None, steps: 0, tokens_per_step: 1 })
+        Ok(Self {
+            name: name.to_owned(),
+            look,
+            dashboard,
+            has_begun: false,
+            bar: None,
+            steps: 0,
+            tokens_per_step: 1,
+        })
     }
 
     /// Shows one event.
     pub fn show(&mut self, event: Event) {
+        self.has_begun |= matches!(event, Event::Begin { .. });
         if let Some(dashboard) = &self.dashboard {
             dashboard.show(event);
             return;
@@ -97,6 +107,11 @@ impl Progress {
                 }
             }
         }
+    }
+
+    /// Whether training has begun.
+    pub fn has_begun(&self) -> bool {
+        self.has_begun
     }
 
     /// Removes the bar, or gives the terminal back with what was said on it.

@@ -72,7 +72,13 @@ pub fn run(args: &cli::Train) -> anyhow::Result<Ending> {
                 eprintln!("stopped after step {step}; saved. Continue with the same command and --resume");
                 return Ok(Ending::Stopped);
             }
-            Err(error) => return Err(error.into()),
+            Err(error) => {
+                // How a run went that broke off is what one wants to see; one that didn't begin has left its folder as it was.
+                if progress.has_begun() {
+                    report::leave(Leaving { out: &run.out, changes: None, texts: None, stop: &stop });
+                }
+                return Err(error.into());
+            }
         }
         finish(&job, run, &mut comparison, &stop)?;
         if stop.load(Ordering::SeqCst) {

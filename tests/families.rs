@@ -1,4 +1,4 @@
-//! Models of other families than Llama's, from random weights to their files: BitNet b1.58 and LFM2.
+//! Models of other families than Llama's, from random weights to their files: BitNet b1.58, LFM2, Phi-3 and Gemma 3.
 
 use serde_json::{Value, json};
 
@@ -44,6 +44,48 @@ fn lfm2() -> Workshop {
         }),
         "weights = \"int4-g32\"",
     )
+}
+
+/// Heads of which three quarters turn, long rope whose factors change at half of the context.
+fn phi3(window: Value) -> Workshop {
+    let factors = |step: f64| (0..6).map(|pair| 1.0 + step * f64::from(pair)).collect::<Vec<f64>>();
+    shop(
+        json!({
+            "model_type": "phi3", "rms_norm_eps": 1e-5, "partial_rotary_factor": 0.75, "sliding_window": window,
+            "original_max_position_embeddings": CONTEXT / 2,
+            "rope_scaling": {"type": "longrope", "short_factor": factors(0.1), "long_factor": factors(2.0)},
+        }),
+        "weights = \"int4-g32\"",
+    )
+}
+
+fn gemma3() -> Workshop {
+    shop(
+        json!({
+            "model_type": "gemma3_text", "rms_norm_eps": 1e-6, "head_dim": 16, "query_pre_attn_scalar": 16,
+            "sliding_window": 8, "sliding_window_pattern": 2,
+        }),
+        "weights = \"int4-g32\"",
+    )
+}
+
+/// Trains from random weights and scores what was packed, and its exports by the same runtime.
+fn scores_alike_in_every_file(shop: &Workshop) {
+    shop.done("train scratch.toml --out run --set train.steps=40");
+    let packed = perplexity(shop, "run/qat");
+    // Of 257 tokens, those of a text of forty letters.
+    assert!(packed < 60.0, "{packed}");
+    for (format, out) in [("gguf", "gguf"), ("hf", "hf"), ("mlx --dtype f32", "mlx")] {
+        shop.done(&format!("export run --format {format} --out {out}"));
+        let found = perplexity(shop, out);
+        // The same grid; products of floats are summed in another order than products of codes.
+        assert!((found / packed - 1.0).abs() < 1e-5, "{out}: {found} for {packed}");
+    }
+    shop.done("generate run/qat --prompt The --tokens 4");
+    shop.refused("export run --format onnx --out x", &["onnxruntime-genai wants two sets of angles", "gguf"]);
+    shop.refused("export run --format bitnet --out x", &["packed BitNet layers", "mlx, gguf and hf"]);
+    shop.write("distil.toml", RECIPE.replace("\"teacher\"", "\"hf\""));
+    shop.done("train distil.toml --out distilled --set loss.relations=1 --set student.layers=1");
 }
 
 /// The perplexity of a model on the held-out text.
@@ -126,6 +168,57 @@ fn an_lfm2_is_trained_from_random_weights_and_scores_alike_in_every_file() {
     shop.refused(
         "train distil.toml --out far --set loss.relations=1 --set loss.layer=0",
         &["loss.layer = 0", "one that attends", "[1]"],
+    );
+}
+
+#[test]
+fn a_phi_3_is_trained_from_random_weights_and_scores_alike_in_every_file() {
+    let shop = phi3(Value::Null);
+    scores_alike_in_every_file(&shop);
+    // Transformers' tensors: q, k and v in one, gate and up in another.
+    let header = std::fs::read(shop.path("hf/model.safetensors")).expect("weights");
+    let header = String::from_utf8_lossy(&header[..2000]).into_owned();
+    for name in ["layers.1.self_attn.qkv_proj.weight", "layers.1.mlp.gate_up_proj.weight"] {
+        assert!(header.contains(name), "{header}");
+    }
+    assert_eq!(shop.json("hf/config.json")["rope_scaling"]["type"], json!("longrope"));
+    // mlx-lm knows one set of angles: of a file for short texts, theirs.
+    let short = CONTEXT / 2;
+    shop.done(&format!("export run --format mlx --context {short} --out short"));
+    let scaling = &shop.json("short/config.json")["rope_scaling"];
+    assert_eq!(scaling["long_factor"], scaling["short_factor"]);
+    let mixed =
+        "train scratch.toml --out mixed --set quant.overrides.*.k_proj.*=int8-g32 --set export.format=mlx";
+    let found = shop.run(mixed);
+    assert!(
+        found.err.contains("is one tensor of the file") && found.err.contains("give them one format"),
+        "{found:?}"
+    );
+}
+
+#[test]
+fn a_window_that_a_runtime_lacks_is_refused_with_the_context_up_to_which_it_is_none() {
+    let shop = phi3(json!(8));
+    shop.done("train scratch.toml --out run");
+    for format in ["gguf", "mlx"] {
+        let export = format!("export run --format {format}");
+        shop.refused(&format!("{export} --out x"), &["sees the last 8 tokens", "--context 8"]);
+        shop.done(&format!("{export} --context 8 --out {format}"));
+    }
+    shop.done("export run --format hf --out hf");
+    assert_eq!(shop.json("hf/config.json")["sliding_window"], json!(8));
+}
+
+#[test]
+fn a_gemma_3_is_trained_from_random_weights_and_scores_alike_in_every_file() {
+    let shop = gemma3();
+    scores_alike_in_every_file(&shop);
+    let config = shop.json("hf/config.json");
+    assert_eq!(config["layer_types"], json!(["sliding_attention", "full_attention"]));
+    assert_eq!(config["architectures"], json!(["Gemma3ForCausalLM"]));
+    shop.refused(
+        "train scratch.toml --out narrow --set student.hidden_size=32",
+        &["student.hidden_size = 32", "multiplied by the root"],
     );
 }
 

@@ -120,6 +120,16 @@ fn a_page_that_can_not_be_written_does_not_fail_the_run() {
 }
 
 #[test]
+fn a_run_that_breaks_off_leaves_its_curves() {
+    let shop = Workshop::furnished();
+    let said =
+        shop.run("train tiny.toml --out run --set train.steps=60 --set train.log_every=1 --set optim.lr=1e4");
+    assert_eq!(said.code, Some(2), "{said:?}");
+    assert!(said.err.contains("report: run/report.html") && said.err.contains("lower optim.lr"), "{said:?}");
+    assert!(page(&shop, "run/report.html").contains("Gradient norm"));
+}
+
+#[test]
 fn a_long_log_makes_a_small_page() {
     let shop = trained();
     let line = |n: usize| {

@@ -13,6 +13,7 @@
 use std::{
     fs::{self, File},
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use crate::{Error, Kind, Reference, Result, reference::is_safe};
@@ -121,10 +122,12 @@ pub(crate) fn make_folder_of(path: &Path) -> Result<()> {
     fs::create_dir_all(folder).map_err(|e| Error::io("cannot make the folder", folder, e))
 }
 
-/// A name beside `path` that no other process uses.
+/// A name beside `path` that nobody else uses.
 fn beside(path: &Path) -> PathBuf {
+    static NAMES: AtomicU64 = AtomicU64::new(0);
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    path.with_file_name(format!(".{name}.{}", std::process::id()))
+    let number = NAMES.fetch_add(1, Ordering::Relaxed);
+    path.with_file_name(format!(".{name}.{}-{number}", std::process::id()))
 }
 
 #[cfg(unix)]

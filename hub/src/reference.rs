@@ -44,6 +44,11 @@ impl Reference {
         text.starts_with(SCHEME)
     }
 
+    /// Whether no revision was asked for.
+    pub fn is_default(&self) -> bool {
+        self.revision == DEFAULT_REVISION
+    }
+
     /// The same at a commit.
     pub fn at(&self, commit: &str) -> Self {
         Self { revision: commit.to_owned(), ..self.clone() }

@@ -8,7 +8,7 @@ use std::path::Path;
 use divan::Bencher;
 use divan::counter::ItemsCount;
 use qat_infer::cpu::{Attention, KvCache, KvType, Pool};
-use qat_infer::model::Config;
+use qat_infer::model::{Config, Sight};
 
 fn main() {
     divan::main();
@@ -44,7 +44,7 @@ fn attend(bencher: Bencher<'_, '_>, kv: KvType, before: usize, tokens: usize) {
     let mut attention = Attention::new(*cache.shape(), before + tokens, threads);
     let visible: usize = (before..before + tokens).map(|position| position + 1).sum();
     bencher.counter(ItemsCount::new(4 * HEADS * WIDTH * visible)).bench_local(|| {
-        attention.attend(&pool, &cache, 0, before, &queries, &mut out);
+        attention.attend(&pool, &cache, (0, Sight::all(WIDTH)), before, &queries, &mut out);
     });
 }
 

@@ -12,7 +12,7 @@ use crate::files::{
     Activations, Base, BitNetDir, BitNetMatrix, HfDir, TOKENIZER_FILE, companions, load_tokenizer,
 };
 use crate::gguf::{self, GgufModel};
-use crate::model::{Config, Param, Role, names};
+use crate::model::{Config, Param, Role, Stored};
 use crate::{Error, Result};
 
 /// A model to be read as floats.
@@ -142,13 +142,8 @@ impl FloatModel {
 
     fn floats(&self, param: &Param) -> Result<Vec<f32>> {
         match &self.tensors {
-            Tensors::BitNet(directory) => {
-                let stored = names::stored_name(param, &self.config, |name| directory.tensors.contains(name));
-                directory.tensors.f32(stored, &param.shape)
-            }
-            Tensors::Directory(directory) => {
-                let stored = names::stored_name(param, &self.config, |name| directory.tensors.contains(name));
-                directory.tensors.f32(stored, &param.shape)
+            Tensors::BitNet(BitNetDir { tensors, .. }) | Tensors::Directory(HfDir { tensors, .. }) => {
+                tensors.stored_f32(&Stored::of(param, &self.config, |name| tensors.contains(name)))
             }
             Tensors::Gguf(model) => model.values(param),
         }

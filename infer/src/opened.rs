@@ -16,7 +16,7 @@ use crate::files::{
     TensorFiles, load_tokenizer,
 };
 use crate::gguf::{self, GgufModel};
-use crate::model::{Config, Decoder, Param, Role, Weights, names, params};
+use crate::model::{Config, Decoder, Param, Role, Stored, Weights, params};
 use crate::{Error, Result};
 
 /// What a runtime makes of the matrices in a file.
@@ -78,18 +78,18 @@ impl<M: RuntimeMatrix> Opened<M> {
         } else if MlxDir::is_at(dir) {
             let mlx = MlxDir::open(dir)?;
             let config = Config::from_json(&mlx.config, &mlx.config_path())?;
-            Self::open_tensors(dir, config, &mlx.tensors, &|param, name| {
-                let Some(matrix) = mlx.matrix(name, matrix_shape(param)?)? else { return Ok(None) };
-                Ok(Some((matrix.stored(name)?, matrix.bytes())))
+            Self::open_tensors(dir, config, &mlx.tensors, &|param, stored| {
+                let Some(matrix) = mlx.stored(stored)? else { return Ok(None) };
+                Ok(Some((matrix.stored(&param.name)?, matrix.bytes())))
             })
         } else if BitNetDir::is_at(dir) {
             let bitnet = BitNetDir::open(dir)?;
             let config = Config::from_json(&bitnet.config, &bitnet.config_path())?;
-            Self::open_tensors(dir, config, &bitnet.tensors, &|param, name| {
+            Self::open_tensors(dir, config, &bitnet.tensors, &|param, stored| {
                 if param.role != Role::Projection {
                     return Ok(None);
                 }
-                let matrix = bitnet.matrix(name, matrix_shape(param)?)?;
+                let matrix = bitnet.matrix(&stored.name, matrix_shape(param)?)?;
                 Ok(matrix.map(|matrix| (matrix.stored, matrix.file_bytes)))
             })
         } else {
@@ -147,8 +147,8 @@ impl<M: RuntimeMatrix> Opened<M> {
         let dir = PackedDir::open(path)?;
         let config = Config::from_json(&dir.config, &dir.config_path())?;
         let matrices = open_matrices(&config, |param| {
-            let name = names::stored_name(param, &config, |name| dir.contains(name));
-            dir.matrix(name, matrix_shape(param)?)
+            let stored = Stored::of(param, &config, |name| dir.contains(name));
+            dir.matrix(&stored.name, matrix_shape(param)?)
         })?;
         let vector = |param: &Param| dir.vector(&param.name, &param.shape);
         let decoder = Decoder::build(config.clone(), &mut CheckedWeights { matrices, vector })?;
@@ -247,8 +247,8 @@ impl<M, F: Fn(&Param) -> Result<Vec<f32>>> Weights for CheckedWeights<M, F> {
     }
 }
 
-/// Gives the matrix that a tensor of this name quantizes, and the bytes of the file that hold it; none where it is a float one.
-type Quantized<'a> = &'a dyn Fn(&Param, &str) -> Result<Option<(StoredMatrix, usize)>>;
+/// Gives the matrix that a tensor of the file quantizes, and the bytes of the file that hold it; none where it is a float one.
+type Quantized<'a> = &'a dyn Fn(&Param, &Stored) -> Result<Option<(StoredMatrix, usize)>>;
 
 /// Tensors of a directory without a manifest, counted as they are handed out.
 struct TensorWeights<'a, M> {
@@ -286,12 +286,12 @@ impl<M: RuntimeMatrix> Weights for TensorWeights<'_, M> {
     type Error = Error;
 
     fn matrix(&mut self, param: &Param) -> Result<M> {
-        let name = names::stored_name(param, self.config, |name| self.tensors.contains(name));
+        let place = Stored::of(param, self.config, |name| self.tensors.contains(name));
         let shape = matrix_shape(param)?;
-        let (stored, bytes) = match (self.quantized)(param, name)? {
+        let (stored, bytes) = match (self.quantized)(param, &place)? {
             Some(quantized) => quantized,
             None => {
-                let (float, bytes) = self.tensors.float(name, &param.shape)?;
+                let (float, bytes) = self.tensors.stored_float(&place)?;
                 let (storage, len) = (Storage::Float(float), bytes.len());
                 let activations = Activations::Float;
                 (StoredMatrix { storage, bytes, tensor_scale: None, activations }, len)
@@ -299,12 +299,16 @@ impl<M: RuntimeMatrix> Weights for TensorWeights<'_, M> {
         };
         self.count(bytes, param);
         self.stored.insert(param.name.clone(), stored.storage);
-        M::new(name, shape, stored)
+        M::new(&param.name, shape, stored)
     }
 
     fn vector(&mut self, param: &Param) -> Result<Vec<f32>> {
-        let values = self.tensors.f32(&param.name, &self.shape_in_file(param))?;
-        self.count(self.tensors.bytes(&param.name)?.len(), param);
+        let mut place = Stored::of(param, self.config, |name| self.tensors.contains(name));
+        if place.is_whole() {
+            place.shape = self.shape_in_file(param);
+        }
+        let values = self.tensors.stored_f32(&place)?;
+        self.count(self.tensors.stored_float(&place)?.1.len(), param);
         Ok(values)
     }
 }

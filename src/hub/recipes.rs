@@ -34,7 +34,8 @@ pub fn fetch(
             continue;
         }
         let mut reference: Reference = text.parse().context(key)?;
-        let same = |old: &&Reference| old.at(&reference.revision) == reference;
+        // Whoever names a branch or a commit means it; the rest stays what it was.
+        let same = |old: &&Reference| reference.is_default() && old.at(&reference.revision) == reference;
         if let Some(old) = known.iter().find(same) {
             reference = old.clone();
         }
@@ -43,9 +44,7 @@ pub fn fetch(
         if is_data && part == Part::Shape {
             continue;
         }
-        // A file, such as a tokenizer, is needed as it is.
-        let found =
-            fetched(&reference, if reference.path.is_some() { Part::Whole } else { part }).context(key)?;
+        let found = fetched(&reference, part).context(key)?;
         *text = reference.at(&found.commit).to_string();
         brought.0.insert(text.clone(), places(&found)?);
     }

@@ -10,7 +10,7 @@ use comfy_table::Table;
 use qat_infer::{
     files::{self, Activations, BitNetDir, HfDir, PackedDir, Storage, load_tokenizer, tokenizer_sha256},
     gguf::{self, GgufModel},
-    model::{self, Config, Param, Role, names, params},
+    model::{self, Config, Param, Role, Stored, params},
 };
 use qat_quant::kernels::FloatType;
 use serde::Serialize;
@@ -183,8 +183,8 @@ fn open_packed(dir: &Path) -> anyhow::Result<Found> {
     packed.verify()?;
     let config = Config::from_json(&packed.config, &packed.config_path())?;
     let tensor = |param: Param| -> anyhow::Result<Tensor> {
-        let name = names::stored_name(&param, &config, |name| packed.contains(name));
-        let entry = packed.manifest.tensors.get(name);
+        let Stored { name, .. } = Stored::of(&param, &config, |name| packed.contains(name));
+        let entry = packed.manifest.tensors.get(&name);
         let entry = entry.with_context(|| format!("{name}: missing from {}", packed.path.display()))?;
         let (storage, activations) = (entry.storage, entry.activations);
         Ok(Tensor { stored: stored_as(storage), activations, bytes: entry.stored_bytes() as u64, param })
@@ -205,8 +205,8 @@ fn open_float(dir: &Path) -> anyhow::Result<Found> {
     let float = HfDir::open(dir)?;
     let config = Config::from_json(&float.config, &float.config_path())?;
     let tensor = |param: Param| -> anyhow::Result<Tensor> {
-        let name = names::stored_name(&param, &config, |name| float.tensors.contains(name));
-        let (dtype, bytes) = float.tensors.float(name, &param.shape)?;
+        let stored = Stored::of(&param, &config, |name| float.tensors.contains(name));
+        let (dtype, bytes) = float.tensors.stored_float(&stored)?;
         let bytes = bytes.len() as u64;
         Ok(Tensor { stored: stored_as(Storage::Float(dtype)), activations: Activations::Float, bytes, param })
     };
@@ -227,8 +227,8 @@ fn open_bitnet(dir: &Path) -> anyhow::Result<Found> {
             let stored = format!("{}{rounded}", stored_as(storage));
             return Ok(Tensor { stored, activations, bytes: matrix.file_bytes as u64, param });
         }
-        let name = names::stored_name(&param, &config, |name| bitnet.tensors.contains(name));
-        let (dtype, bytes) = bitnet.tensors.float(name, &param.shape)?;
+        let stored = Stored::of(&param, &config, |name| bitnet.tensors.contains(name));
+        let (dtype, bytes) = bitnet.tensors.stored_float(&stored)?;
         let (stored, bytes) = (stored_as(Storage::Float(dtype)), bytes.len() as u64);
         Ok(Tensor { stored, activations: Activations::Float, bytes, param })
     };

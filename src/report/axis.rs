@@ -97,7 +97,7 @@ impl Axis {
         let (first, last) = (self.from.log10().floor() as i32, self.to.log10().ceil() as i32);
         let decades = (first..=last).filter(|n| n.rem_euclid(each) == 0);
         let values = decades.flat_map(|n| within.iter().map(move |m| m * 10f64.powi(n)));
-        values.filter(|v| (self.from..=self.to).contains(v)).map(|v| (v, number(v))).collect()
+        values.filter(|v| (self.from..=self.to).contains(v)).map(|v| (v, beside(v, v))).collect()
     }
 }
 
@@ -108,7 +108,7 @@ fn beside(value: f64, step: f64) -> String {
         v if v >= 1e9 => (1e9, "G"),
         v if v >= 1e6 => (1e6, "M"),
         v if v >= 1e4 => (1e3, "k"),
-        v if v < 1e-3 => return if value == 0.0 { "0".to_owned() } else { number(value) },
+        v if v < 1e-3 => return if value == 0.0 { "0".to_owned() } else { scientific(value) },
         _ => (1.0, ""),
     };
     let digits = (-(step / divisor).log10().floor()).clamp(0.0, 6.0) as usize;
@@ -121,10 +121,6 @@ fn beside(value: f64, step: f64) -> String {
 /// A number in few letters, three digits of it.
 pub fn number(value: f64) -> String {
     let size = value.abs();
-    let trimmed = |text: String| match text.contains('.') {
-        true => text.trim_end_matches('0').trim_end_matches('.').to_owned(),
-        false => text,
-    };
     let scaled = |divisor: f64, unit: &str| {
         let digits = if size / divisor >= 100.0 { 0 } else { 1 };
         format!("{}{unit}", trimmed(format!("{:.digits$}", value / divisor)))
@@ -135,17 +131,28 @@ pub fn number(value: f64) -> String {
         s if s >= 1e9 => scaled(1e9, "G"),
         s if s >= 1e6 => scaled(1e6, "M"),
         s if s >= 1e4 => scaled(1e3, "k"),
-        s if s < 1e-3 => {
-            let text = format!("{value:.2e}");
-            match text.split_once('e') {
-                Some((digits, power)) => format!("{}e{power}", trimmed(digits.to_owned())),
-                None => text,
-            }
-        }
+        s if s < 1e-4 => scientific(value),
         s => {
             let digits = (2.0 - s.log10().floor()).clamp(0.0, 6.0) as usize;
             trimmed(format!("{value:.digits$}"))
         }
+    }
+}
+
+/// Three digits and a power of ten.
+fn scientific(value: f64) -> String {
+    let text = format!("{value:.2e}");
+    match text.split_once('e') {
+        Some((digits, power)) => format!("{}e{power}", trimmed(digits.to_owned())),
+        None => text,
+    }
+}
+
+/// Without zeros at the end of a fraction.
+fn trimmed(text: String) -> String {
+    match text.contains('.') {
+        true => text.trim_end_matches('0').trim_end_matches('.').to_owned(),
+        false => text,
     }
 }
 
@@ -212,7 +219,8 @@ mod tests {
             (23_456.0, "23.5k"),
             (1_000_000.0, "1M"),
             (345_678_901.0, "346M"),
-            (0.00012, "1.2e-4"),
+            (0.000937, "0.000937"),
+            (0.000012, "1.2e-5"),
             (-2.5, "-2.5"),
             (f64::NAN, "NaN"),
         ];

@@ -41,6 +41,8 @@ pub struct Curves {
     pub changed: Points,
     /// Share of codes that came back.
     pub returned: Points,
+    /// Share of the weights that are held at their code.
+    pub frozen: Points,
     /// Steps done.
     pub step: usize,
     /// Tokens seen.
@@ -101,6 +103,7 @@ impl Curves {
             self.changed.push(at(flips.changed));
             self.returned.push(at(flips.returned));
         }
+        self.frozen.extend(log.frozen.map(at));
         self.seconds += log.tokens.saturating_sub(self.tokens) as f64 / log.tps.max(1e-9);
         (self.step, self.tokens) = (log.step, log.tokens);
     }

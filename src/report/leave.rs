@@ -37,7 +37,8 @@ pub struct Texts<'a> {
 pub fn leave(leaving: Leaving) {
     let path = leaving.out.join(FILE);
     match page(leaving) {
-        Ok(()) => eprintln!("report: {}", path.display()),
+        Ok(true) => eprintln!("report: {}", path.display()),
+        Ok(false) => {}
         Err(error) => eprintln!("warning: no report: {}: {}", path.display(), crate::message(&error)),
     }
 }
@@ -52,8 +53,12 @@ pub fn leave_comparison(folders: &[&Path], out: &Path) {
     }
 }
 
-fn page(leaving: Leaving) -> anyhow::Result<()> {
+/// Writes the page; false where the run has nothing to tell yet.
+fn page(leaving: Leaving) -> anyhow::Result<bool> {
     let mut run = Run::read(leaving.out)?;
+    if run.curves.is_empty() {
+        return Ok(false);
+    }
     run.changes = leaving.changes;
     if let Some(texts) = leaving.texts {
         let made_of = run.scores.trained().and_then(|report| report.model_sha256.clone());
@@ -73,5 +78,6 @@ fn page(leaving: Leaving) -> anyhow::Result<()> {
         };
     }
     run.troubles.iter().for_each(|trouble| eprintln!("report: left out: {trouble}"));
-    write(&of_run(&run), &leaving.out.join(FILE))
+    write(&of_run(&run), &leaving.out.join(FILE))?;
+    Ok(true)
 }

@@ -8,7 +8,7 @@ mod recompute;
 use candle_core::{DType, Device, Tensor};
 use qat_infer::{
     cpu::KvType,
-    model::{AttentionShape, Exec, Gate, Linear, Rope},
+    model::{AttentionShape, Exec, Gate, Linear, Rope, Ropes, Sight},
 };
 
 pub use recompute::forward_in_layers;
@@ -19,9 +19,6 @@ use crate::{
     ops::{self, Borders},
     precision::Precision,
 };
-
-/// Why a model with short convolutions learns from one document a window.
-pub const SHORT_CONVS: &str = "the model's short convolutions would mix documents of a window; data.format = \"chat\" needs layers that all attend";
 
 /// A matrix as the forward pass sees it.
 #[derive(Debug, Clone)]
@@ -50,28 +47,40 @@ impl Matrix {
     }
 }
 
-/// Cosines and sines of the first `ctx` positions, made once per model.
+/// Cosines and sines of the first `ctx` positions, of every rotation of a model, made once.
 #[derive(Debug, Clone)]
 pub struct RopeTable {
-    cos: Tensor,
-    sin: Tensor,
+    angles: Vec<(Rope, [Tensor; 2])>,
+    device: Device,
 }
 
 impl RopeTable {
-    /// Angles of positions `0..ctx`: two `[ctx, head_dim / 2]` tables.
+    /// Angles of positions `0..ctx` in texts of `ctx` tokens: two `[ctx, pairs]` tables for each rotation.
     ///
     /// # Errors
     /// The device is out of memory.
-    pub fn new(rope: &Rope, ctx: usize, device: &Device) -> Result<Self> {
-        let angles = (0..ctx).flat_map(|t| rope.inv_freq.iter().map(move |f| t as f32 * f));
-        let (cos, sin): (Vec<f32>, Vec<f32>) = angles.map(|a| (a.cos(), a.sin())).unzip();
-        let shape = (ctx, rope.inv_freq.len());
-        Ok(Self { cos: Tensor::from_vec(cos, shape, device)?, sin: Tensor::from_vec(sin, shape, device)? })
+    pub fn new(ropes: &Ropes, ctx: usize, device: &Device) -> Result<Self> {
+        let of_rope = |rope: &Rope| -> Result<(Rope, [Tensor; 2])> {
+            let (frequencies, factor) = (rope.frequencies(ctx), rope.factor());
+            let angles = (0..ctx).flat_map(|t| frequencies.iter().map(move |f| t as f32 * f));
+            let (cos, sin): (Vec<f32>, Vec<f32>) =
+                angles.map(|a| (a.cos() * factor, a.sin() * factor)).unzip();
+            let tensor = |values| Tensor::from_vec(values, (ctx, rope.pairs()), device);
+            Ok((rope.clone(), [tensor(cos)?, tensor(sin)?]))
+        };
+        Ok(Self { angles: ropes.all().map(of_rope).collect::<Result<_>>()?, device: device.clone() })
     }
 
     /// Where it lives.
     pub fn device(&self) -> &Device {
-        self.cos.device()
+        &self.device
+    }
+
+    fn of(&self, rope: &Rope) -> Result<&[Tensor; 2]> {
+        let found = self.angles.iter().find(|(known, _)| known == rope);
+        let found =
+            found.ok_or_else(|| Error::Config("a rotation that the model was not made with".into()))?;
+        Ok(&found.1)
     }
 }
 
@@ -137,8 +146,8 @@ impl Exec for TrainExec<'_> {
     type V = Tensor;
     type Error = Error;
 
-    fn embed(&mut self, table: &Matrix, ids: &[u32]) -> Result<Tensor> {
-        Ok(ops::cast(&ops::embedding(&table.weight, ids)?, self.dtype)?)
+    fn embed(&mut self, table: &Matrix, ids: &[u32], scale: f32) -> Result<Tensor> {
+        Ok(ops::cast(&ops::embedding(&table.weight, ids, scale)?, self.dtype)?)
     }
 
     fn rms_norm(&mut self, x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
@@ -177,8 +186,9 @@ impl Exec for TrainExec<'_> {
         Ok(ops::reshape(&ops::rms_norm(&self.by_head(&x, heads)?, weight, eps)?, x.shape())?)
     }
 
-    fn rope(&mut self, x: Tensor, heads: usize, _: &Rope) -> Result<Tensor> {
-        let turned = ops::rope(&self.by_head(&x, heads)?, &self.rope.cos, &self.rope.sin)?;
+    fn rope(&mut self, x: Tensor, heads: usize, rope: &Rope) -> Result<Tensor> {
+        let [cos, sin] = self.rope.of(rope)?;
+        let turned = ops::rope(&self.by_head(&x, heads)?, cos, sin)?;
         Ok(ops::reshape(&turned, x.shape())?)
     }
 
@@ -189,6 +199,7 @@ impl Exec for TrainExec<'_> {
         k: Tensor,
         v: Tensor,
         shape: &AttentionShape,
+        sight: Sight,
     ) -> Result<Tensor> {
         if let Some(tap) = self.tap.as_mut().filter(|tap| tap.layer == layer) {
             tap.attention = Some([q.clone(), k.clone(), v.clone()]);
@@ -200,21 +211,23 @@ impl Exec for TrainExec<'_> {
             k = ops::quantize_kv(&k, kv, lambda)?;
             v = ops::quantize_kv(&v, kv, lambda)?;
         }
-        let mixed = ops::attention_apart(&q, &k, &v, self.borders.as_ref())?;
+        let borders = match sight.window.filter(|window| *window < self.ctx) {
+            None => self.borders.clone(),
+            Some(window) => Some(ops::Borders::seen(window, (self.batch, self.ctx), self.borders.as_ref())),
+        };
+        let mixed = ops::attention_apart(&q, &k, &v, sight.scale, borders.as_ref())?;
         Ok(ops::reshape(&mixed, (self.batch * self.ctx, shape.heads * shape.head_dim))?)
     }
 
     fn short_conv(&mut self, _: usize, x: Tensor, kernel: &Tensor) -> Result<Tensor> {
-        if self.borders.is_some() {
-            return Err(Error::Config(SHORT_CONVS.into()));
-        }
-        Ok(ops::short_conv(&x, kernel, self.ctx)?)
+        Ok(ops::short_conv_apart(&x, kernel, self.ctx, self.borders.as_ref())?)
     }
 
     fn gate(&mut self, by: Gate, gate: Tensor, up: Tensor) -> Result<Tensor> {
         Ok(match by {
             Gate::Silu => ops::swiglu(&gate, &up)?,
             Gate::Relu2 => ops::relu2(&gate, &up)?,
+            Gate::GeluTanh => ops::geglu(&gate, &up)?,
         })
     }
 

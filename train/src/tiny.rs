@@ -87,7 +87,7 @@ pub(crate) fn ids(count: usize, vocab: usize) -> Vec<u32> {
 
 /// Logits `[ids, vocab]` of the trainer's executor, `ids` as one window.
 pub(crate) fn trained_logits(decoder: &Decoder<Matrix, Tensor>, ids: &[u32]) -> Vec<f32> {
-    let rope = RopeTable::new(&decoder.rope, ids.len(), &Device::Cpu).expect("rope");
+    let rope = RopeTable::new(&decoder.ropes, ids.len(), &Device::Cpu).expect("rope");
     let mut exec = TrainExec::new(1, ids.len(), &rope);
     let hidden = decoder.forward(&mut exec, ids).expect("forward");
     let logits = decoder.logits(&mut exec, &hidden).expect("logits");

@@ -6,13 +6,11 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use rand::{Rng as _, SeedableRng as _};
-use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 
-use super::throughput::{Setup, Test, WARM_UP};
+use super::throughput::{Setup, Test, WARM_UP, ready};
 use crate::Result;
-use crate::cpu::{Model, RunOptions, Session};
+use crate::cpu::Model;
 use crate::energy::{Meter, celsius};
 
 /// Most points, so that a night fits on a page.
@@ -56,13 +54,7 @@ pub fn sustain(
     stop: &AtomicBool,
     seen: &mut dyn FnMut(&Point),
 ) -> Result<Vec<Point>> {
-    let config = &model.decoder.config;
-    test.check(config.max_position_embeddings)?;
-    let options = RunOptions { context: test.positions(), kv: setup.kv, threads: Some(setup.threads.get()) };
-    let mut session = Session::new(&model.decoder, &options)?;
-    let mut rng = ChaCha8Rng::seed_from_u64(setup.seed);
-    let ids: Vec<u32> =
-        (0..test.positions()).map(|_| rng.random_range(0..config.vocab_size as u32)).collect();
+    let (mut session, ids) = ready(model, test, setup)?;
     let (before, timed) = ids.split_at(test.depth);
     for id in timed.iter().take(WARM_UP) {
         session.step(*id)?;

@@ -130,13 +130,7 @@ impl Samples {
 /// # Errors
 /// When the test doesn't fit the model's context, or the system gives no threads.
 pub fn measure(model: &Model, test: Test, setup: &Setup, meter: Option<&Meter>) -> Result<Samples> {
-    let config = &model.decoder.config;
-    test.check(config.max_position_embeddings)?;
-    let options = RunOptions { context: test.positions(), kv: setup.kv, threads: Some(setup.threads.get()) };
-    let mut session = Session::new(&model.decoder, &options)?;
-    let mut rng = ChaCha8Rng::seed_from_u64(setup.seed);
-    let ids: Vec<u32> =
-        (0..test.positions()).map(|_| rng.random_range(0..config.vocab_size as u32)).collect();
+    let (mut session, ids) = ready(model, test, setup)?;
     let (before, timed) = ids.split_at(test.depth);
     let warm_up = match test.work {
         Work::Prompt(_) => timed,
@@ -154,6 +148,16 @@ pub fn measure(model: &Model, test: Test, setup: &Setup, meter: Option<&Meter>) 
         }
     };
     Ok(Samples { test, times, joules, bytes_per_token })
+}
+
+/// A session with room for `test`, and the ids of all its tokens.
+pub(super) fn ready<'m>(model: &'m Model, test: Test, setup: &Setup) -> Result<(Session<'m>, Vec<u32>)> {
+    let config = &model.decoder.config;
+    test.check(config.max_position_embeddings)?;
+    let options = RunOptions { context: test.positions(), kv: setup.kv, threads: Some(setup.threads.get()) };
+    let mut rng = ChaCha8Rng::seed_from_u64(setup.seed);
+    let ids = (0..test.positions()).map(|_| rng.random_range(0..config.vocab_size as u32)).collect();
+    Ok((Session::new(&model.decoder, &options)?, ids))
 }
 
 /// Time that `timed` takes after `before`, and joules.

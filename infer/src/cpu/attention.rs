@@ -19,7 +19,7 @@ use super::kv::{Code, KvCache, LayerCache, TILE, with_code};
 use super::lanes::{exp, exp_of_register, greater};
 use super::pool::{Chunks, Pool, Tile, Tiles};
 use super::products::add_products;
-use crate::model::AttentionShape;
+use crate::model::{AttentionShape, Sight};
 
 /// Tiles of a span.
 const SPAN: usize = 4;
@@ -60,6 +60,7 @@ struct Call<'a, C> {
     code: C,
     cache: LayerCache<'a>,
     shape: AttentionShape,
+    sight: Sight,
     /// Of the first token.
     position: usize,
     queries: &'a [f32],
@@ -81,20 +82,20 @@ impl Attention {
         Self { shape, scratch: (0..threads).map(|_| scratch()).collect(), spans }
     }
 
-    /// Attention of the queries `[tokens, heads · head_dim]` at the positions from `position` on, whose keys and values
-    /// have been written to `layer`: `out`, of the same shape.
+    /// Attention, as far as `sight` goes, of the queries `[tokens, heads · head_dim]` at the positions from `position` on, whose keys
+    /// and values have been written to `layer`: `out`, of the same shape.
     pub fn attend(
         &mut self,
         pool: &Pool,
         cache: &KvCache,
-        layer: usize,
+        (layer, sight): (usize, Sight),
         position: usize,
         queries: &[f32],
         out: &mut [f32],
     ) {
         let shape = self.shape;
         with_code!(cache.kv(), code => {
-            let call = Call { code, cache: cache.layer(layer), shape, position, queries };
+            let call = Call { code, cache: cache.layer(layer), shape, sight, position, queries };
             if queries.len() == shape.heads * shape.head_dim {
                 self.one_token(pool, call, out);
             } else {
@@ -107,11 +108,18 @@ impl Attention {
     fn one_token<C: Code>(&mut self, pool: &Pool, call: Call<'_, C>, out: &mut [f32]) {
         let AttentionShape { heads, kv_heads, head_dim } = self.shape;
         let (group, width) = (heads / kv_heads, head_dim + SUMS);
-        let spans = (call.position + 1).div_ceil(SPAN_POSITIONS);
+        let first_span = call.sight.first(call.position) / SPAN_POSITIONS;
+        let spans = (call.position + 1).div_ceil(SPAN_POSITIONS) - first_span;
         let all = &mut self.spans[..heads * spans * width];
         let parts = Chunks::new(all, group * width);
         pool.each_with(&mut self.scratch, parts, |scratch, index, part| {
-            with_simd(OneSpan { call, scratch, head: index / spans, span: index % spans, out: part });
+            with_simd(OneSpan {
+                call,
+                scratch,
+                head: index / spans,
+                span: first_span + index % spans,
+                out: part,
+            });
         });
         vectorized(
             #[inline(always)]
@@ -182,9 +190,10 @@ impl<C: Code> WithSimd for Block<'_, '_, C> {
         let Scratch { queries, weights, tile, span, all } = scratch;
         let (span, all) = (&mut span[..rows * width], &mut all[..rows * width]);
         call.load_queries(head, tokens.clone(), queries);
+        let first_span = call.sight.first(call.position + tokens.start) / SPAN_POSITIONS;
         let spans = (call.position + tokens.end).div_ceil(SPAN_POSITIONS);
-        call.span(simd, (head, 0), tokens.clone(), queries, weights, tile, all);
-        for index in 1..spans {
+        call.span(simd, (head, first_span), tokens.clone(), queries, weights, tile, all);
+        for index in first_span + 1..spans {
             call.span(simd, (head, index), tokens.clone(), queries, weights, tile, span);
             join(all, span, head_dim);
         }
@@ -195,16 +204,15 @@ impl<C: Code> WithSimd for Block<'_, '_, C> {
 }
 
 impl<C: Code> Call<'_, C> {
-    /// The queries of a group for some tokens, divided by the root of the head's width: `out` `[tokens · group, head_dim]`.
+    /// The queries of a group for some tokens, scaled: `out` `[tokens · group, head_dim]`.
     #[inline(always)]
     fn load_queries(&self, head: usize, tokens: std::ops::Range<usize>, out: &mut [f32]) {
         let AttentionShape { heads, kv_heads, head_dim } = self.shape;
         let part = heads / kv_heads * head_dim;
-        let scale = 1.0 / (head_dim as f32).sqrt();
         for (token, out) in tokens.zip(out.chunks_exact_mut(part)) {
             let queries = &self.queries[token * heads * head_dim + head * part..][..part];
             for (out, query) in out.iter_mut().zip(queries) {
-                *out = query * scale;
+                *out = query * self.sight.scale;
             }
         }
     }
@@ -233,7 +241,8 @@ impl<C: Code> Call<'_, C> {
         }
         let end = self.position + tokens.end;
         let first = self.position + tokens.start;
-        for index in span * SPAN..((span + 1) * SPAN).min(end.div_ceil(TILE)) {
+        let first_tile = self.sight.first(first) / TILE;
+        for index in (span * SPAN).max(first_tile)..((span + 1) * SPAN).min(end.div_ceil(TILE)) {
             let (keys, values) = self.cache.tile(index, head);
             self.code.keys(keys, tile);
             weights.fill(0.0);
@@ -245,8 +254,9 @@ impl<C: Code> Call<'_, C> {
                 .zip(out.chunks_exact_mut(head_dim + SUMS))
                 .enumerate()
             {
-                let seen = first + row / group + 1;
-                softmax(simd, weights, seen.saturating_sub(index * TILE).min(TILE), out);
+                let position = first + row / group;
+                let in_tile = |position: usize| position.saturating_sub(index * TILE).min(TILE);
+                softmax(simd, weights, in_tile(self.sight.first(position))..in_tile(position + 1), out);
             }
             let visible = (end - index * TILE).min(TILE);
             let values_of = &mut tile[..visible * head_dim];
@@ -259,12 +269,13 @@ impl<C: Code> Call<'_, C> {
 /// Scores become weights `e^(score − greatest)`; the row's sums so far are rescaled to its new greatest score. What is not
 /// visible has no weight at all.
 #[inline(always)]
-fn softmax<S: Simd>(simd: S, scores: &mut [f32; TILE], visible: usize, row: &mut [f32]) {
-    if visible == 0 {
+fn softmax<S: Simd>(simd: S, scores: &mut [f32; TILE], visible: std::ops::Range<usize>, row: &mut [f32]) {
+    if visible.is_empty() {
         scores.fill(0.0);
         return;
     }
-    scores[visible..].fill(f32::NEG_INFINITY);
+    scores[..visible.start].fill(f32::NEG_INFINITY);
+    scores[visible.end..].fill(f32::NEG_INFINITY);
     let (values, sums) = row.split_at_mut(row.len() - SUMS);
     let registers = S::as_mut_simd_f32s(scores).0;
     let mut peaks = registers[0];
@@ -276,7 +287,8 @@ fn softmax<S: Simd>(simd: S, scores: &mut [f32; TILE], visible: usize, row: &mut
     for scores in registers {
         *scores = exp_of_register(simd, simd.sub_f32s(*scores, simd.splat_f32s(greatest)));
     }
-    scores[visible..].fill(0.0);
+    scores[..visible.start].fill(0.0);
+    scores[visible.end..].fill(0.0);
     let total = sum_of_tile(scores);
     if greatest > before {
         let shrink = exp(before - greatest);

@@ -17,7 +17,7 @@ use super::operand::{AT_ONCE, Operand, add, keep};
 use super::pool::{Chunks, Joined, Pool, Tiles};
 use super::rotation::Rotation;
 use super::{Product, Program};
-use crate::model::{AttentionShape, Config, Gate, Rope};
+use crate::model::{AttentionShape, Config, Gate, Rope, Sight};
 use crate::plan::{Epilogue, MOST, Norm, Op, Turn, Value, Weight as _};
 use crate::sequence::check_past;
 use crate::{Error, Result};
@@ -153,7 +153,13 @@ impl Engine {
         self.inputs.fit(tokens, program.widest_input());
         for op in &program.ops {
             match op {
-                Op::Embed { table, out } => table.gather(ids, buffers.get_mut(*out, tokens * table.cols())),
+                Op::Embed { table, scale, out } => {
+                    let rows = buffers.get_mut(*out, tokens * table.cols());
+                    table.gather(ids, rows);
+                    if *scale != 1.0 {
+                        rows.iter_mut().for_each(|value| *value *= scale);
+                    }
+                }
                 Op::Norm { x, norm, out } => self.norm(buffers, tokens, *x, *norm, *out),
                 Op::Products { x, norm, products, outs, epilogue } => {
                     self.prepare(buffers, tokens, *x, *norm, products);
@@ -169,8 +175,8 @@ impl Engine {
                     let width = heads * self.cache.shape().head_dim;
                     self.turn(buffers.get_mut(*x, tokens * width), width, *turn);
                 }
-                Op::Attention { layer, q, k, v, turns, out } => {
-                    self.attend(buffers, tokens, *layer, [*q, *k, *v], turns, *out);
+                Op::Attention { layer, q, k, v, turns, sight, out } => {
+                    self.attend(buffers, tokens, (*layer, *sight), [*q, *k, *v], turns, *out);
                 }
                 Op::ShortConv { layer, x, kernel, width, out } => {
                     let mut to = buffers.take(*out);
@@ -323,7 +329,7 @@ impl Engine {
         &mut self,
         buffers: &mut Buffers,
         tokens: usize,
-        layer: usize,
+        (layer, sight): (usize, Sight),
         [q, k, v]: [Value; 3],
         turns: &[Turn<'_>; 2],
         out: Value,
@@ -340,7 +346,7 @@ impl Engine {
         let mut to = buffers.take(out);
         let queries = buffers.get(q, tokens * width);
         let to_rows = &mut to[..tokens * width];
-        self.attention.attend(&self.pool, &self.cache, layer, self.position, queries, to_rows);
+        self.attention.attend(&self.pool, &self.cache, (layer, sight), self.position, queries, to_rows);
         buffers.put(out, to);
     }
 

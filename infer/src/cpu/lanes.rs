@@ -100,7 +100,18 @@ pub(super) fn gate(by: Gate, gate: &mut [f32], up: &[f32]) {
                 *gate = open * open * up;
             },
         ),
+        Gate::GeluTanh => pairs.for_each(
+            #[inline(always)]
+            |(gate, up)| *gate = *gate / (1.0 + exp(-gelu_argument(*gate))) * up,
+        ),
     }
+}
+
+/// `2·√(2/π) · (x + 0.044715·x³)`: half of `1 + tanh` of half of it is the logistic function of it.
+#[inline(always)]
+fn gelu_argument(x: f32) -> f32 {
+    const TWICE_ROOT: f32 = 1.595_769_1;
+    TWICE_ROOT * (x + 0.044_715 * x * x * x)
 }
 
 /// `a += b`.
@@ -111,7 +122,7 @@ pub(super) fn add(a: &mut [f32], b: &[f32]) {
     }
 }
 
-/// Turns the pairs `(x[i], x[i + half])` by the angles whose cosines and sines are given, `[half]` each.
+/// Turns the pairs `(x[i], x[i + half])` by the angles whose cosines and sines are given, `[half]` each. What lies behind them stays.
 #[inline(always)]
 pub(super) fn rotate(x: &mut [f32], cos: &[f32], sin: &[f32]) {
     let (left, right) = x.split_at_mut(cos.len());
@@ -234,5 +245,22 @@ mod tests {
         let mut x = [1.0, 2.0, 3.0, 4.0];
         rotate(&mut x, &[0.0, 1.0], &[1.0, 0.0]);
         assert_eq!(x, [-3.0, 2.0, 1.0, 4.0]);
+        let mut part = [1.0, 2.0, 3.0, 4.0];
+        rotate(&mut part, &[0.0], &[1.0]);
+        assert_eq!(part, [-2.0, 1.0, 3.0, 4.0]);
+    }
+
+    #[test]
+    fn gelu_is_that_of_its_definition() {
+        for step in -2000..2000 {
+            let x = step as f32 / 100.0;
+            let (mut found, wide) = ([x], f64::from(x));
+            gate(Gate::GeluTanh, &mut found, &[1.0]);
+            let inner = (2.0 / std::f64::consts::PI).sqrt() * (wide + 0.044_715 * wide.powi(3));
+            let want = 0.5 * wide * (1.0 + inner.tanh());
+            // The argument is off by three roundings, and its exponential by its magnitude times that.
+            let bound = 1e-6 * (1.0 + want.abs());
+            assert!((f64::from(found[0]) - want).abs() <= bound, "{x}: {} for {want}", found[0]);
+        }
     }
 }

@@ -8,7 +8,9 @@ use crate::model::Rope;
 #[derive(Debug)]
 pub(super) struct Rotation {
     rope: Rope,
-    /// `[positions, head_dim / 2]`
+    /// Room for so many positions, by which the rope chooses its frequencies.
+    capacity: usize,
+    /// `[positions, rotary_dim / 2]`
     cos: Vec<f32>,
     sin: Vec<f32>,
 }
@@ -16,24 +18,24 @@ pub(super) struct Rotation {
 impl Rotation {
     /// Room for `capacity` positions.
     pub(super) fn new(rope: &Rope, capacity: usize) -> Self {
-        let len = capacity * rope.inv_freq.len();
-        Self { rope: rope.clone(), cos: Vec::with_capacity(len), sin: Vec::with_capacity(len) }
+        let len = capacity * rope.pairs();
+        Self { rope: rope.clone(), capacity, cos: Vec::with_capacity(len), sin: Vec::with_capacity(len) }
     }
 
     /// Computes what is missing up to `positions`.
     pub(super) fn extend_to(&mut self, positions: usize) {
-        for position in self.cos.len() / self.rope.inv_freq.len()..positions {
-            for (cos, sin) in self.rope.angles(position) {
+        for position in self.cos.len() / self.rope.pairs()..positions {
+            for (cos, sin) in self.rope.angles(position, self.capacity) {
                 self.cos.push(cos);
                 self.sin.push(sin);
             }
         }
     }
 
-    /// Cosines and sines of `position`, `[head_dim / 2]` each.
+    /// Cosines and sines of `position`, `[rotary_dim / 2]` each.
     #[inline(always)]
     pub(super) fn at(&self, position: usize) -> (&[f32], &[f32]) {
-        let half = self.rope.inv_freq.len();
+        let half = self.rope.pairs();
         let range = position * half..(position + 1) * half;
         (&self.cos[range.clone()], &self.sin[range])
     }

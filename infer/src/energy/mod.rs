@@ -80,10 +80,10 @@ impl Meter {
         }
     }
 
-    #[cfg(target_os = "macos")]
     fn celsius(&self) -> Option<f64> {
         match &self.counter {
             Counter::Rapl(_) => None,
+            #[cfg(target_os = "macos")]
             Counter::IoReport(report) => report.celsius(),
         }
     }
@@ -91,17 +91,10 @@ impl Meter {
 
 /// Temperature of the processor in °C, where the system tells it: Linux by itself, macOS through its `meter`.
 pub fn celsius(meter: Option<&Meter>) -> Option<f64> {
-    #[cfg(target_os = "macos")]
-    return meter.and_then(Meter::celsius);
-    #[cfg(not(target_os = "macos"))]
-    {
-        let _ = meter;
-        sensor(Path::new(THERMAL))
-    }
+    meter.and_then(Meter::celsius).or_else(|| sensor(Path::new(THERMAL)))
 }
 
 /// `thermal_zoneN/` has a sensor's type and its temperature in thousandths of a degree.
-#[cfg_attr(target_os = "macos", allow(dead_code))]
 fn sensor(dir: &Path) -> Option<f64> {
     let mut found = Vec::new();
     for zone in fs::read_dir(dir).ok()?.flatten() {

@@ -191,7 +191,7 @@ mod tests {
         let file = zone(dir.path(), "intel-rapl:0", "package-0", RANGE - 1_000_000);
         let rapl = Rapl::open(dir.path()).expect("opens");
         for (now, want) in
-            [(RANGE - 500_000, 0.5), (2_000_000, 3.0), (2_000_001, 3.000001), (0, 262_144.32885)]
+            [(RANGE - 500_000, 0.5), (2_000_000, 3.0), (2_000_001, 3.000001), (0, 262_144.328_85)]
         {
             fs::write(&file, now.to_string()).expect("written");
             let found = rapl.joules().expect("readable");
@@ -235,7 +235,7 @@ mod tests {
 
         let dir = tempfile::tempdir().expect("a folder");
         let file = zone(dir.path(), "intel-rapl:0", "package-0", 0);
-        fs::set_permissions(&file, fs::Permissions::from_mode(0)).expect("ours");
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o000)).expect("ours");
         if fs::read(&file).is_ok() {
             println!("SKIPPED: a test of permissions: this user may read everything");
             return;

@@ -19,7 +19,7 @@ use crate::files::{
     Activations, Announced, BITNET_ROWS as ROWS, CONFIG_FILE, LinearClass, ShardWriter, StagedDir, Storage,
     TensorFiles, float_dtype, read_json, with_dtype, write_surroundings,
 };
-use crate::model::{Config, Param, Role};
+use crate::model::{Config, Family, Param, Role};
 use crate::{Error, Result};
 
 pub(super) struct BitNet;
@@ -40,6 +40,19 @@ impl Exporter for BitNet {
              These layers round their inputs to 8 bits per token, whatever the model was scored with. Load without `dtype=`: \
              transformers mixes types when it differs from the file's.\n"
         )
+    }
+
+    fn knows(&self, config: &Config) -> Result<()> {
+        let lacks = match config.family {
+            Family::Phi3 => {
+                "have one scale for q, k and v together, which are one tensor of a Phi-3, and the model one for each"
+            }
+            Family::Gemma3 => "are not written for the norms of a Gemma 3",
+            _ => return Ok(()),
+        };
+        Err(Error::Invalid(format!(
+            "bitnet: packed BitNet layers {lacks}; mlx, gguf and hf have such models"
+        )))
     }
 
     fn check(&self, source: &Source, options: &Options) -> Result<()> {

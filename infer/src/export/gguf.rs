@@ -9,6 +9,7 @@
 //! | ternary-tensor | as ternary-g256 where rows allow it, else as ternary-g64, with the one scale in every block |
 //! | float | the smallest of F16, BF16 and F32 that is exact, or the one asked for; norms and biases F32 |
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
@@ -16,13 +17,14 @@ use qat_quant::kernels::FloatType;
 use qat_quant::{Format, Scales, pack, tq1_0};
 
 use super::card::{base_name, licence};
+use super::windows::check_windows;
 use super::{Exporter, Options, ReadBack, Source, SourceTensor};
 use crate::files::{StagedDir, Storage, is_licence, store_floats};
 use crate::gguf::{
-    Announced, GGUF_FILE, Gguf, GgufModel, GgufWriter, Kind, Metadata, ROPE_FREQS, Rows, Value, file_bytes,
-    gguf_name, hparams, place, vocabulary,
+    Announced, GGUF_FILE, Gguf, GgufModel, GgufWriter, Kind, Metadata, Rows, Value, file_bytes, gguf_name,
+    hparams, place, vocabulary,
 };
-use crate::model::{Config, Param};
+use crate::model::{Config, Family, FileTensor, Param, file_tensors};
 use crate::{Error, Result};
 
 /// The version of ggml's block layouts.
@@ -51,7 +53,9 @@ impl Exporter for LlamaCpp {
         architecture(config).map(|_| ())
     }
 
-    fn check(&self, source: &Source, _options: &Options) -> Result<()> {
+    fn check(&self, source: &Source, options: &Options) -> Result<()> {
+        source.check_fused()?;
+        check_windows("gguf", "llama.cpp", &source.config, options)?;
         for param in source.params() {
             if source.storage(&param) == Storage::Packed(Format::TernaryTensor) {
                 shared_scale(&param, &source.tensor(&param)?)?;
@@ -72,26 +76,28 @@ impl Exporter for LlamaCpp {
 
     fn bytes(&self, config: &Config, tensors: &[(Param, Storage)], options: &Options) -> Option<u64> {
         architecture(config).ok()?;
-        let announced = |(param, storage): &(Param, Storage)| {
-            let name = gguf_name(&param.name)?;
+        let storages: BTreeMap<&str, Storage> = tensors.iter().map(|(p, s)| (p.name.as_str(), *s)).collect();
+        let announced = |FileTensor { param, parts }: &FileTensor| {
+            let name = gguf_name(&param.name, config.family)?;
             // Of floats whose type is free, values decide.
-            let kind = kind_of(param, *storage, options).ok()??;
+            let kind = kind_of(param, *storages.get(parts[0].name.as_str())?, options).ok()??;
             Some(Announced { name, shape: shape(param), kind })
         };
-        file_bytes(&tensors.iter().map(announced).collect::<Option<Vec<_>>>()?)
+        file_bytes(&file_tensors(config).iter().map(announced).collect::<Option<Vec<_>>>()?)
     }
 
     fn write(&self, source: &Source, options: &Options, into: &StagedDir) -> Result<()> {
-        let mut params: Vec<(String, Param, Kind)> = Vec::new();
-        for param in source.params() {
-            let name = gguf_name(&param.name)
-                .ok_or_else(|| Error::tensor(&param.name, "has no name in llama.cpp"))?;
-            let kind = kind(source, &param, options)?;
-            params.push((name, param, kind));
+        let mut tensors: Vec<(String, FileTensor, Kind)> = Vec::new();
+        for tensor in source.file_tensors() {
+            let name = gguf_name(&tensor.param.name, source.config.family)
+                .ok_or_else(|| Error::tensor(&tensor.param.name, "has no name in llama.cpp"))?;
+            let kind = kind(source, &tensor, options)?;
+            tensors.push((name, tensor, kind));
         }
-        let factors = hparams::rope_factors(&source.config);
-        let of_params = params.iter().map(|(name, param, kind)| (name.as_str(), shape(param), *kind));
-        let of_factors = factors.iter().map(|factors| (ROPE_FREQS, vec![factors.len()], Kind::F32));
+        let factors = hparams::rope_tensors(&source.config);
+        let of_params =
+            tensors.iter().map(|(name, tensor, kind)| (name.as_str(), shape(&tensor.param), *kind));
+        let of_factors = factors.iter().map(|(name, factors)| (*name, vec![factors.len()], Kind::F32));
         let announced = of_params.chain(of_factors).map(|(name, shape, kind)| Announced {
             name: name.into(),
             shape,
@@ -100,13 +106,18 @@ impl Exporter for LlamaCpp {
         let mut announced: Vec<Announced> = announced.collect();
         announced.sort_by(|a, b| place(&a.name).cmp(&place(&b.name)));
         let name = into.target().file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let metadata = metadata(source, options, &name, &params, factors.as_deref())?;
+        let of_factors = factors.iter().map(|(_, factors)| factors.len()).sum();
+        let metadata = metadata(source, options, &name, &tensors, of_factors)?;
         let mut writer = GgufWriter::create(&into.path().join(GGUF_FILE), &metadata, &announced)?;
         for Announced { name, .. } in &announced {
-            match params.iter().find(|(theirs, ..)| theirs == name) {
-                Some((_, param, kind)) => writer.write(name, &bytes(source, param, *kind)?)?,
-                None => writer
-                    .write(name, &floats(name, FloatType::F32, factors.as_deref().unwrap_or_default())?)?,
+            if let Some((_, tensor, kind)) = tensors.iter().find(|(theirs, ..)| theirs == name) {
+                let mut all = Vec::new();
+                for part in &tensor.parts {
+                    all.extend(bytes(source, part, *kind)?);
+                }
+                writer.write(name, &all)?;
+            } else if let Some((_, factors)) = factors.iter().find(|(theirs, _)| theirs == name) {
+                writer.write(name, &floats(name, FloatType::F32, factors)?)?;
             }
         }
         writer.finish()?;
@@ -136,6 +147,28 @@ impl ReadBack for Written {
 
 /// llama.cpp's name of the model's architecture.
 fn architecture(config: &Config) -> Result<&'static str> {
+    let theirs = match config.family {
+        Family::Gemma3 => {
+            hparams::query_scalar([config.hidden_size, config.heads, config.head_dim, config.layers])
+        }
+        _ => config.query_scalar,
+    };
+    if theirs != config.query_scalar {
+        let problem = format!(
+            "gguf: llama.cpp divides the scores of such a Gemma 3 by the root of {theirs}, and query_pre_attn_scalar is {}; mlx and hf \
+             take it",
+            config.query_scalar
+        );
+        return Err(Error::Invalid(problem));
+    }
+    if config.family == Family::Phi3 && config.q_size() != config.hidden_size {
+        let problem = format!(
+            "gguf: llama.cpp wants the heads of a Phi-3 to be hidden_size = {} wide together, they are {}; hf takes them",
+            config.hidden_size,
+            config.q_size()
+        );
+        return Err(Error::Invalid(problem));
+    }
     hparams::architecture(config.family).ok_or_else(|| {
         let problem = format!(
             "gguf: llama.cpp has no architecture for {:?} (its own \"bitnet\" has SiLU where this has ReLU²); bitnet, onnx and hf \
@@ -154,12 +187,16 @@ fn shape(param: &Param) -> Vec<usize> {
     }
 }
 
-/// How `param` will be stored.
-fn kind(source: &Source, param: &Param, options: &Options) -> Result<Kind> {
-    match kind_of(param, source.storage(param), options)? {
-        Some(kind) => Ok(kind),
-        None => Ok(smallest_exact(&source.tensor(param)?.values()?).into()),
+/// How a tensor of the file will be stored.
+fn kind(source: &Source, FileTensor { param, parts }: &FileTensor, options: &Options) -> Result<Kind> {
+    if let Some(kind) = kind_of(param, source.storage(&parts[0]), options)? {
+        return Ok(kind);
     }
+    let mut values = Vec::new();
+    for part in parts {
+        values.extend(source.tensor(part)?.values()?);
+    }
+    Ok(smallest_exact(&values).into())
 }
 
 /// How `param` will be stored that is in `storage`; none where its values decide.
@@ -247,13 +284,13 @@ fn metadata(
     source: &Source,
     options: &Options,
     name: &str,
-    params: &[(String, Param, Kind)],
-    factors: Option<&[f32]>,
+    tensors: &[(String, FileTensor, Kind)],
+    of_factors: usize,
 ) -> Result<Metadata> {
     let config = &source.config;
     let mut metadata = Metadata::new(Path::new(GGUF_FILE));
-    let weights: usize = params.iter().map(|(_, param, _)| param.shape.iter().product::<usize>()).sum();
-    let weights = weights + factors.map_or(0, <[f32]>::len);
+    let elements = |tensor: &FileTensor| tensor.param.shape.iter().product::<usize>();
+    let weights = tensors.iter().map(|(_, tensor, _)| elements(tensor)).sum::<usize>() + of_factors;
     let architecture = architecture(config)?;
     metadata.set("general.architecture", Value::from(architecture));
     metadata.set("general.type", Value::from("model"));
@@ -281,17 +318,17 @@ fn metadata(
     let companions: Vec<PathBuf> = source.companions()?;
     vocabulary::write(&vocabulary::Files::read(&companions)?, config, &mut metadata)?;
     metadata.set("general.quantization_version", Value::U32(QUANTIZATION_VERSION));
-    metadata.set("general.file_type", Value::U32(mostly(params).file_type()));
+    metadata.set("general.file_type", Value::U32(mostly(tensors).file_type()));
     Ok(metadata)
 }
 
 /// The type of most weights of the layers.
-fn mostly(params: &[(String, Param, Kind)]) -> Kind {
+fn mostly(tensors: &[(String, FileTensor, Kind)]) -> Kind {
     let weights = |kind: Kind| -> usize {
-        let of_kind = params.iter().filter(|(name, param, found)| {
+        let of_kind = tensors.iter().filter(|(name, FileTensor { param, .. }, found)| {
             *found == kind && param.shape.len() == 2 && name.starts_with("blk.")
         });
-        of_kind.map(|(_, param, _)| param.shape.iter().product::<usize>()).sum()
+        of_kind.map(|(_, FileTensor { param, .. }, _)| param.shape.iter().product::<usize>()).sum()
     };
     Kind::ALL.into_iter().max_by_key(|kind| weights(*kind)).unwrap_or(Kind::F32)
 }

@@ -8,7 +8,7 @@ use super::{Exporter, Options, ReadBack, Source};
 use crate::files::{
     Announced, ShardWriter, StagedDir, Storage, TensorFiles, float_dtype, with_dtype, write_surroundings,
 };
-use crate::model::{Config, Param};
+use crate::model::{Config, FileTensor, Param, Stored, file_tensors};
 use crate::{Error, Result};
 
 pub(super) struct Hf;
@@ -45,10 +45,12 @@ impl Exporter for Hf {
         true
     }
 
-    fn bytes(&self, _: &Config, tensors: &[(Param, Storage)], options: &Options) -> Option<u64> {
+    fn bytes(&self, config: &Config, _: &[(Param, Storage)], options: &Options) -> Option<u64> {
         let float = float_dtype(options.dtype.unwrap_or(FloatType::F32));
         let mut files = Announced::sharded("pt");
-        tensors.iter().for_each(|(param, _)| files.add(&param.name, float, &param.shape));
+        file_tensors(config)
+            .iter()
+            .for_each(|tensor| files.add(&tensor.param.name, float, &tensor.param.shape));
         Some(files.bytes())
     }
 
@@ -56,26 +58,40 @@ impl Exporter for Hf {
         let float = options.dtype.unwrap_or(FloatType::F32);
         write_surroundings(into, &with_dtype(&source.config.to_json(), float), &source.companions()?)?;
         let mut writer = ShardWriter::create(into.path());
-        for param in source.params() {
-            writer.add_values(&param.name, float, &param.shape, &source.tensor(&param)?.values()?)?;
+        for tensor in source.file_tensors() {
+            let FileTensor { param, .. } = &tensor;
+            writer.add_values(&param.name, float, &param.shape, &source.file_values(&tensor)?)?;
         }
         writer.finish()?;
         Ok(())
     }
 
-    fn read_back<'a>(&self, _source: &'a Source, dir: &Path) -> Result<Box<dyn ReadBack + 'a>> {
-        Ok(Box::new(Written(TensorFiles::open(dir)?)))
+    fn read_back<'a>(&self, source: &'a Source, dir: &Path) -> Result<Box<dyn ReadBack + 'a>> {
+        Ok(Box::new(Written { tensors: TensorFiles::open(dir)?, config: &source.config }))
     }
 }
 
-struct Written(TensorFiles);
+struct Written<'a> {
+    tensors: TensorFiles,
+    config: &'a Config,
+}
 
-impl ReadBack for Written {
+impl Written<'_> {
+    fn stored(&self, param: &Param) -> Stored {
+        Stored::of(param, self.config, |name| self.tensors.contains(name))
+    }
+}
+
+impl ReadBack for Written<'_> {
     fn values(&self, param: &Param) -> Result<Vec<f32>> {
-        self.0.f32(&param.name, &param.shape)
+        self.tensors.stored_f32(&self.stored(param))
+    }
+
+    fn offset(&self, param: &Param) -> f32 {
+        self.stored(param).offset
     }
 
     fn float(&self, param: &Param) -> Result<FloatType> {
-        Ok(self.0.float(&param.name, &param.shape)?.0)
+        Ok(self.tensors.stored_float(&self.stored(param))?.0)
     }
 }

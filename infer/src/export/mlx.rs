@@ -15,12 +15,13 @@ use rayon::prelude::*;
 use safetensors::Dtype;
 use serde_json::{Value, json};
 
+use super::windows::{announced, check_windows};
 use super::{Exporter, Options, ReadBack, Source};
 use crate::files::{
     Announced, INDEX_FILE, MlxDir, MlxGrid, QUANTIZATION, QUANTIZATION_CONFIG, SHARD, ShardWriter, StagedDir,
     Storage, TensorFiles, float_dtype, with_dtype, write_surroundings,
 };
-use crate::model::{Config, Family, Param};
+use crate::model::{Config, Family, FileTensor, Param, RopeScaling, Stored, file_tensors};
 use crate::{Error, Result};
 
 pub(super) struct Mlx;
@@ -51,6 +52,8 @@ impl Exporter for Mlx {
     }
 
     fn check(&self, source: &Source, options: &Options) -> Result<()> {
+        source.check_fused()?;
+        check_windows("mlx", "mlx-lm", &source.config, options)?;
         float_type(source, options).map(|_| ())
     }
 
@@ -61,12 +64,14 @@ impl Exporter for Mlx {
         }
     }
 
-    fn bytes(&self, _: &Config, tensors: &[(Param, Storage)], options: &Options) -> Option<u64> {
+    fn bytes(&self, config: &Config, tensors: &[(Param, Storage)], options: &Options) -> Option<u64> {
         let stored = || tensors.iter().map(|(_, storage)| *storage);
         let float = float_dtype(options.dtype.unwrap_or(preferred(stored())[0]));
         let mut files = Announced::sharded("mlx");
-        for (param, storage) in tensors {
-            let (Some(lifted), &[rows, cols]) = (Lifted::in_storage(param, *storage), &*param.shape) else {
+        let storages: BTreeMap<&str, Storage> = tensors.iter().map(|(p, s)| (p.name.as_str(), *s)).collect();
+        for FileTensor { param, parts } in &file_tensors(config) {
+            let storage = *storages.get(parts[0].name.as_str())?;
+            let (Some(lifted), &[rows, cols]) = (Lifted::in_storage(param, storage), &*param.shape) else {
                 files.add(&param.name, float, &param.shape);
                 continue;
             };
@@ -81,22 +86,24 @@ impl Exporter for Mlx {
 
     fn write(&self, source: &Source, options: &Options, into: &StagedDir) -> Result<()> {
         let float = float_type(source, options)?;
-        let config = config(source, float);
+        let config = config(source, float, options);
         write_surroundings(into, &config, &source.companions()?)?;
         let mut writer = ShardWriter::with(into.path(), "mlx", SHARD);
-        for param in source.params() {
-            let tensor = source.tensor(&param)?;
-            match tensor.packed()? {
-                Some(matrix) => write_matrix(&mut writer, &param, matrix, float)?,
-                None => writer.add_values(&param.name, float, &param.shape, &tensor.values()?)?,
+        for tensor in source.file_tensors() {
+            let FileTensor { param, parts } = &tensor;
+            match source.storage(&parts[0]) {
+                Storage::Packed(format) => write_matrix(&mut writer, source, (&tensor, format), float)?,
+                Storage::Float(_) => {
+                    writer.add_values(&param.name, float, &param.shape, &source.file_values(&tensor)?)?;
+                }
             }
         }
         writer.finish()?;
         write_index(source, into)
     }
 
-    fn read_back<'a>(&self, _source: &'a Source, dir: &Path) -> Result<Box<dyn ReadBack + 'a>> {
-        Ok(Box::new(Written(MlxDir::open(dir)?)))
+    fn read_back<'a>(&self, source: &'a Source, dir: &Path) -> Result<Box<dyn ReadBack + 'a>> {
+        Ok(Box::new(Written { dir: MlxDir::open(dir)?, config: &source.config }))
     }
 }
 
@@ -220,31 +227,47 @@ fn inexact(source: &Source, float: FloatType) -> Result<Option<Error>> {
 
 fn write_matrix(
     writer: &mut ShardWriter,
-    param: &Param,
-    matrix: PackedRef<'_>,
+    source: &Source,
+    (FileTensor { param, parts }, format): (&FileTensor, Format),
     float: FloatType,
 ) -> Result<()> {
-    let (rows, cols) = (matrix.rows(), matrix.cols());
-    let lifted = Lifted::of(matrix.format(), &param.shape).ok_or_else(|| {
-        Error::tensor(&param.name, format!("MLX has no group that divides rows of {cols} weights"))
-    })?;
-    let MlxGrid { bits, group } = lifted.grid;
+    let [rows, cols] = [param.shape[0], param.shape[1]];
+    let (mut words, mut scales, mut biases) = (Vec::new(), Vec::new(), Vec::new());
+    let mut grid = None;
+    for part in parts {
+        let lifted = Lifted::of(format, &part.shape).ok_or_else(|| {
+            Error::tensor(&part.name, format!("MLX has no group that divides rows of {cols} weights"))
+        })?;
+        let tensor = source.tensor(part)?;
+        let Some(matrix) = tensor.packed()? else { continue };
+        words.extend(lifted.words(&matrix));
+        let of_part = lifted.scales(&matrix);
+        scales.extend(of_part.0);
+        biases.extend(of_part.1);
+        grid = Some(lifted.grid);
+    }
+    let Some(MlxGrid { bits, group }) = grid else { return Ok(()) };
     let module = param.module();
-    let (scales, biases) = lifted.scales(&matrix);
-    writer.add(&param.name, Dtype::U32, &[rows, cols / 32 * bits], &lifted.words(&matrix))?;
+    writer.add(&param.name, Dtype::U32, &[rows, cols / 32 * bits], &words)?;
     writer.add_values(&format!("{module}.scales"), float, &[rows, cols / group], &scales)?;
     writer.add_values(&format!("{module}.biases"), float, &[rows, cols / group], &biases)
 }
 
 /// `config.json`: the model's, its float type, and the grid of each module, of which the commonest is the default.
-fn config(source: &Source, float: FloatType) -> Value {
+fn config(source: &Source, float: FloatType, options: &Options) -> Value {
     let mut config = with_dtype(&source.config.to_json(), float);
+    // mlx-lm turns texts of every length as long ones.
+    if let RopeScaling::LongRope { short, original_context, .. } = &source.config.rope_scaling
+        && announced(&source.config, options) <= *original_context
+    {
+        config["rope_scaling"]["long_factor"] = json!(short);
+    }
     let matrices: Vec<(Param, Option<MlxGrid>)> = source
-        .params()
+        .file_tensors()
         .into_iter()
-        .filter(|param| param.shape.len() == 2)
-        .map(|param| {
-            let lifted = Lifted::in_storage(&param, source.storage(&param));
+        .filter(|tensor| tensor.param.shape.len() == 2)
+        .map(|FileTensor { param, parts }| {
+            let lifted = Lifted::in_storage(&param, source.storage(&parts[0]));
             (param, lifted.map(|lifted| lifted.grid))
         })
         .collect();
@@ -281,19 +304,31 @@ fn write_index(source: &Source, into: &StagedDir) -> Result<()> {
     into.write(INDEX_FILE, format!("{index:#}\n").as_bytes())
 }
 
-struct Written(MlxDir);
+struct Written<'a> {
+    dir: MlxDir,
+    config: &'a Config,
+}
 
-impl ReadBack for Written {
+impl Written<'_> {
+    fn stored(&self, param: &Param) -> Stored {
+        Stored::of(param, self.config, |name| self.dir.tensors.contains(name))
+    }
+}
+
+impl ReadBack for Written<'_> {
     fn values(&self, param: &Param) -> Result<Vec<f32>> {
-        if let &[rows, cols] = &*param.shape
-            && let Some(matrix) = self.0.matrix(&param.name, [rows, cols])?
-        {
-            return Ok(matrix.values());
+        let stored = self.stored(param);
+        match self.dir.stored(&stored)? {
+            Some(matrix) => Ok(matrix.values()),
+            None => self.dir.tensors.stored_f32(&stored),
         }
-        self.0.tensors.f32(&param.name, &param.shape)
+    }
+
+    fn offset(&self, param: &Param) -> f32 {
+        self.stored(param).offset
     }
 
     fn float(&self, param: &Param) -> Result<FloatType> {
-        Ok(self.0.tensors.float(&param.name, &param.shape)?.0)
+        Ok(self.dir.tensors.stored_float(&self.stored(param))?.0)
     }
 }

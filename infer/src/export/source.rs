@@ -8,7 +8,7 @@ use qat_quant::PackedRef;
 use qat_quant::kernels::{FloatRef, FloatType};
 
 use crate::files::{Activations, Bytes, PackedDir, Storage, companions};
-use crate::model::{Config, Param, params};
+use crate::model::{Config, FileTensor, Param, Role, file_tensors, params};
 use crate::{Error, Result};
 
 /// A packed model, opened to be written for another runtime.
@@ -57,6 +57,47 @@ impl Source {
     /// Every tensor, in the order in which the forward pass meets them.
     pub fn params(&self) -> Vec<Param> {
         params(&self.config)
+    }
+
+    /// The tensors that a Hugging Face file of the model has, in the same order.
+    pub fn file_tensors(&self) -> Vec<FileTensor> {
+        file_tensors(&self.config)
+    }
+
+    /// Refuses matrices that are rows of one tensor of a file and stored differently.
+    ///
+    /// # Errors
+    /// Names two of them.
+    pub fn check_fused(&self) -> Result<()> {
+        for FileTensor { param, parts } in self.file_tensors() {
+            let first = self.storage(&parts[0]);
+            if let Some(other) = parts.iter().find(|part| self.storage(part) != first) {
+                let problem = format!(
+                    "is one tensor of the file, whose rows are stored alike; {} is {first} and {} is {}; give them one format",
+                    parts[0].name,
+                    other.name,
+                    self.storage(other)
+                );
+                return Err(Error::tensor(&param.name, problem));
+            }
+        }
+        Ok(())
+    }
+
+    /// All values of a tensor of a file, as they stand there.
+    ///
+    /// # Errors
+    /// As [`tensor`](Self::tensor).
+    pub fn file_values(&self, tensor: &FileTensor) -> Result<Vec<f32>> {
+        let offset = if tensor.param.role == Role::Norm { self.config.norm_offset() } else { 0.0 };
+        let mut values = Vec::with_capacity(tensor.param.shape.iter().product());
+        for part in &tensor.parts {
+            values.extend(self.tensor(part)?.values()?);
+        }
+        if offset != 0.0 {
+            values.iter_mut().for_each(|value| *value -= offset);
+        }
+        Ok(values)
     }
 
     /// How the elements of `param` are stored.

@@ -11,7 +11,8 @@ use super::hf::HfDir;
 use super::packed_writer::write_surroundings;
 use super::shard_writer::ShardWriter;
 use super::staged::StagedDir;
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::model::{Config, Param, Stored};
 
 /// Name of the file that tells where a float model came from, and that qat wrote it.
 pub const PROVENANCE_FILE: &str = "qat.json";
@@ -22,6 +23,8 @@ pub struct HfWriter {
     tensors: ShardWriter,
     float: FloatType,
     staged: StagedDir,
+    /// The first rows of a tensor that several of a model's are.
+    begun: Vec<f32>,
 }
 
 impl HfWriter {
@@ -43,7 +46,7 @@ impl HfWriter {
         let provenance = json!({"qat": 1, "source": source, "sha256": files});
         staged.write(PROVENANCE_FILE, format!("{provenance:#}\n").as_bytes())?;
         let tensors = ShardWriter::create(staged.path());
-        Ok(Self { tensors, float, staged })
+        Ok(Self { tensors, float, staged, begun: Vec::new() })
     }
 
     /// Adds the tensor `name`, rounded to nearest even.
@@ -52,6 +55,28 @@ impl HfWriter {
     /// When the name was used, a value is not finite or beyond the range of the float type, or the disk is full.
     pub fn add(&mut self, name: &str, shape: &[usize], values: &[f32]) -> Result<()> {
         self.tensors.add_values(name, self.float, shape, values)
+    }
+
+    /// Adds `param` of a model of this shape as its file has it. Those that are rows of one tensor come one after the other, as in
+    /// [`params`](crate::model::params).
+    ///
+    /// # Errors
+    /// As [`add`](Self::add), and when rows are left out.
+    pub fn add_param(&mut self, config: &Config, param: &Param, values: &[f32]) -> Result<()> {
+        let stored = Stored::of(param, config, |_| false);
+        if stored.is_whole() && stored.offset == 0.0 {
+            return self.add(&stored.name, &stored.shape, values);
+        }
+        let row = stored.shape.iter().skip(1).product();
+        if stored.range(row).start != self.begun.len() {
+            return Err(Error::tensor(&param.name, "comes before the rows that precede it in the file"));
+        }
+        self.begun.extend(values.iter().map(|value| value - stored.offset));
+        if stored.rows.end < stored.shape[0] {
+            return Ok(());
+        }
+        let all = std::mem::take(&mut self.begun);
+        self.add(&stored.name, &stored.shape, &all)
     }
 
     /// Reads everything back and puts the directory in the target's place.

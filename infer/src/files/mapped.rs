@@ -76,6 +76,13 @@ enum Source {
 }
 
 impl Bytes {
+    /// Those in `range`, or `None` when there are fewer.
+    pub fn slice(&self, range: Range<usize>) -> Option<Self> {
+        self.get(range.clone())?;
+        let start = self.range.start;
+        Some(Self { source: self.source.clone(), range: start + range.start..start + range.end })
+    }
+
     /// All the bytes of the file or buffer that these were cut from.
     pub fn whole(&self) -> Self {
         let len = match &self.source {

@@ -7,6 +7,7 @@
 //! Knows no architecture. Invariant: a matrix that is handed out has the shape that was asked for and finite numbers only.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use qat_quant::kernels::FloatType;
@@ -21,6 +22,7 @@ use super::mapped::Bytes;
 use super::packed::StoredMatrix;
 use super::tensors::{TensorFiles, read_json};
 use crate::error::{Error, Result};
+use crate::model::Stored;
 
 /// Where `config.json` says how matrices are quantized.
 pub(crate) const QUANTIZATION: &str = "quantization";
@@ -118,6 +120,15 @@ impl MlxDir {
         self.path.join(TOKENIZER_FILE)
     }
 
+    /// The quantized matrix that is some rows of a tensor, or none where that is a float one.
+    ///
+    /// # Errors
+    /// As [`matrix`](Self::matrix).
+    pub(crate) fn stored(&self, stored: &Stored) -> Result<Option<MlxMatrix>> {
+        let &[rows, cols] = &*stored.shape else { return Ok(None) };
+        Ok(self.matrix(&stored.name, [rows, cols])?.map(|matrix| matrix.rows(stored.rows.clone())))
+    }
+
     /// The quantized matrix `name` (`X.weight`) of `shape`, or none where it is a float tensor.
     ///
     /// # Errors
@@ -151,6 +162,23 @@ impl MlxDir {
 }
 
 impl MlxMatrix {
+    /// Some of its rows.
+    pub fn rows(self, rows: Range<usize>) -> Self {
+        let [all, cols] = self.shape;
+        if rows == (0..all) {
+            return self;
+        }
+        let of = |len: usize| rows.start * len..rows.end * len;
+        let groups = of(cols / self.grid.group);
+        Self {
+            shape: [rows.len(), cols],
+            words: self.words.slice(of(cols / 8 * self.grid.bits)).unwrap_or(self.words),
+            scales: self.scales[groups.clone()].to_vec(),
+            biases: self.biases[groups].to_vec(),
+            ..self
+        }
+    }
+
     /// All weights, row-major.
     pub fn values(&self) -> Vec<f32> {
         let [_, cols] = self.shape;

@@ -13,6 +13,7 @@ use super::float::{self, float_type};
 use super::header::{Entry, Header, TensorInfo};
 use super::mapped::{Bytes, Mapped};
 use crate::error::{Error, Result};
+use crate::model::Stored;
 
 /// Name of the file when there is one.
 pub const MODEL_FILE: &str = "model.safetensors";
@@ -142,6 +143,36 @@ impl TensorFiles {
         let (float, bytes) = self.unchecked_float(name, shape)?;
         float::check_finite(float, &bytes).map_err(|problem| self.problem(name, problem))?;
         Ok((float, bytes))
+    }
+
+    /// Float type and bytes of some rows of a tensor, without a copy; what is to be added to them is not.
+    ///
+    /// # Errors
+    /// As [`f32`](Self::f32).
+    pub fn stored_float(&self, stored: &Stored) -> Result<(FloatType, Bytes)> {
+        let (float, bytes) = self.unchecked_stored(stored)?;
+        float::check_finite(float, &bytes).map_err(|problem| self.problem(&stored.name, problem))?;
+        Ok((float, bytes))
+    }
+
+    /// The values of some rows of a tensor, with what is to be added to them.
+    ///
+    /// # Errors
+    /// As [`f32`](Self::f32).
+    pub fn stored_f32(&self, stored: &Stored) -> Result<Vec<f32>> {
+        let (float, bytes) = self.unchecked_stored(stored)?;
+        let mut values = float::load(float, &bytes).map_err(|problem| self.problem(&stored.name, problem))?;
+        if stored.offset != 0.0 {
+            values.iter_mut().for_each(|value| *value += stored.offset);
+        }
+        Ok(values)
+    }
+
+    fn unchecked_stored(&self, stored: &Stored) -> Result<(FloatType, Bytes)> {
+        let (float, bytes) = self.unchecked_float(&stored.name, &stored.shape)?;
+        let row = stored.shape.iter().skip(1).product::<usize>() * float.bytes();
+        let rows = bytes.slice(stored.range(row));
+        Ok((float, rows.ok_or_else(|| self.problem(&stored.name, "has too few rows"))?))
     }
 
     /// [`float`](Self::float) without a look at the values.

@@ -2,18 +2,23 @@
 //!
 //! Knows no tokenizer and no tensor's values. Invariant: what this decoder would compute differently is refused by its key.
 
-use super::names::{EMBEDDING, HEAD, ROPE_FREQS, in_block};
+mod windows;
+
+use super::names::{EMBEDDING, HEAD, ROPE_FREQS, ROPE_LONG, ROPE_SHORT, in_block};
 use super::reader::Gguf;
 use super::value::{Array, Metadata, Value};
 use crate::model::{Config, Family, RopeScaling, ShortConvs};
 use crate::{Error, Result};
 
+pub(crate) use windows::query_scalar;
+
 /// Base of the rotary frequencies where the file names none.
 const ROPE_THETA: f64 = 10_000.0;
 /// Keys of features that no decoder here has, refused unless they are 0 or absent.
-const FOREIGN: [&str; 5] = [
+const FOREIGN: [&str; 6] = [
     "expert_count",
-    "attention.sliding_window",
+    "final_logit_softcapping",
+    "attn_logit_softcapping",
     "attention.max_alibi_bias",
     "attention.clamp_kqv",
     "logit_scale",
@@ -29,6 +34,8 @@ pub(crate) fn architecture(family: Family) -> Option<&'static str> {
         Family::Qwen2 => Some("qwen2"),
         Family::Qwen3 => Some("qwen3"),
         Family::Lfm2 => Some("lfm2"),
+        Family::Phi3 => Some("phi3"),
+        Family::Gemma3 => Some("gemma3"),
         Family::BitNet => None,
     }
 }
@@ -72,6 +79,16 @@ pub(crate) fn write(config: &Config, arch: &str, context: usize, metadata: &mut 
         set("vocab_size", size(config.vocab_size));
         set("rope.dimension_count", size(config.head_dim));
     }
+    windows::write(config, arch, metadata);
+}
+
+/// The tensors of a file that say how frequencies are stretched.
+pub(crate) fn rope_tensors(config: &Config) -> Vec<(&'static str, Vec<f32>)> {
+    if let RopeScaling::LongRope { short, long, .. } = &config.rope_scaling {
+        let narrow = |factors: &[f64]| factors.iter().map(|factor| *factor as f32).collect();
+        return vec![(ROPE_LONG, narrow(long)), (ROPE_SHORT, narrow(short))];
+    }
+    rope_factors(config).map(|factors| (ROPE_FREQS, factors)).into_iter().collect()
 }
 
 /// The factors by which llama-3's scaling divides each frequency, `[head_dim / 2]`; none for another scaling.
@@ -113,6 +130,7 @@ pub(crate) fn read(file: &Gguf) -> Result<Config> {
     let (hidden, heads) = (keys.size("embedding_length")?, keys.size("attention.head_count")?);
     let (kv_heads, short_convs) = keys.kv_heads(heads)?;
     let head_dim = keys.head_dim(hidden, heads)?;
+    let rotary_dim = keys.rotary_dim(head_dim)?;
     // Biases are in all layers or in none.
     let layers = keys.size("block_count")?;
     let has = |tensor: &str| file.get(&in_block(0, tensor)).is_some();
@@ -125,11 +143,15 @@ pub(crate) fn read(file: &Gguf) -> Result<Config> {
         heads,
         kv_heads,
         head_dim,
+        rotary_dim,
+        query_scalar: keys.query_scalar(hidden, heads, head_dim, layers),
         max_position_embeddings: keys.size("context_length")?,
         rms_norm_eps: keys
             .number("attention.layer_norm_rms_epsilon")?
             .ok_or_else(|| keys.missing("attention.layer_norm_rms_epsilon"))? as f32,
         rope_theta: keys.number("rope.freq_base")?.unwrap_or(ROPE_THETA),
+        local_rope_theta: keys.local_rope_theta()?,
+        sliding: keys.sliding(layers)?,
         rope_scaling: keys.rope_scaling()?,
         tie_word_embeddings: file.get(HEAD).is_none(),
         qkv_bias: has("attn_q.bias"),
@@ -138,6 +160,7 @@ pub(crate) fn read(file: &Gguf) -> Result<Config> {
         qk_norm: keys.family.has_qk_norm(),
         gate: keys.family.gate(),
         sub_norms: false,
+        post_norms: keys.family == Family::Gemma3,
         short_convs,
         bos_token_id: keys.token("bos")?,
         eos_token_ids: ["eos", "eot", "eom"]
@@ -146,6 +169,9 @@ pub(crate) fn read(file: &Gguf) -> Result<Config> {
             .collect::<Result<_>>()?,
     };
     config.eos_token_ids.dedup();
+    if let Some(scaling) = keys.long_rope(file, &config)? {
+        config.rope_scaling = scaling;
+    }
     config.check().map_err(|problem| Error::file(file.path(), problem))?;
     if let Some(id) =
         config.bos_token_id.iter().chain(&config.eos_token_ids).find(|id| **id as usize >= vocab_size)
@@ -217,17 +243,16 @@ impl<'a> Keys<'a> {
         Ok(())
     }
 
-    /// Width of a head, of which all turns.
+    /// Width of a head.
     fn head_dim(&self, hidden: usize, heads: usize) -> Result<usize> {
         let default = || match heads {
             1.. if hidden.is_multiple_of(heads) => Ok(hidden / heads),
             _ => Err(self.missing("attention.key_length")),
         };
         let head_dim = self.optional("attention.key_length")?.map_or_else(default, Ok)?;
-        for key in ["attention.value_length", "rope.dimension_count"] {
-            if self.optional(key)?.is_some_and(|found| found != head_dim) {
-                return Err(self.metadata.wrong(&self.key(key), &format!("{head_dim}, the width of a head")));
-            }
+        const VALUES: &str = "attention.value_length";
+        if self.optional(VALUES)?.is_some_and(|found| found != head_dim) {
+            return Err(self.metadata.wrong(&self.key(VALUES), &format!("{head_dim}, the width of a head")));
         }
         Ok(head_dim)
     }
@@ -282,7 +307,7 @@ fn llama3_scaling(file: &Gguf, config: &Config) -> Result<Option<RopeScaling>> {
         original_context: 1 << power,
     });
     let same = |scaling: &RopeScaling| {
-        let tried = Config { rope_scaling: *scaling, ..config.clone() };
+        let tried = Config { rope_scaling: scaling.clone(), ..config.clone() };
         rope_factors(&tried).is_some_and(|made| made.iter().zip(&factors).all(close))
     };
     let found = candidates.into_iter().find(same);

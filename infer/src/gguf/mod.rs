@@ -15,7 +15,7 @@ mod value;
 pub(crate) mod vocabulary;
 mod writer;
 
-pub(crate) use names::{ROPE_FREQS, Rows, gguf_name, place};
+pub(crate) use names::{Rows, gguf_name, place};
 pub(crate) use writer::file_bytes;
 
 use std::path::{Path, PathBuf};

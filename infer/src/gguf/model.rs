@@ -16,7 +16,7 @@ use crate::files::{
     Activations, Base, Bytes, Storage, StoredMatrix, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, load_tokenizer,
     parse_tokenizer,
 };
-use crate::model::{Config, Param, params};
+use crate::model::{Config, Param, Stored, params};
 use crate::{Error, Result};
 
 /// A model in a GGUF file.
@@ -32,6 +32,7 @@ pub struct GgufModel {
 struct Located<'a> {
     name: String,
     info: &'a TensorInfo,
+    /// Of the rows that are the parameter.
     bytes: Bytes,
     /// `[rows, cols]`; a vector is one row, unless its elements lie in another order.
     shape: [usize; 2],
@@ -184,16 +185,35 @@ impl GgufModel {
     }
 
     fn located(&self, param: &Param) -> Result<Located<'_>> {
-        let name =
-            gguf_name(&param.name).ok_or_else(|| Error::tensor(&param.name, "has no name in a GGUF file"))?;
+        let family = self.config.family;
+        // llama.cpp calls a Phi-3's gate and up, in one, what up is called by itself.
+        let has = |name: &str| {
+            let info = gguf_name(name, family).and_then(|name| self.file.get(&name));
+            info.is_some_and(|info| info.shape == param.shape)
+        };
+        let stored = Stored::of(param, &self.config, has);
+        let name = gguf_name(&stored.name, family)
+            .ok_or_else(|| Error::tensor(&param.name, "has no name in a GGUF file"))?;
         let (info, bytes) = self.file.tensor(&name)?;
         // Vectors may be stored as matrices of one row, and the other way around.
         let significant = |shape: &[usize]| shape.iter().copied().filter(|&n| n != 1).collect::<Vec<_>>();
-        if significant(&info.shape) != significant(&param.shape) {
-            let problem =
-                format!("want {:?}, found {:?} (in {})", param.shape, info.shape, self.file.path().display());
+        if significant(&info.shape) != significant(&stored.shape) {
+            let problem = format!(
+                "want {:?}, found {:?} (in {})",
+                stored.shape,
+                info.shape,
+                self.file.path().display()
+            );
             return Err(Error::tensor(name, problem));
         }
+        let bytes = if stored.is_whole() {
+            bytes
+        } else {
+            let row = bytes.len() / stored.shape[0];
+            let problem =
+                || Error::tensor(&name, format!("has too few rows (in {})", self.file.path().display()));
+            bytes.slice(stored.range(row)).ok_or_else(problem)?
+        };
         let rows = Rows::of(&param.name, &self.config);
         let shape = match *param.shape.as_slice() {
             [rows, cols] => [rows, cols],

@@ -13,9 +13,13 @@ const OUTSIDE: [(&str, &str); 4] = [
     ("lm_head", "output"),
 ];
 
+/// The matrices of a layer that are several of ours.
+const FUSED: [(&str, &str); 2] = [("self_attn.qkv_proj", "attn_qkv"), ("mlp.gate_up_proj", "ffn_up")];
+
 /// What llama.cpp calls a tensor of a layer.
-fn in_layer(part: Part) -> &'static str {
+fn in_layer(part: Part, family: Family) -> &'static str {
     match part {
+        Part::PostAttentionNorm if family == Family::Gemma3 => "post_attention_norm",
         Part::Norm => "attn_norm",
         Part::Q => "attn_q",
         Part::K => "attn_k",
@@ -27,29 +31,40 @@ fn in_layer(part: Part) -> &'static str {
         Part::ConvIn => "shortconv.in_proj",
         Part::Conv => "shortconv.conv",
         Part::ConvOut => "shortconv.out_proj",
-        Part::MlpNorm => "ffn_norm",
+        Part::PostAttentionNorm | Part::PreMlpNorm => "ffn_norm",
         Part::Gate => "ffn_gate",
         Part::Up => "ffn_up",
         Part::MlpSubNorm => "ffn_sub_norm",
         Part::Down => "ffn_down",
+        Part::PostMlpNorm => "post_ffw_norm",
     }
 }
 
 /// The factors of llama-3's scaling of rotary frequencies, `[head_dim / 2]`.
 pub(crate) const ROPE_FREQS: &str = "rope_freqs.weight";
+/// The factors of long rope for texts beyond the original context and for those within it, `[rotary_dim / 2]`.
+pub(crate) const ROPE_LONG: &str = "rope_factors_long.weight";
+pub(crate) const ROPE_SHORT: &str = "rope_factors_short.weight";
 /// The embedding table.
 pub(crate) const EMBEDDING: &str = "token_embd.weight";
 /// The head of an untied model.
 pub(crate) const HEAD: &str = "output.weight";
 
-/// llama.cpp's name of the tensor that Hugging Face calls `name`, if it has one.
-pub(crate) fn gguf_name(name: &str) -> Option<String> {
+/// llama.cpp's name of the tensor that Hugging Face calls `name` in a model of `family`, if it has one.
+pub(crate) fn gguf_name(name: &str, family: Family) -> Option<String> {
     let (module, kind) = name.rsplit_once('.')?;
     if let Some((_, theirs)) = OUTSIDE.into_iter().find(|(ours, _)| *ours == module) {
         return Some(format!("{theirs}.{kind}"));
     }
-    let (layer, part) = Part::of(name)?;
-    Some(format!("blk.{layer}.{}.{kind}", in_layer(part)))
+    let (layer, theirs) = match Part::of(name) {
+        Some((layer, part)) => (layer, in_layer(part, family)),
+        None => {
+            let (layer, module) = module.strip_prefix("model.layers.")?.split_once('.')?;
+            let (_, theirs) = FUSED.into_iter().find(|(ours, _)| *ours == module)?;
+            (layer.parse().ok()?, theirs)
+        }
+    };
+    Some(format!("blk.{layer}.{theirs}.{kind}"))
 }
 
 /// llama.cpp's name of a tensor of the layer `index`.
@@ -125,10 +140,22 @@ mod tests {
             ("model.layers.3.conv.conv.weight", "blk.3.shortconv.conv.weight"),
             ("model.embedding_norm.weight", "token_embd_norm.weight"),
         ] {
-            assert_eq!(gguf_name(ours).as_deref(), Some(theirs));
+            assert_eq!(gguf_name(ours, Family::Llama).as_deref(), Some(theirs));
         }
-        assert_eq!(gguf_name("model.layers.0.convolution.weight"), None);
-        assert_eq!(gguf_name("rotary"), None);
+        for (ours, theirs) in [
+            ("post_attention_layernorm", "post_attention_norm"),
+            ("pre_feedforward_layernorm", "ffn_norm"),
+            ("post_feedforward_layernorm", "post_ffw_norm"),
+        ] {
+            let name = gguf_name(&format!("model.layers.7.{ours}.weight"), Family::Gemma3);
+            assert_eq!(name, Some(format!("blk.7.{theirs}.weight")));
+        }
+        let norm = "model.layers.7.post_attention_layernorm.weight";
+        assert_eq!(gguf_name(norm, Family::Phi3).as_deref(), Some("blk.7.ffn_norm.weight"));
+        let fused = "model.layers.7.self_attn.qkv_proj.weight";
+        assert_eq!(gguf_name(fused, Family::Phi3).as_deref(), Some("blk.7.attn_qkv.weight"));
+        assert_eq!(gguf_name("model.layers.0.convolution.weight", Family::Lfm2), None);
+        assert_eq!(gguf_name("rotary", Family::Llama), None);
     }
 
     #[test]

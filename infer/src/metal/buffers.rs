@@ -63,7 +63,7 @@ pub(super) struct Buffers {
     /// The place of each vector in their buffer, by where it begins in memory.
     vector_offsets: BTreeMap<usize, u64>,
     pub vectors: BufferId,
-    /// `[capacity, 2, head_dim / 2]` of each rotation: cosines, then sines.
+    /// `[capacity, 2, rotary_dim / 2]` of each rotation: cosines, then sines.
     pub angles: Vec<BufferId>,
     /// Heads of keys, and positions of each.
     cached: [u64; 2],
@@ -100,7 +100,7 @@ impl Buffers {
         let weights = add_weights(decoder, &mut add);
         let (vector_offsets, vector_bytes) = place_vectors(decoder);
         let vectors = add("norms and biases".into(), vector_bytes, Content::Constants);
-        let angles_bytes = context * config.head_dim as u64 * WORD;
+        let angles_bytes = context * config.rotary_dim as u64 * WORD;
         let angles = (0..plan.ropes.len())
             .map(|n| add(format!("angles {n}"), angles_bytes, Content::Constants))
             .collect();
@@ -210,7 +210,7 @@ impl Buffers {
         }
         let angles = |rope: &Rope| -> Vec<u8> {
             let of = |position| {
-                let (cos, sin): (Vec<f32>, Vec<f32>) = rope.angles(position).unzip();
+                let (cos, sin): (Vec<f32>, Vec<f32>) = rope.angles(position, context).unzip();
                 cos.into_iter().chain(sin)
             };
             to_bytes((0..context).flat_map(of))

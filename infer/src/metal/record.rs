@@ -10,6 +10,7 @@ use super::lower::{Lowering, Part, attention_kernel};
 use super::matrix::Matrix;
 use super::options::Options;
 use crate::Result;
+use crate::model::Sight;
 use crate::plan::{Plan, Turn};
 
 /// What is done after the hidden states of a pass are there.
@@ -75,9 +76,11 @@ impl<'m> Script<'m> {
         self.buffers.constants(self.decoder, &self.plan.ropes, self.options.context)
     }
 
-    /// Into how many parts attention cuts `past` positions of one token.
+    /// Into how many parts attention to everything cuts `past` positions of one token.
     pub(super) fn parts(&self, past: usize) -> u32 {
-        let kernel = attention_kernel(&self.decoder.config, &self.options, &Turn::default());
+        let config = &self.decoder.config;
+        let kernel =
+            attention_kernel(config, &self.options, &Turn::default(), Sight::all(config.query_scalar));
         kernel.parts(past as u32)
     }
 

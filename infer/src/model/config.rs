@@ -17,11 +17,16 @@ pub enum Family {
     BitNet,
     /// LFM2 and LFM2.5: short convolutions where most layers of other families attend; RMS norm on query and key heads.
     Lfm2,
+    /// Phi-3, Phi-3.5 and Phi-4: q, k and v in one tensor of the file, gate and up in another; long rope, windows.
+    Phi3,
+    /// The text part of Gemma 3: most layers see a window, norms also behind attention and MLP, GELU in the gate.
+    Gemma3,
 }
 
 impl Family {
     /// All families, in the order error messages list them.
-    pub const ALL: [Self; 5] = [Self::Llama, Self::Qwen2, Self::Qwen3, Self::BitNet, Self::Lfm2];
+    pub const ALL: [Self; 7] =
+        [Self::Llama, Self::Qwen2, Self::Qwen3, Self::BitNet, Self::Lfm2, Self::Phi3, Self::Gemma3];
 
     /// The `model_type` of Hugging Face's config.json.
     pub fn model_type(self) -> &'static str {
@@ -31,6 +36,8 @@ impl Family {
             Self::Qwen3 => "qwen3",
             Self::BitNet => "bitnet",
             Self::Lfm2 => "lfm2",
+            Self::Phi3 => "phi3",
+            Self::Gemma3 => "gemma3_text",
         }
     }
 
@@ -42,6 +49,8 @@ impl Family {
             Self::Qwen3 => "Qwen3ForCausalLM",
             Self::BitNet => "BitNetForCausalLM",
             Self::Lfm2 => "Lfm2ForCausalLM",
+            Self::Phi3 => "Phi3ForCausalLM",
+            Self::Gemma3 => "Gemma3ForCausalLM",
         }
     }
 
@@ -49,13 +58,14 @@ impl Family {
     pub fn gate(self) -> Gate {
         match self {
             Self::BitNet => Gate::Relu2,
-            Self::Llama | Self::Qwen2 | Self::Qwen3 | Self::Lfm2 => Gate::Silu,
+            Self::Gemma3 => Gate::GeluTanh,
+            Self::Llama | Self::Qwen2 | Self::Qwen3 | Self::Lfm2 | Self::Phi3 => Gate::Silu,
         }
     }
 
     /// Queries and keys are RMS-normed per head before rotation.
     pub fn has_qk_norm(self) -> bool {
-        matches!(self, Self::Qwen3 | Self::Lfm2)
+        matches!(self, Self::Qwen3 | Self::Lfm2 | Self::Gemma3)
     }
 }
 
@@ -66,6 +76,8 @@ pub enum Gate {
     Silu,
     /// `max(x, 0)²`
     Relu2,
+    /// `x/2 · (1 + tanh(√(2/π) · (x + 0.044715·x³)))`, the GELU that PyTorch calls `tanh`.
+    GeluTanh,
 }
 
 impl Gate {
@@ -74,8 +86,18 @@ impl Gate {
         match self {
             Self::Silu => "silu",
             Self::Relu2 => "relu2",
+            Self::GeluTanh => "gelu_pytorch_tanh",
         }
     }
+}
+
+/// Layers in which a token sees itself and the last of those before it, and nothing else.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sliding {
+    /// Tokens that are seen, a token's own included.
+    pub window: usize,
+    /// Which layers see no more than that, first to last.
+    pub layers: Vec<bool>,
 }
 
 /// Layers that convolve instead of attending: of each channel, the last `taps` tokens are weighed and summed.
@@ -88,7 +110,7 @@ pub struct ShortConvs {
 }
 
 /// How rotary frequencies are stretched for contexts longer than those of pre-training.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum RopeScaling {
     /// Frequencies as trained (`rope_type: "default"`).
     None,
@@ -107,6 +129,18 @@ pub enum RopeScaling {
         high_freq_factor: f64,
         /// Context of pre-training, in tokens.
         original_context: usize,
+    },
+    /// LongRoPE (arXiv 2402.13753): each frequency divided by a factor of its own, and by another one in contexts longer than that
+    /// of pre-training (`rope_type: "longrope"`, in older configs `"su"`).
+    LongRope {
+        /// Divisions in contexts up to `original_context`, `[rotary_dim / 2]`.
+        short: Vec<f64>,
+        /// Divisions in longer ones, `[rotary_dim / 2]`.
+        long: Vec<f64>,
+        /// Context of pre-training, in tokens.
+        original_context: usize,
+        /// What cosines and sines are multiplied by, where the config says it; else it follows from the contexts.
+        attention_factor: Option<f64>,
     },
 }
 
@@ -129,6 +163,10 @@ pub struct Config {
     pub kv_heads: usize,
     /// Width of a head; even.
     pub head_dim: usize,
+    /// Elements of a head that turn with the position, its first; even.
+    pub rotary_dim: usize,
+    /// Scores are divided by the root of this: the width of a head, but in some models of Gemma 3.
+    pub query_scalar: usize,
     /// Longest context the model was made for, in tokens.
     pub max_position_embeddings: usize,
     /// Added to the mean square before the root in every RMS norm.
@@ -137,6 +175,10 @@ pub struct Config {
     pub rope_theta: f64,
     /// Stretching of the rotary frequencies.
     pub rope_scaling: RopeScaling,
+    /// Base of the rotary frequencies in layers that see a window, where it is another one; nothing stretches those.
+    pub local_rope_theta: Option<f64>,
+    /// The layers that see a window, in a model that has some.
+    pub sliding: Option<Sliding>,
     /// The head is the embedding.
     pub tie_word_embeddings: bool,
     /// q, k and v have biases.
@@ -151,6 +193,8 @@ pub struct Config {
     pub gate: Gate,
     /// What attention and the gate give is RMS-normed before it is projected back (SubLN).
     pub sub_norms: bool,
+    /// What attention and the MLP give is RMS-normed before it is added to the residual stream.
+    pub post_norms: bool,
     /// The layers that convolve, in a model that has some.
     pub short_convs: Option<ShortConvs>,
     /// Token that begins a text, if the model has one.
@@ -191,6 +235,26 @@ impl Config {
         convs.layers.get(index).copied().unwrap_or(false).then_some(convs.taps)
     }
 
+    /// Tokens that a token sees in layer `index`, its own included, where these are fewer than the model's whole context.
+    pub fn window(&self, index: usize) -> Option<usize> {
+        let Sliding { window, layers } = self.sliding.as_ref()?;
+        let slides = layers.get(index).copied().unwrap_or(false);
+        (slides && *window < self.max_position_embeddings).then_some(*window)
+    }
+
+    /// What embeddings are multiplied by before the first layer.
+    pub fn embedding_scale(&self) -> f32 {
+        match self.family {
+            Family::Gemma3 => (self.hidden_size as f32).sqrt(),
+            _ => 1.0,
+        }
+    }
+
+    /// What the file of a norm's weight lacks: Gemma keeps its norms' distance from 1.
+    pub fn norm_offset(&self) -> f32 {
+        if self.family == Family::Gemma3 { 1.0 } else { 0.0 }
+    }
+
     /// Layers that attend, and so have keys and values.
     pub fn attention_layers(&self) -> usize {
         (0..self.layers).filter(|index| self.taps(*index).is_none()).count()
@@ -224,11 +288,26 @@ impl Config {
         if !self.head_dim.is_multiple_of(2) {
             return Err(format!("head_dim: {} is odd; rotary embedding turns pairs", self.head_dim));
         }
+        if !self.rotary_dim.is_multiple_of(2) || !(2..=self.head_dim).contains(&self.rotary_dim) {
+            return Err(format!(
+                "partial_rotary_factor: turns {} elements of a head of {}; want an even number of them",
+                self.rotary_dim, self.head_dim
+            ));
+        }
+        if !(1..=1 << 14).contains(&self.query_scalar) {
+            return Err(format!(
+                "query_pre_attn_scalar: {} is out of range; want 1 to 16384",
+                self.query_scalar
+            ));
+        }
         if !(self.rms_norm_eps.is_finite() && self.rms_norm_eps > 0.0) {
             return Err(format!("rms_norm_eps: {} is not a positive number", self.rms_norm_eps));
         }
-        if !(self.rope_theta.is_finite() && self.rope_theta > 0.0) {
-            return Err(format!("rope_theta: {} is not a positive number", self.rope_theta));
+        let thetas = [("rope_theta", Some(self.rope_theta)), ("rope_local_base_freq", self.local_rope_theta)];
+        for (key, theta) in thetas {
+            if let Some(theta) = theta.filter(|theta| !(theta.is_finite() && *theta > 0.0)) {
+                return Err(format!("{key}: {theta} is not a positive number"));
+            }
         }
         if self.sub_norms && self.q_size() != self.hidden_size {
             return Err(format!(
@@ -237,7 +316,24 @@ impl Config {
             ));
         }
         self.check_convolutions()?;
-        self.rope_scaling.check()
+        self.check_windows()?;
+        self.rope_scaling.check(self.rotary_dim)
+    }
+
+    fn check_kinds(&self, kinds: &[bool]) -> Result<(), String> {
+        if kinds.len() == self.layers {
+            return Ok(());
+        }
+        let named = kinds.len();
+        Err(format!("layer_types: names {named} layers; num_hidden_layers is {}", self.layers))
+    }
+
+    fn check_windows(&self) -> Result<(), String> {
+        let Some(Sliding { window, layers }) = &self.sliding else { return Ok(()) };
+        if *window == 0 {
+            return Err("sliding_window: 0 is out of range; want at least 1, a token itself".into());
+        }
+        self.check_kinds(layers)
     }
 
     fn check_convolutions(&self) -> Result<(), String> {
@@ -245,29 +341,38 @@ impl Config {
         if !(2..=MOST_TAPS).contains(taps) {
             return Err(format!("conv_L_cache: {taps} is out of range; want 2 to {MOST_TAPS}"));
         }
-        if layers.len() != self.layers {
-            return Err(format!(
-                "layer_types: names {} layers; num_hidden_layers is {}",
-                layers.len(),
-                self.layers
-            ));
-        }
-        Ok(())
+        self.check_kinds(layers)
     }
 }
 
 impl RopeScaling {
-    fn check(&self) -> Result<(), String> {
+    fn check(&self, rotary_dim: usize) -> Result<(), String> {
         let at_least_one = |factor: f64| {
             if factor.is_finite() && factor >= 1.0 {
                 return Ok(());
             }
             Err(format!("rope_scaling.factor: {factor} is out of range; want a number of at least 1"))
         };
-        match *self {
+        match self {
             Self::None => Ok(()),
-            Self::Linear { factor } => at_least_one(factor),
-            Self::Llama3 { factor, low_freq_factor: low, high_freq_factor: high, original_context } => {
+            Self::Linear { factor } => at_least_one(*factor),
+            Self::LongRope { short, long, original_context, attention_factor } => {
+                for (key, factors) in [("short_factor", short), ("long_factor", long)] {
+                    check_factors(key, factors, rotary_dim / 2)?;
+                }
+                if *original_context < 2 {
+                    return Err(format!(
+                        "original_max_position_embeddings: {original_context} is out of range; want at least 2"
+                    ));
+                }
+                match attention_factor.filter(|factor| !(factor.is_finite() && *factor > 0.0)) {
+                    Some(factor) => {
+                        Err(format!("rope_scaling.attention_factor: {factor} is not a positive number"))
+                    }
+                    None => Ok(()),
+                }
+            }
+            &Self::Llama3 { factor, low_freq_factor: low, high_freq_factor: high, original_context } => {
                 at_least_one(factor)?;
                 if !(low.is_finite() && high.is_finite() && 0.0 < low && low < high) {
                     return Err(format!(
@@ -280,5 +385,19 @@ impl RopeScaling {
                 Ok(())
             }
         }
+    }
+}
+
+/// Factors of frequencies are as many as there are pairs, and positive.
+fn check_factors(key: &str, factors: &[f64], pairs: usize) -> Result<(), String> {
+    if factors.len() != pairs {
+        return Err(format!(
+            "rope_scaling.{key}: has {} factors; want {pairs}, one for each pair that turns",
+            factors.len()
+        ));
+    }
+    match factors.iter().find(|factor| !(factor.is_finite() && **factor > 0.0)) {
+        Some(factor) => Err(format!("rope_scaling.{key}: {factor} is not a positive number")),
+        None => Ok(()),
     }
 }

@@ -5,7 +5,7 @@
 //! was built.
 
 use super::mixer::LayerSource;
-use super::{Config, Exec, Mixer, Param, Part, Role, Rope, Weights, names};
+use super::{Config, Exec, Mixer, Param, Part, Role, Ropes, Weights, names};
 
 /// A matrix `[out, in]` with an optional bias `[out]`.
 #[derive(Debug, Clone)]
@@ -23,6 +23,8 @@ pub struct Layer<M, V> {
     pub norm: V,
     /// What brings tokens together.
     pub mixer: Mixer<M, V>,
+    /// Norm of what the mixer gives, `[hidden]`.
+    pub post_norm: Option<V>,
     /// Norm before the MLP, `[hidden]`.
     pub mlp_norm: V,
     /// Gate, `[intermediate, hidden]`.
@@ -33,6 +35,8 @@ pub struct Layer<M, V> {
     pub mlp_sub_norm: Option<V>,
     /// Down, `[hidden, intermediate]`.
     pub down: Linear<M, V>,
+    /// Norm of what the MLP gives, `[hidden]`.
+    pub mlp_post_norm: Option<V>,
 }
 
 /// A whole model.
@@ -41,7 +45,7 @@ pub struct Decoder<M, V> {
     /// What it was built from.
     pub config: Config,
     /// Rotary frequencies, from `config`.
-    pub rope: Rope,
+    pub ropes: Ropes,
     /// Token embeddings, `[vocab, hidden]`.
     pub embed: M,
     /// Layers, first to last.
@@ -65,11 +69,13 @@ impl<M, V> Layer<M, V> {
         Layer {
             norm: &self.norm,
             mixer: self.mixer.as_ref(),
+            post_norm: self.post_norm.as_ref(),
             mlp_norm: &self.mlp_norm,
             gate: self.gate.as_ref(),
             up: self.up.as_ref(),
             mlp_sub_norm: self.mlp_sub_norm.as_ref(),
             down: self.down.as_ref(),
+            mlp_post_norm: self.mlp_post_norm.as_ref(),
         }
     }
 
@@ -81,7 +87,7 @@ impl<M, V> Layer<M, V> {
     /// The norms, and the taps of a convolution.
     pub fn vectors(&self) -> impl Iterator<Item = &V> {
         let norms = [&self.norm, &self.mlp_norm].into_iter().chain(&self.mlp_sub_norm);
-        norms.chain(self.mixer.vectors())
+        norms.chain(&self.post_norm).chain(&self.mlp_post_norm).chain(self.mixer.vectors())
     }
 
     /// The matrices, in the order the forward pass meets them.
@@ -96,7 +102,7 @@ impl<M, V> Decoder<M, V> {
     pub fn as_ref(&self) -> Decoder<&M, &V> {
         Decoder {
             config: self.config.clone(),
-            rope: self.rope.clone(),
+            ropes: self.ropes.clone(),
             embed: &self.embed,
             layers: self.layers.iter().map(Layer::as_ref).collect(),
             norm: &self.norm,
@@ -141,7 +147,7 @@ impl<M, V> Decoder<M, V> {
             let weight = weights.matrix(&param(names::HEAD, [vocab, hidden], Role::Head))?;
             Some(Linear { weight, bias: None })
         };
-        Ok(Self { rope: Rope::new(&config), config, embed, layers, norm, head })
+        Ok(Self { ropes: Ropes::new(&config), config, embed, layers, norm, head })
     }
 
     /// Hidden states after the last norm, `[tokens, hidden]`, of tokens that continue what `exec` has seen.
@@ -149,7 +155,7 @@ impl<M, V> Decoder<M, V> {
     /// # Errors
     /// The first one that `exec` gives.
     pub fn forward<X: Exec<M = M, V = V>>(&self, exec: &mut X, ids: &[u32]) -> Result<X::T, X::Error> {
-        let mut x = exec.embed(&self.embed, ids)?;
+        let mut x = exec.embed(&self.embed, ids, self.config.embedding_scale())?;
         for index in 0..self.layers.len() {
             x = self.layer(exec, index, x)?;
         }
@@ -169,7 +175,7 @@ impl<M, V> Decoder<M, V> {
         index: usize,
         x: X::T,
     ) -> Result<X::T, X::Error> {
-        self.layers[index].forward(exec, (&self.config, &self.rope), index, x)
+        self.layers[index].forward(exec, (&self.config, &self.ropes), index, x)
     }
 
     /// Logits `[tokens, vocab]` of hidden states that [`forward`](Self::forward) gave, or of some of their rows.
@@ -193,12 +199,15 @@ impl<M, V> Layer<M, V> {
     pub fn forward<X: Exec<M = M, V = V>>(
         &self,
         exec: &mut X,
-        (config, rope): (&Config, &Rope),
+        (config, ropes): (&Config, &Ropes),
         index: usize,
         x: X::T,
     ) -> Result<X::T, X::Error> {
         let normed = exec.rms_norm(&x, &self.norm, config.rms_norm_eps)?;
-        let mixed = self.mixer.forward(exec, (config, rope), index, normed)?;
+        let mut mixed = self.mixer.forward(exec, (config, ropes), index, normed)?;
+        if let Some(weight) = &self.post_norm {
+            mixed = exec.rms_norm(&mixed, weight, config.rms_norm_eps)?;
+        }
         let x = exec.add(x, mixed)?;
         let gated = self.mlp(exec, config, &x)?;
         let x = exec.add(x, gated)?;
@@ -213,7 +222,11 @@ impl<M, V> Layer<M, V> {
         if let Some(weight) = &self.mlp_sub_norm {
             gated = exec.rms_norm(&gated, weight, config.rms_norm_eps)?;
         }
-        exec.linears(&gated, [&self.down]).map(|[out]| out)
+        let [out] = exec.linears(&gated, [&self.down])?;
+        match &self.mlp_post_norm {
+            Some(weight) => exec.rms_norm(&out, weight, config.rms_norm_eps),
+            None => Ok(out),
+        }
     }
 
     /// Asks `weights` for every tensor of layer `index` of a model of this shape, in the order the forward pass meets them.
@@ -230,11 +243,16 @@ impl<M, V> Layer<M, V> {
         Ok(Self {
             norm: source.norm(Part::Norm, hidden)?,
             mixer: Mixer::build(config, &mut source)?,
-            mlp_norm: source.norm(Part::MlpNorm, hidden)?,
+            post_norm: source.norm_if(config.post_norms, Part::PostAttentionNorm, hidden)?,
+            mlp_norm: match config.post_norms {
+                true => source.norm(Part::PreMlpNorm, hidden)?,
+                false => source.norm(Part::PostAttentionNorm, hidden)?,
+            },
             gate: source.linear(Part::Gate, [inner, hidden], config.mlp_bias)?,
             up: source.linear(Part::Up, [inner, hidden], config.mlp_bias)?,
             mlp_sub_norm: source.norm_if(config.sub_norms, Part::MlpSubNorm, inner)?,
             down: source.linear(Part::Down, [hidden, inner], config.mlp_bias)?,
+            mlp_post_norm: source.norm_if(config.post_norms, Part::PostMlpNorm, hidden)?,
         })
     }
 }

@@ -18,6 +18,28 @@ pub struct AttentionShape {
     pub head_dim: usize,
 }
 
+/// What a query sees, and how its scores are scaled.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Sight {
+    /// What scores are multiplied by.
+    pub scale: f32,
+    /// Tokens that a token sees, its own included; all before it where there is none.
+    pub window: Option<usize>,
+}
+
+impl Sight {
+    /// Everything before, scores divided by the root of `width`.
+    pub fn all(width: usize) -> Self {
+        Self { scale: 1.0 / (width as f32).sqrt(), window: None }
+    }
+
+    /// The first position that the token at `position` sees.
+    #[inline(always)]
+    pub fn first(&self, position: usize) -> usize {
+        self.window.map_or(0, |window| (position + 1).saturating_sub(window))
+    }
+}
+
 /// Carries out the operations of a [`Decoder`](super::Decoder).
 ///
 /// The positions of the tokens are the executor's: it knows what it has seen before. Every operation may fail (a device
@@ -32,8 +54,8 @@ pub trait Exec {
     /// What can go wrong.
     type Error;
 
-    /// Rows `ids` of the table: `[tokens, hidden]`. Begins a forward pass.
-    fn embed(&mut self, table: &Self::M, ids: &[u32]) -> Result<Self::T, Self::Error>;
+    /// Rows `ids` of the table, times `scale`: `[tokens, hidden]`. Begins a forward pass.
+    fn embed(&mut self, table: &Self::M, ids: &[u32], scale: f32) -> Result<Self::T, Self::Error>;
 
     /// `x / sqrt(mean(x²) + eps) · weight` over each row.
     fn rms_norm(&mut self, x: &Self::T, weight: &Self::V, eps: f32) -> Result<Self::T, Self::Error>;
@@ -57,10 +79,10 @@ pub trait Exec {
         eps: f32,
     ) -> Result<Self::T, Self::Error>;
 
-    /// Turns each of the `heads` parts of a row by its position.
+    /// Turns what turns of each of the `heads` parts of a row by its position.
     fn rope(&mut self, x: Self::T, heads: usize, rope: &Rope) -> Result<Self::T, Self::Error>;
 
-    /// Causal softmax attention, scores divided by `sqrt(head_dim)`; also over what layer `layer` has seen before.
+    /// Causal softmax attention to what `sight` says, also over what layer `layer` has seen before.
     /// `q`: `[tokens, heads · head_dim]`, `k` and `v`: `[tokens, kv_heads · head_dim]` → like `q`.
     fn attention(
         &mut self,
@@ -69,6 +91,7 @@ pub trait Exec {
         k: Self::T,
         v: Self::T,
         shape: &AttentionShape,
+        sight: Sight,
     ) -> Result<Self::T, Self::Error>;
 
     /// A causal convolution of each channel over the last tokens, gated before and behind, also over what layer `layer` has

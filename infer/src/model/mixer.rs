@@ -4,7 +4,7 @@
 //! config's word, taken when the layer is built.
 
 use super::decoder::param;
-use super::{AttentionShape, Config, Exec, Family, Linear, Part, Role, Rope, Weights, names};
+use super::{AttentionShape, Config, Exec, Family, Linear, Part, Role, Ropes, Sight, Weights, names};
 
 /// One or the other.
 #[derive(Debug, Clone)]
@@ -102,12 +102,12 @@ impl<M, V> Mixer<M, V> {
     pub(super) fn forward<X: Exec<M = M, V = V>>(
         &self,
         exec: &mut X,
-        (config, rope): (&Config, &Rope),
+        (config, ropes): (&Config, &Ropes),
         index: usize,
         x: X::T,
     ) -> Result<X::T, X::Error> {
         match self {
-            Self::Attention(attention) => attention.forward(exec, (config, rope), index, &x),
+            Self::Attention(attention) => attention.forward(exec, (config, ropes), index, &x),
             Self::Conv(conv) => {
                 let [gated] = exec.linears(&x, [&conv.input])?;
                 let mixed = exec.short_conv(index, gated, &conv.kernel)?;
@@ -145,11 +145,12 @@ impl<M, V> Attention<M, V> {
     fn forward<X: Exec<M = M, V = V>>(
         &self,
         exec: &mut X,
-        (config, rope): (&Config, &Rope),
+        (config, ropes): (&Config, &Ropes),
         index: usize,
         x: &X::T,
     ) -> Result<X::T, X::Error> {
         let Config { heads, kv_heads, head_dim, rms_norm_eps: eps, .. } = *config;
+        let (rope, window) = (ropes.of(config, index), config.window(index));
         let [mut q, mut k, v] = exec.linears(x, [&self.q, &self.k, &self.v])?;
         if let Some(weight) = &self.q_norm {
             q = exec.head_norm(q, weight, heads, eps)?;
@@ -159,7 +160,9 @@ impl<M, V> Attention<M, V> {
         }
         let q = exec.rope(q, heads, rope)?;
         let k = exec.rope(k, kv_heads, rope)?;
-        let mut mixed = exec.attention(index, q, k, v, &AttentionShape { heads, kv_heads, head_dim })?;
+        let shape = AttentionShape { heads, kv_heads, head_dim };
+        let sight = Sight { window, ..Sight::all(config.query_scalar) };
+        let mut mixed = exec.attention(index, q, k, v, &shape, sight)?;
         if let Some(weight) = &self.sub_norm {
             mixed = exec.rms_norm(&mixed, weight, eps)?;
         }

@@ -10,12 +10,14 @@ mod hf_config;
 mod mixer;
 pub mod names;
 mod rope;
+mod stored;
 #[cfg(test)]
 mod tests;
 
-pub use config::{Config, Family, Gate, RopeScaling, ShortConvs};
+pub use config::{Config, Family, Gate, RopeScaling, ShortConvs, Sliding};
 pub use decoder::{Decoder, Layer, Linear};
-pub use exec::{AttentionShape, Exec};
+pub use exec::{AttentionShape, Exec, Sight};
 pub use mixer::{Attention, Mixer, ShortConv};
 pub use names::{Param, Part, Role, Weights, params};
-pub use rope::Rope;
+pub use rope::{Rope, Ropes};
+pub use stored::{FileTensor, Stored, file_tensors};

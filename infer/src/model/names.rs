@@ -45,8 +45,10 @@ pub enum Part {
     Conv,
     /// Output of a convolution.
     ConvOut,
-    /// Norm before the MLP.
-    MlpNorm,
+    /// Norm behind attention: of what the MLP reads or, where there are [norms behind](Config::post_norms), of what attention gives.
+    PostAttentionNorm,
+    /// Norm of what the MLP reads, where there are norms behind.
+    PreMlpNorm,
     /// Gate of the MLP.
     Gate,
     /// What the gate is multiplied by.
@@ -55,11 +57,13 @@ pub enum Part {
     MlpSubNorm,
     /// Output of the MLP.
     Down,
+    /// Norm of what the MLP gives.
+    PostMlpNorm,
 }
 
 impl Part {
     /// Every part, in the order the forward pass meets them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 18] = [
         Self::Norm,
         Self::Q,
         Self::K,
@@ -71,11 +75,13 @@ impl Part {
         Self::ConvIn,
         Self::Conv,
         Self::ConvOut,
-        Self::MlpNorm,
+        Self::PostAttentionNorm,
+        Self::PreMlpNorm,
         Self::Gate,
         Self::Up,
         Self::MlpSubNorm,
         Self::Down,
+        Self::PostMlpNorm,
     ];
 
     /// The module's name in a Hugging Face file of `family`, behind `model.layers.N`.
@@ -85,7 +91,7 @@ impl Part {
             (Family::Lfm2, Self::QNorm) => "self_attn.q_layernorm",
             (Family::Lfm2, Self::KNorm) => "self_attn.k_layernorm",
             (Family::Lfm2, Self::O) => "self_attn.out_proj",
-            (Family::Lfm2, Self::MlpNorm) => "ffn_norm",
+            (Family::Lfm2, Self::PostAttentionNorm) => "ffn_norm",
             (Family::Lfm2, Self::Gate) => "feed_forward.w1",
             (Family::Lfm2, Self::Up) => "feed_forward.w3",
             (Family::Lfm2, Self::Down) => "feed_forward.w2",
@@ -100,11 +106,13 @@ impl Part {
             (_, Self::ConvIn) => "conv.in_proj",
             (_, Self::Conv) => "conv.conv",
             (_, Self::ConvOut) => "conv.out_proj",
-            (_, Self::MlpNorm) => "post_attention_layernorm",
+            (_, Self::PostAttentionNorm) => "post_attention_layernorm",
+            (_, Self::PreMlpNorm) => "pre_feedforward_layernorm",
             (_, Self::Gate) => "mlp.gate_proj",
             (_, Self::Up) => "mlp.up_proj",
             (_, Self::MlpSubNorm) => "mlp.ffn_sub_norm",
             (_, Self::Down) => "mlp.down_proj",
+            (_, Self::PostMlpNorm) => "post_feedforward_layernorm",
         }
     }
 
@@ -188,14 +196,6 @@ pub trait Weights {
 /// Name of a tensor of a layer: `model.layers.{layer}.{module}.{kind}`, the kind `weight` or `bias`.
 pub fn in_layer(layer: usize, module: &str, kind: &str) -> String {
     format!("model.layers.{layer}.{module}.{kind}")
-}
-
-/// The name under which a file that `has` some tensors holds `param`: its own or, for the embedding of a tied model
-/// saved by its head only (tinystories-656k is), the head's.
-pub fn stored_name<'a>(param: &'a Param, config: &Config, has: impl Fn(&str) -> bool) -> &'a str {
-    let by_head =
-        param.role == Role::Embedding && config.tie_word_embeddings && !has(&param.name) && has(HEAD);
-    if by_head { HEAD } else { &param.name }
 }
 
 /// Every tensor of a model, in the order the forward pass meets them.

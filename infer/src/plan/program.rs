@@ -4,7 +4,7 @@
 //! fused (`fuse.rs`), and its values put into as few buffers as their lives allow. Invariant: two values that are needed
 //! at the same time have different buffers.
 
-use crate::model::Gate;
+use crate::model::{Gate, Sight};
 
 /// Most matrices that are multiplied by one input in one operation.
 pub(crate) const MOST: usize = 3;
@@ -64,8 +64,8 @@ pub(crate) enum Epilogue {
 /// One step of a pass.
 #[derive(Debug, Clone)]
 pub(crate) enum Op<'m, W> {
-    /// Rows of a table.
-    Embed { table: W, out: Value },
+    /// Rows of a table, times `scale`.
+    Embed { table: W, scale: f32, out: Value },
     /// RMS norm of each row.
     Norm { x: Value, norm: Norm<'m>, out: Value },
     /// Products of one input, normed first if there is a norm, with up to [`MOST`] matrices.
@@ -78,8 +78,8 @@ pub(crate) enum Op<'m, W> {
     },
     /// Norm and rotation of the heads of each row, in place.
     Turn { x: Value, heads: usize, turn: Turn<'m> },
-    /// Turns `q` and `k`, takes `k` and `v` into the cache of the layer, attends.
-    Attention { layer: usize, q: Value, k: Value, v: Value, turns: [Turn<'m>; 2], out: Value },
+    /// Turns `q` and `k`, takes `k` and `v` into the cache of the layer, attends to what `sight` says.
+    Attention { layer: usize, q: Value, k: Value, v: Value, turns: [Turn<'m>; 2], sight: Sight, out: Value },
     /// A short convolution over `x` and what the layer has seen before; the kernel is `[width, taps]`.
     ShortConv { layer: usize, x: Value, kernel: &'m [f32], width: usize, out: Value },
     /// `gate = by(gate) · up`.

@@ -5,7 +5,7 @@
 
 use super::fuse::fuse;
 use super::program::{Epilogue, MOST, Norm, Op, Product, Program, Turn, Value, Weight};
-use crate::model::{AttentionShape, Decoder, Exec, Gate, Linear, Rope};
+use crate::model::{AttentionShape, Decoder, Exec, Gate, Linear, Rope, Sight};
 use crate::{Error, Result};
 
 /// A matrix that a model keeps, seen by a plan as what its executor multiplies by.
@@ -100,10 +100,10 @@ impl<'m, M: Matrix + 'm> Exec for Recorder<'m, M> {
     type V = &'m Vec<f32>;
     type Error = Error;
 
-    fn embed(&mut self, table: &&'m M, _: &[u32]) -> Result<Value> {
+    fn embed(&mut self, table: &&'m M, _: &[u32], scale: f32) -> Result<Value> {
         let table = table.view()?;
         let out = self.value(table.cols());
-        self.ops.push(Op::Embed { table, out });
+        self.ops.push(Op::Embed { table, scale, out });
         Ok(out)
     }
 
@@ -148,9 +148,17 @@ impl<'m, M: Matrix + 'm> Exec for Recorder<'m, M> {
         Ok(x)
     }
 
-    fn attention(&mut self, layer: usize, q: Value, k: Value, v: Value, _: &AttentionShape) -> Result<Value> {
+    fn attention(
+        &mut self,
+        layer: usize,
+        q: Value,
+        k: Value,
+        v: Value,
+        _: &AttentionShape,
+        sight: Sight,
+    ) -> Result<Value> {
         let out = self.value(self.widths[q.0]);
-        self.ops.push(Op::Attention { layer, q, k, v, turns: [Turn::default(); 2], out });
+        self.ops.push(Op::Attention { layer, q, k, v, turns: [Turn::default(); 2], sight, out });
         Ok(out)
     }
 

@@ -119,18 +119,29 @@ pub fn told(name: &str) -> &'static str {
     }
 }
 
-/// Codes that changed and codes that came back, where the recipe asked for them.
+/// Codes that changed, came back or are held, where the recipe asked for them.
 fn flips(log: &Curves) -> Option<Figure> {
     let percent = |points: &Points| points.iter().map(|[x, y]| [*x, 100.0 * y]).collect::<Points>();
-    let (changed, returned) = (percent(&log.changed), percent(&log.returned));
-    let curve =
-        |name: &str, points, at| Curve { name: name.to_owned(), points, colour: colour(at), dotted: false };
-    (!changed.is_empty()).then(|| {
+    let shares = [
+        ("changed", percent(&log.changed)),
+        ("of these, came back", percent(&log.returned)),
+        ("held at their code", percent(&log.frozen)),
+    ];
+    let there = shares.iter().enumerate().filter(|(_, (_, points))| !points.is_empty());
+    let curves: Vec<Curve> = there
+        .map(|(at, (name, points))| Curve {
+            name: name.to_string(),
+            points,
+            colour: colour(at),
+            dotted: false,
+        })
+        .collect();
+    (!curves.is_empty()).then(|| {
         figure(
             "flips",
             "Codes that changed",
             "per cent of all quantized weights, since the line before",
-            &[curve("changed", &changed, 0), curve("of these, came back", &returned, 1)],
+            &curves,
             Spread::FromZero,
             "A weight learns when its code changes and stays. Many that only come back swing between two codes.",
         )

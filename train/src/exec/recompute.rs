@@ -25,7 +25,7 @@ pub fn forward_in_layers(
 ) -> Result<Tensor> {
     // Shares all tensors.
     let shared = Arc::new(decoder.clone());
-    let mut x = exec.embed(&decoder.embed, ids)?;
+    let mut x = exec.embed(&decoder.embed, ids, decoder.config.embedding_scale())?;
     for index in 0..decoder.layers.len() {
         let heard = exec.tap.as_ref().is_some_and(|tap| tap.layer == index);
         x = if heard { decoder.layer(exec, index, x)? } else { layer(&shared, exec, index, &x)? };

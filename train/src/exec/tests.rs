@@ -8,7 +8,7 @@ use crate::{
     tiny::{largest_difference, runtime_logits, shared, trained_logits},
 };
 
-const FIXTURES: [&str; 10] = [
+const FIXTURES: [&str; 12] = [
     "llama_tied",
     "llama_untied",
     "llama_ternary",
@@ -19,6 +19,8 @@ const FIXTURES: [&str; 10] = [
     "bitnet_online",
     "bitnet_packed",
     "lfm2",
+    "phi3",
+    "gemma3",
 ];
 
 #[test]
@@ -57,7 +59,7 @@ fn windows_of_a_batch_do_not_see_each_other() {
     // (how candle cuts one depends on its number of rows), so that the comparison is with a batch of equal size.
     let config = crate::tiny::config(serde_json::json!({}));
     let decoder = crate::tiny::floats(config, 1).decoder(&Device::Cpu).expect("decoder");
-    let rope = RopeTable::new(&decoder.rope, 8, &Device::Cpu).expect("rope");
+    let rope = RopeTable::new(&decoder.ropes, 8, &Device::Cpu).expect("rope");
     let second = |first: u32| -> Vec<f32> {
         let ids: Vec<u32> = [[first; 8], [5, 4, 3, 2, 1, 7, 8, 9]].concat();
         let mut exec = TrainExec::new(2, 8, &rope);

@@ -198,7 +198,7 @@ fn int8_inputs_are_rounded_alike_by_trainer_and_runtime() {
             out
         });
 
-        let rope = RopeTable::new(&trained.rope, rows, &Device::Cpu).expect("rope");
+        let rope = RopeTable::new(&trained.ropes, rows, &Device::Cpu).expect("rope");
         let x = Tensor::from_slice(&inputs, (rows, config.hidden_size), &Device::Cpu).expect("tensor");
         let trainer =
             TrainExec::new(1, rows, &rope).linears(&x, [&ours.q, &ours.k, &ours.v]).expect("products");

@@ -5,7 +5,7 @@
 
 use std::convert::Infallible;
 
-use qat_infer::model::{AttentionShape, Exec, Gate, Linear, Rope};
+use qat_infer::model::{AttentionShape, Exec, Gate, Linear, Rope, Sight};
 
 use super::{
     heap::{Block, Heap, Part, Place},
@@ -192,7 +192,7 @@ impl Exec for SizeExec<'_> {
     type V = Value;
     type Error = Infallible;
 
-    fn embed(&mut self, table: &Matrix, _: &[u32]) -> Result<Value, Infallible> {
+    fn embed(&mut self, table: &Matrix, _: &[u32], _: f32) -> Result<Value, Infallible> {
         let y = self.activation(self.tokens() * table.cols);
         let gradient = Gradient::of_variable(table.rows * table.cols);
         self.write(&y, &[(&table.value, gradient)], self.kept_values([&table.value], &y, true), 0);
@@ -242,6 +242,7 @@ impl Exec for SizeExec<'_> {
         k: Value,
         v: Value,
         shape: &AttentionShape,
+        _: Sight,
     ) -> Result<Value, Infallible> {
         let (k, v) = (self.as_cached(k), self.as_cached(v));
         Ok(match self.path {

@@ -13,7 +13,10 @@ use qat_infer::{
 use crate::{
     Error, Result,
     recipe::{Origin, Plan, Recipe, TeacherPlan},
-    student::{prune::kept_layer, read_config},
+    student::{
+        prune::{keep_kinds, kept_layer},
+        read_config,
+    },
 };
 
 /// Bytes of a weight in published models, where there are no files to look at.
@@ -107,10 +110,8 @@ pub fn pruned(source: &Config, recipe: &Recipe) -> Result<Config> {
         }
         *have = kept;
     }
-    if let (Some(kept), Some(convs)) = (wanted.layers, &mut config.short_convs) {
-        let all = std::mem::take(&mut convs.layers);
-        convs.layers = (0..kept).map(|layer| all[kept_layer(layer, kept, all.len())]).collect();
-    }
+    let (have, kept) = (source.layers, config.layers);
+    keep_kinds(&mut config, |layer| kept_layer(layer, kept, have));
     if let Some(multiple) = wanted.pad_intermediate {
         config.intermediate_size = config.intermediate_size.next_multiple_of(multiple);
     }

@@ -152,7 +152,7 @@ impl Stepper<'_> {
             let Ok(hidden) = decoder.forward(exec, &[]);
             return hidden;
         }
-        let Ok(mut x) = exec.embed(&decoder.embed, &[]);
+        let Ok(mut x) = exec.embed(&decoder.embed, &[], decoder.config.embedding_scale());
         for layer in 0..decoder.layers.len() {
             let y = self.tape.silent(|| {
                 let Ok(y) = decoder.layer(exec, layer, x.clone());

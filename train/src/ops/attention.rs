@@ -3,7 +3,8 @@
 //! On the CPU one pass per key head, over blocks of queries: scores, softmax and output of a block stay in the core's
 //! cache, keys after the block are never touched, and no `[t, t]` matrix reaches memory, not even for the backward
 //! pass, which computes the scores again (as FlashAttention does, arXiv 2205.14135, but with whole rows). Knows no rotary
-//! embedding and no cache of keys. Where a window holds several documents, keys before a query's own are touched by nobody either.
+//! embedding and no cache of keys. Where a window holds several documents, or a layer sees the
+//! last few tokens only, keys before what a query sees are touched by nobody either.
 
 mod borders;
 mod heads;
@@ -11,7 +12,7 @@ mod on_gpu;
 
 use std::ops::Range;
 
-use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 pub use self::borders::Borders;
@@ -32,14 +33,20 @@ const BLOCK: usize = 32;
 /// # Errors
 /// Shapes other than these, `heads` that is no multiple of `kv_heads`; dtypes other than f32 on the CPU.
 pub fn causal_attention(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
-    attention_apart(q, k, v, None)
+    attention_apart(q, k, v, (q.dim(D::Minus1)? as f32).powf(-0.5), None)
 }
 
-/// The same within documents: a position sees nothing before the beginning of its own, where `borders` says where that is.
+/// The same with scores times `scale`, and within documents and windows: a position sees nothing before what `borders` say of it.
 ///
 /// # Errors
 /// As [`causal_attention`]; borders of other windows.
-pub fn attention_apart(q: &Tensor, k: &Tensor, v: &Tensor, borders: Option<&Borders>) -> Result<Tensor> {
+pub fn attention_apart(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    scale: f32,
+    borders: Option<&Borders>,
+) -> Result<Tensor> {
     let (b, t, heads, d) = q.dims4()?;
     let (_, _, kv_heads, _) = k.dims4()?;
     let grouped = kv_heads > 0 && heads % kv_heads == 0;
@@ -58,10 +65,10 @@ pub fn attention_apart(q: &Tensor, k: &Tensor, v: &Tensor, borders: Option<&Bord
     match path(q.device()) {
         Path::Cpu => {
             let shape = HeadShape { t, d, kv_heads, group: heads / kv_heads };
-            let op = Attention { shape, borders: borders.cloned() };
+            let op = Attention { shape, scale, borders: borders.cloned() };
             tape::apply3(&q.contiguous()?, &k.contiguous()?, &v.contiguous()?, op)
         }
-        Path::Kernels => on_gpu::attention(q, k, v, borders),
+        Path::Kernels => on_gpu::attention([q, k, v], scale, borders),
     }
 }
 
@@ -73,12 +80,8 @@ fn composed(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
     let q = q.transpose(1, 2)?.contiguous()?.reshape((b * kv_heads, heads / kv_heads * t, d))?;
     let k = k.transpose(1, 2)?.contiguous()?.reshape((b * kv_heads, t, d))?;
     let v = v.transpose(1, 2)?.contiguous()?.reshape((b * kv_heads, t, d))?;
-    let weights = softmax::composed(&q.matmul(&k.t()?)?, scale(d), t)?;
+    let weights = softmax::composed(&q.matmul(&k.t()?)?, (d as f32).powf(-0.5), t)?;
     weights.matmul(&v)?.reshape((b, heads, t, d))?.transpose(1, 2)?.reshape((b, t, heads * d))
-}
-
-fn scale(d: usize) -> f32 {
-    (d as f32).powf(-0.5)
 }
 
 /// Scratch of one unit, for one block of queries at a time.
@@ -114,18 +117,13 @@ impl Block {
 
     /// `weights = softmax(scores)`, where row i sees the keys `range(i)`.
     #[inline(always)]
-    fn soften(
-        &mut self,
-        range: impl Fn(usize) -> Range<usize>,
-        (len, seen): (usize, usize),
-        shape: HeadShape,
-    ) {
+    fn soften(&mut self, range: impl Fn(usize) -> Range<usize>, (len, seen): (usize, usize), scale: f32) {
         let scores = self.scores[..len * seen].chunks_exact_mut(seen);
         for (i, (scores, weights)) in scores.zip(self.weights.chunks_exact_mut(seen)).enumerate() {
             let Range { start, end } = range(i);
             scores[..start].fill(f32::NEG_INFINITY);
             scores[end..].fill(f32::NEG_INFINITY);
-            softmax::softmax_row(scores, scale(shape.d), weights);
+            softmax::softmax_row(scores, scale, weights);
         }
     }
 
@@ -142,6 +140,8 @@ impl Block {
 
 struct Attention {
     shape: HeadShape,
+    /// What scores are multiplied by.
+    scale: f32,
     /// Where documents begin; none: each window is one.
     borders: Option<Borders>,
 }
@@ -165,7 +165,7 @@ impl Attention {
                 let from = sight.from(first);
                 let size = (len, first + len - from);
                 block.score(&q[first * shape.cols()..], &kt[from..], size, shape);
-                block.soften(|i| sight.range(first + i, from), size, shape);
+                block.soften(|i| sight.range(first + i, from), size, self.scale);
                 block.mix(false, &v[from * shape.cols()..], size, shape);
                 shape.scatter(&block.out, first, out);
             }
@@ -195,11 +195,11 @@ impl Attention {
                 let seen = first + len - from;
                 let (q, g) = (&q[first * cols..], &g[first * cols..]);
                 block.score(q, &kt[from..], (len, seen), shape);
-                block.soften(|i| sight.range(first + i, from), (len, seen), shape);
+                block.soften(|i| sight.range(first + i, from), (len, seen), self.scale);
                 block.score(g, &vt[from..], (len, seen), shape);
                 let rows = block.weights.chunks_exact(seen).zip(block.scores.chunks_exact(seen)).take(len);
                 for ((weights, d_weights), d_scores) in rows.zip(block.d_scores.chunks_exact_mut(seen)) {
-                    softmax::softmax_row_backward(weights, d_weights, scale(shape.d), d_scores);
+                    softmax::softmax_row_backward(weights, d_weights, self.scale, d_scores);
                 }
                 block.mix(true, &k[from * cols..], (len, seen), shape);
                 shape.scatter(&block.out, first, dq);

@@ -1,10 +1,12 @@
-// The gradient of a lookup: row id of the table receives the sum of the gradients at the positions of id, in their order.
+// The gradient of a lookup: row id of the table receives the sum of the gradients at the positions of id, in their order, times what
+// rows were multiplied by.
 //
 // The positions of id are positions[id == 0 ? 0 : ends[id − 1] .. ends[id]]. One thread an element of the table's gradient.
 
 struct Shape {
   uint rows;
   uint width;
+  float factor;
 };
 
 kernel void embedding_backward(device const Element* g [[buffer(0)]],
@@ -21,5 +23,5 @@ kernel void embedding_backward(device const Element* g [[buffer(0)]],
   for (uint i = first; i < ends[id]; i++) {
     total += float(g[ulong(positions[i]) * shape.width + column]);
   }
-  d_table[ulong(id) * shape.width + column] = total;
+  d_table[ulong(id) * shape.width + column] = total * shape.factor;
 }

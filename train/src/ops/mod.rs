@@ -20,6 +20,7 @@ mod cpu;
 mod embedding;
 mod fake_quant;
 mod gate;
+mod geglu;
 pub(crate) mod gpu;
 mod kv;
 pub(crate) mod lanes;
@@ -41,12 +42,13 @@ pub use embedding::{embedding, pick_rows};
 pub use fake_quant::{
     FakeQuant, Gradient, MOST_TURNS, Noise, Turns, fake_quant, fake_quant_held, fake_quant_learned,
 };
+pub use geglu::geglu;
 pub use kv::quantize_kv;
 pub use linear::linear;
 pub use norm::rms_norm;
 pub use relu2::relu2;
 pub use rope::rope;
-pub use short_conv::short_conv;
+pub use short_conv::{short_conv, short_conv_apart};
 pub use softmax::causal_softmax;
 pub use swiglu::swiglu;
 
@@ -102,7 +104,7 @@ mod tests {
         type Op<'a> = Box<dyn Fn(&[Var]) -> Result<Tensor> + Sync + 'a>;
         let heads: [usize; 4] = [2, 300, 2, 32];
         // Large enough that every operation cuts its work into several chunks.
-        let ops: [(Op, &[&[usize]]); 10] = [
+        let ops: [(Op, &[&[usize]]); 11] = [
             (Box::new(|x| rms_norm(&x[0], &x[1], 1e-5)), &[&[3000, 100], &[100]]),
             (Box::new(|x| rope(&x[0], &cos, &sin)), &[&heads]),
             (Box::new(|x| causal_softmax(&x[0], 0.3, 150)), &[&[4, 300, 150]]),
@@ -112,8 +114,9 @@ mod tests {
             ),
             (Box::new(|x| swiglu(&x[0], &x[1])), &[&[700, 100], &[700, 100]]),
             (Box::new(|x| relu2(&x[0], &x[1])), &[&[700, 100], &[700, 100]]),
+            (Box::new(|x| geglu(&x[0], &x[1])), &[&[700, 100], &[700, 100]]),
             (Box::new(|x| short_conv(&x[0], &x[1], 350)), &[&[700, 300], &[100, 1, 3]]),
-            (Box::new(|x| embedding(&x[0], &ids)), &[&[37, 1000]]),
+            (Box::new(|x| embedding(&x[0], &ids, 1.5)), &[&[37, 1000]]),
             (Box::new(|x| quantize_activations(&x[0], 0.5)), &[&[700, 100]]),
             (Box::new(|x| fake_quant_learned(&x[0], &x[1], None, &quantizer)), &[&[700, 100], &[1]]),
         ];

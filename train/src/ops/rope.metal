@@ -1,12 +1,14 @@
-// Rotary position embedding, half-split: element j of a head is rotated with element j + half. One thread a pair.
+// Rotary position embedding, half-split: of a head's first elements, j is rotated with j + pairs; the rest stays. One thread a pair, and
+// one for each element of the rest.
 //
 // `direction` is 1 forward; −1 turns back, which is the gradient of a rotation.
 
 struct Shape {
-  uint pairs;
+  uint threads;
   uint positions;
   uint heads;
-  uint half_dim;
+  uint head_dim;
+  uint pairs;
   float direction;
 };
 
@@ -15,15 +17,20 @@ kernel void rope(device const Element* x [[buffer(0)]],
                  device const float* sines [[buffer(2)]],
                  device Element* y [[buffer(3)]],
                  constant Shape& shape [[buffer(4)]],
-                 uint pair [[thread_position_in_grid]]) {
-  if (pair >= shape.pairs) return;
-  uint j = pair % shape.half_dim;
-  uint head = pair / shape.half_dim;
+                 uint at [[thread_position_in_grid]]) {
+  if (at >= shape.threads) return;
+  uint of_head = shape.head_dim - shape.pairs;
+  uint j = at % of_head;
+  uint head = at / of_head;
+  ulong low_at = ulong(head) * shape.head_dim + j;
+  ulong high_at = low_at + shape.pairs;
+  if (j >= shape.pairs) {
+    y[high_at] = x[high_at];
+    return;
+  }
   uint position = head / shape.heads % shape.positions;
-  ulong low_at = ulong(head) * 2 * shape.half_dim + j;
-  ulong high_at = low_at + shape.half_dim;
-  float c = cosines[position * shape.half_dim + j];
-  float s = sines[position * shape.half_dim + j] * shape.direction;
+  float c = cosines[position * shape.pairs + j];
+  float s = sines[position * shape.pairs + j] * shape.direction;
   float low = float(x[low_at]);
   float high = float(x[high_at]);
   y[low_at] = Element(low * c - high * s);

@@ -1,8 +1,8 @@
-//! Rotary position embedding in the half-split layout of Hugging Face: element j of a head is rotated with element
-//! j + head_dim/2 (Su et al., arXiv 2104.09864).
+//! Rotary position embedding in the half-split layout of Hugging Face: of the elements of a head that turn, its first, element j is
+//! rotated with element j + rotary/2 (Su et al., arXiv 2104.09864); the others stay.
 //!
-//! Knows no frequencies: the caller gives cosines and sines. A rotation is orthogonal, so the backward pass is the
-//! forward pass with the sines negated.
+//! Knows no frequencies: the caller gives cosines and sines, which may have been multiplied by a number. The transpose of a rotation is
+//! the rotation back, so the backward pass is the forward pass with the sines negated.
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
@@ -12,17 +12,18 @@ use super::{Floats, floats, floats_out, for_each_chunk, tape};
 const NAME: &str = "rope";
 const LIBRARY: Typed = typed!("rope", "gpu/common.metal", "rope.metal");
 
-/// Rotates `x` `[b, t, heads, head_dim]` by the angles whose cosines and sines are `cos`, `sin` `[t, head_dim/2]`.
-/// `cos` and `sin` get no gradient.
+/// Rotates `x` `[b, t, heads, head_dim]` by the angles whose cosines and sines are `cos`, `sin` `[t, pairs]`, where two elements of a
+/// pair are at most a head. `cos` and `sin` get no gradient.
 ///
 /// # Errors
-/// Shapes other than these, an odd `head_dim`; dtypes other than f32 on the CPU.
+/// Shapes other than these; dtypes other than f32 on the CPU.
 pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     let (_, t, _, head_dim) = x.dims4()?;
-    let want = [t, head_dim / 2];
-    if x.elem_count() == 0 || head_dim % 2 != 0 || cos.dims() != want || sin.dims() != want {
+    let fits = matches!(cos.dims(), [rows, pairs] if *rows == t && *pairs > 0 && 2 * pairs <= head_dim);
+    if x.elem_count() == 0 || !fits || sin.dims() != cos.dims() {
+        let most = head_dim / 2;
         candle_core::bail!(
-            "{NAME}: x {:?} (not empty, head_dim even): want cos and sin {want:?}, found {:?} and {:?}",
+            "{NAME}: x {:?} (not empty): want cos and sin [{t}, 1 to {most}], found {:?} and {:?}",
             x.dims(),
             cos.dims(),
             sin.dims()
@@ -44,12 +45,16 @@ fn on_gpu(x: &Tensor, cos: Tensor, sin: Tensor) -> Result<Tensor> {
 /// Turns `x` forward (`direction` 1) or back (−1).
 fn rotate_on_gpu(x: &Tensor, cos: &Tensor, sin: &Tensor, direction: f32) -> Result<Tensor> {
     let (_, t, heads, head_dim) = x.dims4()?;
-    let pairs = x.elem_count() / 2;
+    let turned = cos.dim(1)?;
+    // What doesn't turn has a thread for each element, what does one for each pair.
+    let threads = x.elem_count() / head_dim * (head_dim - turned);
     let mut work = Work::default();
     let y = work.output_like(x);
     let binds = [Bind::Input(0), Bind::Input(1), Bind::Input(2), Bind::Output(y)];
-    let shape = [word(pairs)?, word(t)?, word(heads)?, word(head_dim / 2)?, direction.to_bits()];
-    work.add(LIBRARY.of(x.dtype())?, "rope", Grid::Each(pairs), binds, &shape)?;
+    let sizes = [threads, t, heads, head_dim, turned].map(word);
+    let [threads_word, t, heads, head_dim, turned] = sizes;
+    let shape = [threads_word?, t?, heads?, head_dim?, turned?, direction.to_bits()];
+    work.add(LIBRARY.of(x.dtype())?, "rope", Grid::Each(threads), binds, &shape)?;
     let [y] = work.run(NAME, &[x, cos, sin])?;
     Ok(y)
 }
@@ -71,12 +76,13 @@ impl Backward for GpuRope {
 /// What the tests hold every implementation to, in operations of candle.
 #[cfg(test)]
 fn composed(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
-    let half = x.dim(3)? / 2;
+    let half = cos.dim(1)?;
     let (cos, sin) = (cos.unsqueeze(1)?, sin.unsqueeze(1)?);
     let (low, high) = (x.narrow(3, 0, half)?, x.narrow(3, half, half)?);
+    let rest = x.narrow(3, 2 * half, x.dim(3)? - 2 * half)?;
     let rotated_low = (low.broadcast_mul(&cos)? - high.broadcast_mul(&sin)?)?;
     let rotated_high = (high.broadcast_mul(&cos)? + low.broadcast_mul(&sin)?)?;
-    Tensor::cat(&[rotated_low, rotated_high], 3)
+    Tensor::cat(&[rotated_low, rotated_high, rest], 3)
 }
 
 struct Rope {
@@ -96,7 +102,7 @@ impl CustomOp1 for Rope {
         let x = floats(NAME, x, layout)?;
         let (cos, sin) = (Floats::of(NAME, &self.cos)?, Floats::of(NAME, &self.sin)?);
         let (cos, sin): (&[f32], &[f32]) = (&cos, &sin);
-        let (row, half) = (heads * head_dim, head_dim / 2);
+        let (row, half) = (heads * head_dim, self.cos.dim(1)?);
         let mut y = vec![0f32; x.len()];
         for_each_chunk(
             row,
@@ -107,7 +113,7 @@ impl CustomOp1 for Rope {
                 for (i, (y, x)) in y.chunks_exact_mut(row).zip(x.chunks_exact(row)).enumerate() {
                     let position = (first + i) % t;
                     let angle = position * half..(position + 1) * half;
-                    self.rotate_heads(x, &cos[angle.clone()], &sin[angle], y);
+                    self.rotate_heads(head_dim, x, (&cos[angle.clone()], &sin[angle]), y);
                 }
             },
         );
@@ -123,9 +129,11 @@ impl CustomOp1 for Rope {
 impl Rope {
     /// Rotates all heads of one position.
     #[inline(always)]
-    fn rotate_heads(&self, x: &[f32], cos: &[f32], sin: &[f32], y: &mut [f32]) {
+    fn rotate_heads(&self, head_dim: usize, x: &[f32], (cos, sin): (&[f32], &[f32]), y: &mut [f32]) {
         let half = cos.len();
-        for (y, x) in y.chunks_exact_mut(2 * half).zip(x.chunks_exact(2 * half)) {
+        for (y, x) in y.chunks_exact_mut(head_dim).zip(x.chunks_exact(head_dim)) {
+            y[2 * half..].copy_from_slice(&x[2 * half..]);
+            let (y, x) = (&mut y[..2 * half], &x[..2 * half]);
             let ((low, high), (y_low, y_high)) = (x.split_at(half), y.split_at_mut(half));
             for ((((y_low, y_high), (&low, &high)), &cos), &sin) in
                 y_low.iter_mut().zip(y_high).zip(low.iter().zip(high)).zip(cos).zip(sin)
@@ -152,12 +160,15 @@ mod tests {
 
     #[test]
     fn value_and_gradient_agree_with_finite_differences() -> Result<()> {
-        let (cos, sin) = angles(5, 4)?;
-        let (cos64, sin64) = (cos.to_dtype(DType::F64)?, sin.to_dtype(DType::F64)?);
-        let x = [uniform(4, 2.0, &[2, 5, 3, 8])?];
-        // Two products and one addition: three roundings of 6e-8.
-        let reference = |t: &[Tensor]| composed(&t[0], &cos64, &sin64);
-        assert_matches(|t| rope(&t[0], &cos, &sin), reference, &x, 3e-7)
+        for head_dim in [8, 11] {
+            let (cos, sin) = angles(5, 4)?;
+            let (cos64, sin64) = (cos.to_dtype(DType::F64)?, sin.to_dtype(DType::F64)?);
+            let x = [uniform(4, 2.0, &[2, 5, 3, head_dim])?];
+            // Two products and one addition: three roundings of 6e-8.
+            let reference = |t: &[Tensor]| composed(&t[0], &cos64, &sin64);
+            assert_matches(|t| rope(&t[0], &cos, &sin), reference, &x, 3e-7)?;
+        }
+        Ok(())
     }
 
     #[test]
@@ -165,11 +176,14 @@ mod tests {
         if !host::available() {
             return Ok(());
         }
-        let (cos, sin) = angles(5, 4)?;
-        let (cos64, sin64) = (cos.to_dtype(DType::F64)?, sin.to_dtype(DType::F64)?);
-        let x = [uniform(4, 2.0, &[2, 5, 3, 8])?];
-        let reference = |t: &[Tensor]| composed(&t[0], &cos64, &sin64);
-        assert_matches(|t| on_gpu(&t[0], cos.clone(), sin.clone()), reference, &x, 3e-7)
+        for head_dim in [8, 11] {
+            let (cos, sin) = angles(5, 4)?;
+            let (cos64, sin64) = (cos.to_dtype(DType::F64)?, sin.to_dtype(DType::F64)?);
+            let x = [uniform(4, 2.0, &[2, 5, 3, head_dim])?];
+            let reference = |t: &[Tensor]| composed(&t[0], &cos64, &sin64);
+            assert_matches(|t| on_gpu(&t[0], cos.clone(), sin.clone()), reference, &x, 3e-7)?;
+        }
+        Ok(())
     }
 
     #[test]
@@ -191,7 +205,7 @@ mod tests {
     fn angles_of_another_length_are_refused() -> Result<()> {
         let (cos, sin) = angles(4, 4)?;
         let message = rope(&uniform(4, 2.0, &[2, 5, 3, 8])?, &cos, &sin).unwrap_err().to_string();
-        assert!(message.contains("want cos and sin [5, 4]"), "{message}");
+        assert!(message.contains("want cos and sin [5, 1 to 4]"), "{message}");
         Ok(())
     }
 
@@ -201,6 +215,7 @@ mod tests {
             return Ok(());
         }
         let (cos, sin) = angles(5, 4)?;
-        assert_rounds_once(|t| rope(&t[0], &cos, &sin), &[uniform(4, 2.0, &[2, 5, 3, 8])?], &[])
+        assert_rounds_once(|t| rope(&t[0], &cos, &sin), &[uniform(4, 2.0, &[2, 5, 3, 8])?], &[])?;
+        assert_rounds_once(|t| rope(&t[0], &cos, &sin), &[uniform(4, 2.0, &[2, 5, 3, 12])?], &[])
     }
 }

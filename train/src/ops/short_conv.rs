@@ -1,12 +1,13 @@
 //! A gated causal convolution of each channel over the last few tokens: what most layers of LFM2 have in place of attention.
 //!
 //! A row of x is b, c and u: y = c·m with m[t] = Σⱼ kernel[j]·p[t − (taps − 1) + j] and p = b·u. Knows no projections. Invariant: no
-//! window sees another one; before its first token there are zeros.
+//! window sees another one, nor a document in a window; before the first token there are zeros.
 
-use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp2, Device, Layout, Result, Shape, Tensor};
 use qat_quant::vectorized;
 use rayon::prelude::*;
 
+use super::attention::Borders;
 use super::gpu::{Backward, Bind, Grid, Path, SUM, Typed, Work, attach, path, typed, word};
 use super::{Floats, floats, floats_out, lanes, rows_per_chunk, tape};
 
@@ -19,6 +20,19 @@ const LIBRARY: Typed = typed!("short_conv", "gpu/common.metal", "short_conv.meta
 /// # Errors
 /// Shapes that don't go together; dtypes other than f32 on the CPU.
 pub fn short_conv(x: &Tensor, kernel: &Tensor, ctx: usize) -> Result<Tensor> {
+    short_conv_apart(x, kernel, ctx, None)
+}
+
+/// The same within documents, where `borders` says where those begin: before the first token of each there are zeros.
+///
+/// # Errors
+/// As [`short_conv`]; borders of other windows.
+pub fn short_conv_apart(
+    x: &Tensor,
+    kernel: &Tensor,
+    ctx: usize,
+    borders: Option<&Borders>,
+) -> Result<Tensor> {
     let (rows, thirds) = x.dims2()?;
     let (width, one, taps) = kernel.dims3()?;
     let fits = thirds == 3 * width && one == 1 && taps > 0 && ctx > 0 && rows % ctx.max(1) == 0;
@@ -29,19 +43,22 @@ pub fn short_conv(x: &Tensor, kernel: &Tensor, ctx: usize) -> Result<Tensor> {
             kernel.dims()
         );
     }
+    borders.map_or(Ok(()), |borders| borders.check(NAME, rows / ctx, ctx))?;
     let (x, kernel) = (x.contiguous()?, kernel.contiguous()?);
-    let op = ShortConv { width, taps, ctx };
+    let op = ShortConv { width, taps, ctx, places: borders.map(Borders::places) };
     match path(x.device()) {
         Path::Cpu => tape::apply2(&x, &kernel, op),
         Path::Kernels => op.on_gpu(&x, &kernel),
     }
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 struct ShortConv {
     width: usize,
     taps: usize,
     ctx: usize,
+    /// Tokens before each row in its own document; without it, in its window.
+    places: Option<Vec<u32>>,
 }
 
 /// The three parts of a row.
@@ -52,15 +69,27 @@ fn thirds(row: &[f32], width: usize) -> [&[f32]; 3] {
 
 impl ShortConv {
     /// The kernel's `Shape`.
-    fn shape(self, rows: usize, rows_each: usize) -> Result<[u32; 5]> {
-        Ok([word(rows)?, word(self.width)?, word(self.taps)?, word(self.ctx)?, word(rows_each)?])
+    fn shape(&self, rows: usize, rows_each: usize) -> Result<[u32; 6]> {
+        let apart = u32::from(self.places.is_some());
+        Ok([word(rows)?, word(self.width)?, word(self.taps)?, word(self.ctx)?, word(rows_each)?, apart])
+    }
+
+    /// The places for the kernels; nothing is read of them where there are none.
+    fn places_on(&self, device: &Device) -> Result<Tensor> {
+        Tensor::new(self.places.as_deref().unwrap_or(&[0]), device)
+    }
+
+    /// Tokens before row `row` that it may see.
+    #[inline(always)]
+    fn place(&self, row: usize) -> usize {
+        self.places.as_ref().map_or(row % self.ctx, |places| places[row] as usize)
     }
 
     fn on_gpu(self, x: &Tensor, kernel: &Tensor) -> Result<Tensor> {
         let rows = x.dim(0)?;
         let mut work = Work::default();
         let y = work.output_in(x.dtype(), (rows, self.width));
-        let binds = [Bind::Input(0), Bind::Input(1), Bind::Output(y)];
+        let binds = [Bind::Input(0), Bind::Input(1), Bind::Input(2), Bind::Output(y)];
         work.add(
             LIBRARY.of(x.dtype())?,
             "short_conv",
@@ -68,22 +97,22 @@ impl ShortConv {
             binds,
             &self.shape(rows, 1)?,
         )?;
-        let [y] = work.run(NAME, &[x, kernel])?;
+        let [y] = work.run(NAME, &[x, kernel, &self.places_on(x.device())?])?;
         attach(y, &[x, kernel], self)
     }
 
     /// The taps one after the other, `[taps, width]`, so that a loop over channels reads them side by side.
-    fn by_tap(self, kernel: &[f32]) -> Vec<f32> {
+    fn by_tap(&self, kernel: &[f32]) -> Vec<f32> {
         (0..self.taps).flat_map(|tap| kernel.iter().skip(tap).step_by(self.taps)).copied().collect()
     }
 
     /// m of row `row` of `x`.
     #[inline(always)]
-    fn mix(self, x: &[f32], by_tap: &[f32], row: usize, m: &mut [f32]) {
+    fn mix(&self, x: &[f32], by_tap: &[f32], row: usize, m: &mut [f32]) {
         m.fill(0.0);
         for (tap, weights) in by_tap.chunks_exact(self.width).enumerate() {
             let before = self.taps - 1 - tap;
-            if row % self.ctx < before {
+            if self.place(row) < before {
                 continue;
             }
             let [b, _, u] = thirds(&x[(row - before) * 3 * self.width..], self.width);
@@ -95,16 +124,22 @@ impl ShortConv {
 
     /// The gradients of row `row` of `x`; `m` and `dp` are scratch, `[width]`.
     #[inline(always)]
-    fn row_backward(self, [x, by_tap, g]: [&[f32]; 3], row: usize, dx: &mut [f32], [m, dp]: [&mut [f32]; 2]) {
+    fn row_backward(
+        &self,
+        [x, by_tap, g]: [&[f32]; 3],
+        row: usize,
+        dx: &mut [f32],
+        [m, dp]: [&mut [f32]; 2],
+    ) {
         let width = self.width;
         self.mix(x, by_tap, row, m);
         dp.fill(0.0);
         for (tap, weights) in by_tap.chunks_exact(width).enumerate() {
             let behind = self.taps - 1 - tap;
-            if row % self.ctx + behind >= self.ctx {
+            let later = row + behind;
+            if later * width >= g.len() || self.place(later) < behind {
                 continue;
             }
-            let later = row + behind;
             let [_, c, _] = thirds(&x[later * 3 * width..], width);
             let g = &g[later * width..][..width];
             for (((dp, w), g), c) in dp.iter_mut().zip(weights).zip(g).zip(c) {
@@ -122,13 +157,13 @@ impl ShortConv {
 
     /// Adds what row `row` of `x` says of the weights to `by_tap` `[taps, width]`.
     #[inline(always)]
-    fn add_weights(self, x: &[f32], g: &[f32], row: usize, by_tap: &mut [f32]) {
+    fn add_weights(&self, x: &[f32], g: &[f32], row: usize, by_tap: &mut [f32]) {
         let width = self.width;
         let [_, c, _] = thirds(&x[row * 3 * width..], width);
         let g = &g[row * width..][..width];
         for (tap, sums) in by_tap.chunks_exact_mut(width).enumerate() {
             let before = self.taps - 1 - tap;
-            if row % self.ctx < before {
+            if self.place(row) < before {
                 continue;
             }
             let [b, _, u] = thirds(&x[(row - before) * 3 * width..], width);
@@ -154,15 +189,15 @@ impl Backward for ShortConv {
         let mut work = Work::default();
         let (dx, partials) = (work.output_like(x), work.output((groups, weights)));
         let dw = work.output(kernel.shape());
-        let binds = [Bind::Input(0), Bind::Input(1), Bind::Input(2), Bind::Output(dx)];
+        let binds = [Bind::Input(0), Bind::Input(1), Bind::Input(2), Bind::Input(3), Bind::Output(dx)];
         let library = LIBRARY.of(x.dtype())?;
         work.add(library, "short_conv_backward", Grid::Each(rows * self.width), binds, &shape)?;
-        let binds = [Bind::Input(0), Bind::Input(2), Bind::Output(partials)];
+        let binds = [Bind::Input(0), Bind::Input(2), Bind::Input(3), Bind::Output(partials)];
         work.add(library, "short_conv_weights", Grid::Each(groups * self.width), binds, &shape)?;
         let binds = [Bind::Made(partials), Bind::Output(dw)];
         let sums = [word(groups)?, word(weights)?, 1f32.to_bits()];
         work.add(SUM.f32, "sum_rows", Grid::Columns(weights), binds, &sums)?;
-        let [dx, _, dw] = work.run(NAME, &[x, kernel, g])?;
+        let [dx, _, dw] = work.run(NAME, &[x, kernel, g, &self.places_on(x.device())?])?;
         Ok(vec![Some(dx), Some(dw)])
     }
 }
@@ -283,8 +318,33 @@ mod tests {
         for [width, taps, windows, ctx] in CASES {
             let inputs = [uniform(1, 2.0, &[windows * ctx, 3 * width])?, uniform(2, 1.0, &[width, 1, taps])?];
             let reference = |t: &[Tensor]| composed(&t[0], &t[1], ctx);
-            let op = ShortConv { width, taps, ctx };
-            assert_matches(|t| op.on_gpu(&t[0], &t[1]), reference, &inputs, TOLERANCE)?;
+            let op = || ShortConv { width, taps, ctx, places: None };
+            assert_matches(|t| op().on_gpu(&t[0], &t[1]), reference, &inputs, TOLERANCE)?;
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn documents_of_a_window_are_convolved_as_if_each_stood_alone() -> Result<()> {
+        // Two windows of 9: documents of 2, 1 and 6 rows, and of 4 and 5.
+        let lens = [2, 1, 6, 4, 5];
+        let firsts = [(0, 2), (2, 1), (3, 6), (0, 4), (4, 5)];
+        let firsts = firsts.into_iter().flat_map(|(first, len)| vec![first; len]).collect();
+        let borders = Borders::new(firsts, 9)?;
+        let inputs = [uniform(1, 2.0, &[18, 9])?, uniform(2, 1.0, &[3, 1, 3])?];
+        let reference = |t: &[Tensor]| {
+            let mut at = 0;
+            let mut parts = Vec::new();
+            for len in lens {
+                parts.push(composed(&t[0].narrow(0, at, len)?, &t[1], len)?);
+                at += len;
+            }
+            Tensor::cat(&parts, 0)
+        };
+        assert_matches(|t| short_conv_apart(&t[0], &t[1], 9, Some(&borders)), reference, &inputs, TOLERANCE)?;
+        if host::available() {
+            let op = || ShortConv { width: 3, taps: 3, ctx: 9, places: Some(borders.places()) };
+            assert_matches(|t| op().on_gpu(&t[0], &t[1]), reference, &inputs, TOLERANCE)?;
         }
         Ok(())
     }

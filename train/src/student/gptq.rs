@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use candle_core::{Device, Tensor};
 use qat_infer::{
     files::Activations,
-    model::{AttentionShape, Decoder, Exec, Gate, Linear, Param, Role, Rope, Weights},
+    model::{AttentionShape, Decoder, Exec, Gate, Linear, Param, Role, Rope, Sight, Weights},
 };
 use qat_quant::{Feedback, Format, Rounded, Scales};
 
@@ -44,7 +44,7 @@ pub fn round(
 ) -> Result<BTreeMap<String, Rounded>> {
     let ctx = calibration.windows.first().map_or(0, Vec::len);
     let decoder = Decoder::build(floats.config.clone(), &mut Targets { floats, quantization, device })?;
-    let rope = RopeTable::new(&decoder.rope, ctx, device)?;
+    let rope = RopeTable::new(&decoder.ropes, ctx, device)?;
     let mut pass =
         Pass { quantization, batch: calibration.batch, ctx, rope: &rope, rounded: BTreeMap::new() };
     let ids: Vec<u32> = calibration.windows.iter().flatten().copied().collect();
@@ -171,9 +171,9 @@ impl Exec for Pass<'_> {
     type V = Tensor;
     type Error = Error;
 
-    fn embed(&mut self, table: &Target, ids: &[u32]) -> Result<Vec<Tensor>> {
+    fn embed(&mut self, table: &Target, ids: &[u32], scale: f32) -> Result<Vec<Tensor>> {
         let parts = ids.chunks(self.batch * self.ctx);
-        parts.map(|ids| Ok(ops::embedding(&table.weight, ids)?)).collect()
+        parts.map(|ids| Ok(ops::embedding(&table.weight, ids, scale)?)).collect()
     }
 
     fn rms_norm(&mut self, x: &Vec<Tensor>, weight: &Tensor, eps: f32) -> Result<Vec<Tensor>> {
@@ -214,9 +214,10 @@ impl Exec for Pass<'_> {
         k: Vec<Tensor>,
         v: Vec<Tensor>,
         shape: &AttentionShape,
+        sight: Sight,
     ) -> Result<Vec<Tensor>> {
         let parts = q.into_iter().zip(k).zip(v);
-        parts.map(|((q, k), v)| self.exec(&q)?.attention(layer, q, k, v, shape)).collect()
+        parts.map(|((q, k), v)| self.exec(&q)?.attention(layer, q, k, v, shape, sight)).collect()
     }
 
     fn short_conv(&mut self, layer: usize, x: Vec<Tensor>, kernel: &Tensor) -> Result<Vec<Tensor>> {

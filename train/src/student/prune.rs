@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use candle_core::{Device, Tensor};
-use qat_infer::model::{AttentionShape, Exec, Gate, Linear, Part, Role, Rope, names, params};
+use qat_infer::model::{AttentionShape, Config, Exec, Gate, Linear, Part, Role, Rope, Sight, names, params};
 
 use super::Floats;
 use crate::{
@@ -31,7 +31,7 @@ impl Importance {
     pub fn measure(floats: &Floats, windows: &[Vec<u32>], device: &Device) -> Result<Self> {
         let ctx = windows.first().map_or(0, Vec::len);
         let decoder = floats.decoder(device)?;
-        let rope = RopeTable::new(&decoder.rope, ctx, device)?;
+        let rope = RopeTable::new(&decoder.ropes, ctx, device)?;
         let hidden = floats.config.hidden_size;
         let mut channels = vec![0.0; hidden];
         let mut neurons = vec![vec![0.0; floats.config.intermediate_size]; floats.config.layers];
@@ -57,6 +57,15 @@ pub(crate) fn kept_layer(index: usize, kept: usize, have: usize) -> usize {
     if kept == 1 { 0 } else { (index * (have - 1) + (kept - 1) / 2) / (kept - 1) }
 }
 
+/// Layers keep what kind they are; layer `index` is the one that was `source(index)`.
+pub(crate) fn keep_kinds(config: &mut Config, source: impl Fn(usize) -> usize) {
+    let convolve = config.short_convs.as_mut().map(|convs| &mut convs.layers);
+    let slide = config.sliding.as_mut().map(|sliding| &mut sliding.layers);
+    for kinds in convolve.into_iter().chain(slide) {
+        *kinds = (0..config.layers).map(|index| kinds[source(index)]).collect();
+    }
+}
+
 /// Keeps `kept` layers: the first, the last and those spread evenly between them.
 ///
 /// # Errors
@@ -69,9 +78,7 @@ pub fn layers(floats: &Floats, kept: usize) -> Result<Floats> {
     let source = |index| kept_layer(index, kept, have);
     let mut config = floats.config.clone();
     config.layers = kept;
-    if let Some(convs) = &mut config.short_convs {
-        convs.layers = (0..kept).map(|index| convs.layers[source(index)]).collect();
-    }
+    keep_kinds(&mut config, source);
     let mut tensors = BTreeMap::new();
     for param in params(&config) {
         let from = match (param.part(), param.name.rsplit_once('.')) {
@@ -94,10 +101,19 @@ pub fn channels(floats: &Floats, kept: usize, importance: &Importance) -> Result
     if kept > have {
         return Err(Error::Config(format!("student.hidden_size = {kept}: the model has {have}")));
     }
-    if floats.config.short_convs.is_some() || floats.config.sub_norms {
+    let why = match &floats.config {
+        config if config.embedding_scale() != 1.0 => {
+            "its embeddings are multiplied by the root of their number"
+        }
+        config if config.short_convs.is_some() || config.sub_norms => {
+            "its convolutions and the norms behind its heads are as wide as its residual stream"
+        }
+        _ => "",
+    };
+    if !why.is_empty() {
         return Err(Error::Config(format!(
-            "student.hidden_size = {kept}: channels of a {:?} can't be pruned, its convolutions and the norms behind its heads are as wide as \
-             its residual stream; prune student.layers or student.intermediate_size",
+            "student.hidden_size = {kept}: channels of a {:?} can't be pruned, {why}; prune student.layers or \
+             student.intermediate_size",
             floats.config.family.model_type()
         )));
     }
@@ -209,8 +225,8 @@ impl Exec for Probe<'_> {
     type V = Tensor;
     type Error = Error;
 
-    fn embed(&mut self, table: &Matrix, ids: &[u32]) -> Result<Tensor> {
-        self.exec.embed(table, ids)
+    fn embed(&mut self, table: &Matrix, ids: &[u32], scale: f32) -> Result<Tensor> {
+        self.exec.embed(table, ids, scale)
     }
 
     fn rms_norm(&mut self, x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
@@ -246,8 +262,9 @@ impl Exec for Probe<'_> {
         k: Tensor,
         v: Tensor,
         shape: &AttentionShape,
+        sight: Sight,
     ) -> Result<Tensor> {
-        self.exec.attention(layer, q, k, v, shape)
+        self.exec.attention(layer, q, k, v, shape, sight)
     }
 
     fn short_conv(&mut self, layer: usize, x: Tensor, kernel: &Tensor) -> Result<Tensor> {

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Tensor};
-use qat_infer::model::{Layer, Rope};
+use qat_infer::model::{Layer, Ropes};
 
 use super::objective::Sums;
 use crate::{
@@ -68,9 +68,10 @@ impl Block<'_> {
     fn streams(&self, batch: &Batch) -> Result<(Tensor, Tensor)> {
         let device = self.rope.device();
         let rounded = Some(Moment { precision: self.precision, ..Moment::full() });
-        let ours = embedding(&self.student.embedding(rounded)?.weight, &batch.inputs)?;
+        let factor = self.student.config.embedding_scale();
+        let ours = embedding(&self.student.embedding(rounded)?.weight, &batch.inputs, factor)?;
         let mut ours = cast(&ours, self.precision.dtype())?;
-        let mut theirs = embedding(&self.start.embedding(device)?.weight, &batch.inputs)?;
+        let mut theirs = embedding(&self.start.embedding(device)?.weight, &batch.inputs, factor)?;
         for index in 0..=self.index {
             theirs = self.pass(&self.start.layer(index, device)?, index, batch, theirs)?;
             if index < self.index {
@@ -83,7 +84,7 @@ impl Block<'_> {
     fn pass(&self, layer: &Layer<Matrix, Tensor>, index: usize, batch: &Batch, x: Tensor) -> Result<Tensor> {
         let config = &self.student.config;
         let mut exec = TrainExec::new(batch.rows, batch.context, self.rope);
-        layer.forward(&mut exec, (config, &Rope::new(config)), index, x)
+        layer.forward(&mut exec, (config, &Ropes::new(config)), index, x)
     }
 }
 

@@ -12,9 +12,8 @@ use qat_infer::model::Config;
 
 use super::{Event, Job};
 use crate::{
-    Error, Result,
+    Result,
     data::{ChatTokenization, Corpus, Frame, Lost, Origin, Source, Tokens},
-    exec::SHORT_CONVS,
     recipe::ChatPlan,
 };
 
@@ -29,7 +28,7 @@ pub(super) struct Model<'a> {
 /// The conversations that `list` names, in windows of the run.
 ///
 /// # Errors
-/// A model that can't keep documents apart, no template, a row that is no conversation.
+/// No template, a row that is no conversation.
 pub(super) fn windows(
     job: &Job,
     (plan, list): (&ChatPlan, &[String]),
@@ -37,9 +36,6 @@ pub(super) fn windows(
     report: &mut dyn FnMut(Event),
     stop: &AtomicBool,
 ) -> Result<Tokens> {
-    if model.config.short_convs.is_some() {
-        return Err(Error::Config(SHORT_CONVS.into()));
-    }
     let corpus = Corpus::new(Source::resolve(list, Path::new(""))?, None, None)?;
     let frame = Frame::of(&plan.template, model.tokenizer.parent().unwrap_or(Path::new(".")))?;
     let how = ChatTokenization {

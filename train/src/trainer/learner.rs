@@ -4,7 +4,7 @@
 //! batches and what the step before left.
 
 use candle_core::{Device, Tensor};
-use qat_infer::model::Rope;
+use qat_infer::model::Ropes;
 
 use super::{
     blocks::{Block, of_layer},
@@ -53,7 +53,7 @@ impl Learner {
         set_tf32(plan.recipe.train.tf32);
         let ctx = plan.recipe.data.ctx;
         let student = Student::new(floats, quantization, device)?;
-        let rope = RopeTable::new(&Rope::new(&student.config), ctx, device)?;
+        let rope = RopeTable::new(&Ropes::new(&student.config), ctx, device)?;
         course::check(plan, student.config.layers)?;
         let part = Part::at(plan, student.config.layers, 0);
         let optimizer = Optimizer::new(plan.optim.clone(), &moved(&student, part.target))?;

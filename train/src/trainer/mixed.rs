@@ -180,7 +180,7 @@ fn measure(
 ) -> Result<Vec<Vec<f64>>> {
     let ctx = text.windows.first().map_or(0, Vec::len);
     let decoder = floats.decoder(device)?;
-    let rope = RopeTable::new(&decoder.rope, ctx, device)?;
+    let rope = RopeTable::new(&decoder.ropes, ctx, device)?;
     let kl = [Term::Divergence(Divergence::ForwardKl)];
     let mut sums: Vec<Vec<f64>> = candidates.iter().map(|formats| vec![0.0; formats.len()]).collect();
     for windows in text.windows.chunks(text.batch) {

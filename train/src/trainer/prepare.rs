@@ -375,7 +375,7 @@ fn write_start(out: &Path, floats: &Floats, beginning: &Beginning) -> Result<()>
     let mut writer =
         HfWriter::create(&target, &floats.config.to_json(), &beginning.companions, FloatType::F32, &source)?;
     for param in params(&floats.config) {
-        writer.add(&param.name, &param.shape, floats.values(&param.name)?)?;
+        writer.add_param(&floats.config, &param, floats.values(&param.name)?)?;
     }
     Ok(writer.finish()?)
 }

@@ -105,7 +105,7 @@ impl Teacher {
     /// The device is out of memory.
     pub fn frozen(floats: &Floats, ctx: usize, device: &Device) -> Result<Self> {
         let decoder = floats.decoder(device)?;
-        let rope = RopeTable::new(&decoder.rope, ctx, device)?;
+        let rope = RopeTable::new(&decoder.ropes, ctx, device)?;
         Ok(Self::Frozen { decoder: Box::new(decoder), rope })
     }
 
@@ -140,7 +140,7 @@ impl Teacher {
             temperature: job.plan.loss.temperature as f32,
         };
         let (decoder, layout) = (floats.decoder(&job.device)?, identity.layout());
-        let rope = RopeTable::new(&decoder.rope, ctx, &job.device)?;
+        let rope = RopeTable::new(&decoder.ropes, ctx, &job.device)?;
         let ask = |layout, batch: &Batch| {
             records_of(layout, &forward_batch(&decoder, &rope, batch, Pass::default())?.0)
         };

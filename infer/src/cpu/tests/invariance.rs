@@ -3,7 +3,7 @@
 use super::*;
 use crate::cpu::attention::Attention;
 use crate::cpu::kv::KvCache;
-use crate::model::{AttentionShape, Config};
+use crate::model::{AttentionShape, Config, Sight};
 
 /// A model of two layers with these heads, as far as a cache wants to know.
 fn config_of(AttentionShape { heads, kv_heads, head_dim }: AttentionShape) -> Config {
@@ -116,7 +116,10 @@ fn passes_longer_than_one_agree_with_shorter_ones() {
 fn attention_is_the_softmax_of_its_definition() {
     // A head of 6 is less than a register, one of 20 leaves a rest; 300 positions end inside the first tile of the second
     // span. Groups of 1, 2, 3 and 7 heads take all paths of the products.
-    for (head_dim, kv_heads, group) in [(6, 2, 2), (8, 1, 7), (20, 3, 1), (64, 2, 3)] {
+    let windows = [None, Some(299), Some(250), Some(70), Some(3), Some(1)];
+    let heads = [(6, 2, 2), (8, 1, 7), (20, 3, 1), (64, 2, 3)];
+    for ((head_dim, kv_heads, group), window) in heads.into_iter().flat_map(|h| windows.map(|w| (h, w))) {
+        let sight = Sight { window, ..Sight::all(head_dim) };
         let heads = kv_heads * group;
         let shape = AttentionShape { heads, kv_heads, head_dim };
         let (positions, first) = (300, 295);
@@ -136,9 +139,10 @@ fn attention_is_the_softmax_of_its_definition() {
         cache.extend_to(positions);
         cache.write(&pool, 1, 0, &keys, &values);
         let mut out = vec![f32::NAN; queries.len()];
-        Attention::new(shape, positions, 2).attend(&pool, &cache, 1, first, &queries, &mut out);
+        Attention::new(shape, positions, 2).attend(&pool, &cache, (1, sight), first, &queries, &mut out);
         for (row, (query, out)) in queries.chunks(head_dim).zip(out.chunks(head_dim)).enumerate() {
             let (seen, kv) = (first + row / heads + 1, row % heads / group);
+            let seen = sight.first(seen - 1)..seen;
             let at = |all: &[f32], position: usize| -> Vec<f64> {
                 let start = (position * kv_heads + kv) * head_dim;
                 all[start..start + head_dim].iter().map(|v| f64::from(*v)).collect()
@@ -147,9 +151,9 @@ fn attention_is_the_softmax_of_its_definition() {
                 let dot: f64 = at(&keys, position).iter().zip(query).map(|(k, q)| k * f64::from(*q)).sum();
                 (dot / (head_dim as f64).sqrt()).exp()
             };
-            let total: f64 = (0..seen).map(weight).sum();
+            let total: f64 = seen.clone().map(weight).sum();
             for (lane, out) in out.iter().enumerate() {
-                let want: f64 = (0..seen).map(|p| weight(p) / total * at(&values, p)[lane]).sum();
+                let want: f64 = seen.clone().map(|p| weight(p) / total * at(&values, p)[lane]).sum();
                 // Scores of at most 4·√64 = 32 carry 64 roundings of ε/2 each in their exponent (1.2e-4 relative, were
                 // they all to one side), the mean of values below 2 doubles that between weights and their sum; roundings to
                 // both sides leave a tenth: below 5e-5.

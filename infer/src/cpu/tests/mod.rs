@@ -12,8 +12,10 @@ use crate::shared::shared;
 
 const FIXTURES: [&str; 5] = ["llama_tied", "llama_untied", "qwen2", "qwen3", "qwen3_tied"];
 
-/// Models with layers of other kinds: ternary ones with 8-bit inputs as codes and as floats, and convolutions.
-const OTHERS: [&str; 5] = ["llama_ternary", "llama_bitlinear", "bitnet_online", "bitnet_packed", "lfm2"];
+/// Models with layers of other kinds: ternary ones with 8-bit inputs as codes and as floats, convolutions, heads of which a part turns,
+/// and windows.
+const OTHERS: [&str; 7] =
+    ["llama_ternary", "llama_bitlinear", "bitnet_online", "bitnet_packed", "lfm2", "phi3", "gemma3"];
 
 struct Fixture {
     name: &'static str,
@@ -29,7 +31,7 @@ impl Fixture {
 
     /// Those of every kind of layer.
     fn every() -> Vec<Self> {
-        Self::open(&[FIXTURES, OTHERS].concat())
+        Self::open(&[FIXTURES.as_slice(), &OTHERS].concat())
     }
 
     fn open(names: &[&'static str]) -> Vec<Self> {

@@ -24,7 +24,7 @@ use qat_quant::kernels::FloatType;
 
 use super::{Exporter, Options, ReadBack, Source};
 use crate::files::{StagedDir, Storage, write_surroundings};
-use crate::model::{Config, Decoder, Param};
+use crate::model::{Config, Decoder, Family, Param};
 use crate::{Error, Result};
 
 use self::data::DataWriter;
@@ -59,14 +59,23 @@ impl Exporter for Onnx {
     }
 
     fn knows(&self, config: &Config) -> Result<()> {
-        match config.short_convs {
-            None => Ok(()),
-            Some(_) => Err(Error::Invalid(
-                "onnx: onnxruntime-genai keeps keys and values from token to token, and not what short convolutions remember; mlx, gguf \
-                 and hf have models with them"
-                    .into(),
-            )),
-        }
+        let lacks = match config.family {
+            Family::Lfm2 => {
+                "keeps keys and values from token to token, and not what short convolutions remember"
+            }
+            Family::Phi3 => {
+                "wants two sets of angles to choose from by the length of a text, which is not written here"
+            }
+            Family::Gemma3 => {
+                "wants two sets of angles, of layers that see all and of those that see a window, which is not written here"
+            }
+            Family::Llama | Family::Qwen2 | Family::Qwen3 | Family::BitNet => return Ok(()),
+        };
+        let problem = format!(
+            "onnx: onnxruntime-genai {lacks}; mlx, gguf and hf have {:?}",
+            config.family.model_type()
+        );
+        Err(Error::Invalid(problem))
     }
 
     fn check(&self, source: &Source, options: &Options) -> Result<()> {

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use super::graph::{Dim, Graph, elements};
 use super::proto::{INT32, INT64, NodeProto};
 use super::weights::{Matrix, Vector, Writer};
-use crate::model::{AttentionShape, Exec, Gate, Linear, Rope};
+use crate::model::{AttentionShape, Exec, Gate, Linear, Rope, Sight};
 use crate::{Error, Result};
 
 const BATCH: Dim = Dim::Named("batch_size");
@@ -135,8 +135,9 @@ impl<'a> Recorder<'a> {
     /// Writes the cosines and sines of a rotation, `[context, head_dim / 2]` each, and gives its number.
     fn begin_rope(&mut self, rope: &Rope) -> Result<usize> {
         let number = self.ropes.len();
-        let pairs = rope.inv_freq.len();
-        let (cos, sin): (Vec<f32>, Vec<f32>) = (0..self.context).flat_map(|at| rope.angles(at)).unzip();
+        let pairs = rope.pairs();
+        let (cos, sin): (Vec<f32>, Vec<f32>) =
+            (0..self.context).flat_map(|at| rope.angles(at, self.context)).unzip();
         let floats = self.floats();
         for (name, values) in angles(number).iter().zip([cos, sin]) {
             let at = self.writer.floats(name, &values)?;
@@ -166,7 +167,7 @@ impl Exec for Recorder<'_> {
     type V = Vector;
     type Error = Error;
 
-    fn embed(&mut self, table: &Matrix, _: &[u32]) -> Result<Value> {
+    fn embed(&mut self, table: &Matrix, _: &[u32], _: f32) -> Result<Value> {
         Ok(self.rows(table, IDS, module(&table.name)))
     }
 
@@ -239,6 +240,7 @@ impl Exec for Recorder<'_> {
         k: Value,
         v: Value,
         shape: &AttentionShape,
+        sight: Sight,
     ) -> Result<Value> {
         let &AttentionShape { heads, kv_heads, head_dim } = shape;
         if q.rope != k.rope {
@@ -273,7 +275,7 @@ impl Exec for Recorder<'_> {
                 .gives(&[&node, present_k, present_v])
                 .int("num_heads", heads as i64)
                 .int("kv_num_heads", kv_heads as i64)
-                .float("scale", 1.0 / (head_dim as f32).sqrt())
+                .float("scale", sight.scale)
                 .int("do_rotary", i64::from(q.rope.is_some()))
                 .int("rotary_interleaved", 0),
         );
@@ -296,6 +298,9 @@ impl Exec for Recorder<'_> {
                 let node = NodeProto::onnx("Relu", &format!("{gate_name}/relu")).reads(&[&gate_name]);
                 let relu = self.push(node, gate.width).name;
                 (relu.clone(), relu)
+            }
+            Gate::GeluTanh => {
+                return Err(Error::Invalid("onnx: no model with a gate of GELU is written".into()));
             }
         };
         let open = NodeProto::onnx("Mul", &format!("{gate_name}/{}", by.name())).reads(&[&first, &factor]);

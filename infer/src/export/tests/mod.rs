@@ -15,7 +15,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::files::{Activations, HfDir, PackedWriter, companions};
-use crate::model::{Role, names, params};
+use crate::model::{Role, Stored, params};
 
 /// A packed model and where its exports go.
 struct Place {
@@ -55,8 +55,8 @@ impl Place {
         let hf = HfDir::open(from).unwrap();
         let config = Config::from_json(&hf.config, &hf.config_path()).unwrap();
         let values = |param: &Param| {
-            let name = names::stored_name(param, &config, |name| hf.tensors.contains(name));
-            hf.tensors.f32(name, &param.shape).unwrap()
+            let stored = Stored::of(param, &config, |name| hf.tensors.contains(name));
+            hf.tensors.stored_f32(&stored).unwrap()
         };
         Self::packed(&hf.config, &companions(from).unwrap(), choose, values)
     }

@@ -7,7 +7,7 @@ use qat_quant::kernels::metal::{Constant, Dispatch, Launch, Library};
 
 use super::{STEP, WORD, library, words};
 use crate::cpu::KvType;
-use crate::model::AttentionShape;
+use crate::model::{AttentionShape, Sight};
 
 pub(super) const TURN: Library = library!("head", "kv"; "turn");
 pub(super) const DECODE: Library = library!("head", "kv"; "attention_decode");
@@ -18,6 +18,7 @@ const HEAD_DIM: u16 = 0;
 const NORM: u16 = 1;
 const ROPE: u16 = 2;
 const SPLIT: u16 = 3;
+const ROTARY: u16 = 4;
 
 /// Threads of a simdgroup.
 const SIMDGROUP: u32 = 32;
@@ -44,7 +45,7 @@ const ENOUGH_GROUPS: u32 = 128;
 /// | 0 | queries, f32 `[tokens, heads, head_dim]` | in, out | in | | in |
 /// | 1, 2 | keys and values, f32 `[tokens, kv_heads, head_dim]` | in | in | | |
 /// | 3, 4 | norm weights of query and key heads, f32 `[head_dim]`, with a norm | in | in | | |
-/// | 5 | angles, f32 `[capacity, cosines then sines, head_dim / 2]`, with a rotation | in | in | | |
+/// | 5 | angles, f32 `[capacity, cosines then sines, rotary / 2]`, with a rotation | in | in | | |
 /// | 6, 7 | caches of keys and values, f16 or i8 `[kv_heads, capacity, head_dim]` | out | in, out | | in |
 /// | 8, 9 | their scales, f16 `[kv_heads, capacity]`, of int8 | out | in, out | | in |
 /// | 10 | [step](#the-step), u32 `[position, tokens]` | in | in | | in |
@@ -68,8 +69,10 @@ pub struct Attention {
     pub capacity: u32,
     /// RMS norm of query and key heads, with this number added to the mean square.
     pub norm: Option<f32>,
-    /// Whether query and key heads are rotated.
-    pub rope: bool,
+    /// Elements of query and key heads that are rotated, their first: an even number. None where they are not.
+    pub rotary: Option<usize>,
+    /// What a token sees, and how scores are scaled.
+    pub sight: Sight,
 }
 
 /// The widths of heads that kernels are made for; a narrower head takes the next.
@@ -139,7 +142,7 @@ impl Attention {
         Dispatch {
             launch,
             shape: self.words(),
-            bytes_read: queries + sides + self.turning(1) + self.kept(past),
+            bytes_read: queries + sides + self.turning(1) + self.kept(self.seen(past)),
             bytes_written: self.kept(1) + written,
         }
     }
@@ -170,7 +173,7 @@ impl Attention {
         let launch = Launch {
             library: PREFILL.name,
             kernel: names!("attention_prefill")[self.kind()][self.width()],
-            constants: vec![(HEAD_DIM, Constant::U32(self.shape.head_dim as u32))],
+            constants: vec![(HEAD_DIM, Constant::U32(self.shape.head_dim as u32)), self.rotary()],
             groups: [rows.div_ceil(ROWS), self.kv_heads(), 1],
             threads: [PREFILL_THREADS, 1, 1],
             threadgroup_bytes: 0,
@@ -179,7 +182,7 @@ impl Attention {
         Dispatch {
             launch,
             shape: self.words(),
-            bytes_read: queries + STEP + self.kept(past + tokens),
+            bytes_read: queries + STEP + self.kept(self.seen(past) + tokens),
             bytes_written: queries,
         }
     }
@@ -188,7 +191,17 @@ impl Attention {
     /// short to be worth it.
     pub fn parts(&self, positions: u32) -> u32 {
         let enough = ENOUGH_GROUPS.div_ceil(self.kv_heads());
-        enough.min(positions / PART_POSITIONS).clamp(1, MOST_PARTS as u32)
+        enough.min(self.seen(positions) / PART_POSITIONS).clamp(1, MOST_PARTS as u32)
+    }
+
+    /// Of so many earlier positions, those that the first token of a pass sees.
+    fn seen(&self, past: u32) -> u32 {
+        past.min(self.window() - 1)
+    }
+
+    /// Positions that a token sees, its own included.
+    fn window(&self) -> u32 {
+        self.sight.window.map_or(u32::MAX, |window| window.clamp(1, u32::MAX as usize) as u32)
     }
 
     fn heads(&self) -> u32 {
@@ -214,11 +227,17 @@ impl Attention {
         narrower
     }
 
+    /// Without a rotation any order of the elements will do.
+    fn rotary(&self) -> (u16, Constant) {
+        (ROTARY, Constant::U32(self.rotary.unwrap_or(self.shape.head_dim) as u32))
+    }
+
     fn constants(&self, split: Option<bool>) -> Vec<(u16, Constant)> {
         let mut constants = vec![
             (HEAD_DIM, Constant::U32(self.shape.head_dim as u32)),
             (NORM, Constant::Bool(self.norm.is_some())),
-            (ROPE, Constant::Bool(self.rope)),
+            (ROPE, Constant::Bool(self.rotary.is_some())),
+            self.rotary(),
         ];
         constants.extend(split.map(|split| (SPLIT, Constant::Bool(split))));
         constants
@@ -226,9 +245,9 @@ impl Attention {
 
     /// `struct Shape` of `head.metal`.
     fn words(&self) -> Vec<u8> {
-        let scale = 1.0 / (self.shape.head_dim as f32).sqrt();
         let eps = self.norm.unwrap_or(0.0);
-        words([self.heads(), self.kv_heads(), self.capacity, eps.to_bits(), scale.to_bits()])
+        let (scale, window) = (self.sight.scale.to_bits(), self.window());
+        words([self.heads(), self.kv_heads(), self.capacity, eps.to_bits(), scale, window])
     }
 
     /// Bytes of the queries of `tokens`, and of their keys and values, as floats.
@@ -247,7 +266,7 @@ impl Attention {
     fn turning(&self, tokens: u32) -> u64 {
         let head = WORD * self.shape.head_dim as u64;
         let norms = if self.norm.is_some() { 2 * head } else { 0 };
-        let angles = if self.rope { u64::from(tokens) * head } else { 0 };
+        let angles = self.rotary.map_or(0, |rotary| u64::from(tokens) * WORD * rotary as u64);
         norms + angles + STEP
     }
 

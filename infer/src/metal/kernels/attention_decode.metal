@@ -176,7 +176,7 @@ template <typename Kv, uint WIDTH>
     device const float* v [[buffer(2)]],                                // the same
     device const float* q_norm [[buffer(3), function_constant(NORM)]],  // [HEAD_DIM]
     device const float* k_norm [[buffer(4), function_constant(NORM)]],  // the same
-    device const float* angles [[buffer(5), function_constant(ROPE)]],  // [capacity, cosines then sines, HEAD_DIM / 2]
+    device const float* angles [[buffer(5), function_constant(ROPE)]],  // [capacity, cosines then sines, ROTARY / 2]
     device typename Kv::Code* keys [[buffer(6)]],                       // [kv_heads, capacity, HEAD_DIM]
     device typename Kv::Code* values [[buffer(7)]],                     // the same
     device half* key_scales [[buffer(8)]],                              // [kv_heads, capacity]
@@ -217,8 +217,9 @@ template <typename Kv, uint WIDTH>
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
 
-    const uint len = (step.position + grid.y - 1) / grid.y;
-    const uint begin = min(at.y * len, step.position);
+    const uint oldest = oldest_of(step.position, shape.window);
+    const uint len = (step.position - oldest + grid.y - 1) / grid.y;
+    const uint begin = min(oldest + at.y * len, step.position);
     const size_t end = first + min(begin + len, step.position);
     const uint group = shape.heads / shape.kv_heads;
     const uint at_once = min(group, simdgroups);

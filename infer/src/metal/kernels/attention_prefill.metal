@@ -6,7 +6,7 @@
 // four lanes a row, online softmax (arXiv 1805.02867, 2205.14135).
 //
 // Knows no norm and no rotation. Invariant: keys after the last token of the threadgroup are never read, and those after
-// a row's own token have no weight in it.
+// a row's own token, or outside of its window, have no weight in it.
 
 constant constexpr uint SIMDGROUPS = 4;
 constant constexpr uint ROWS = 8 * SIMDGROUPS;
@@ -32,19 +32,20 @@ inline void load_tile(
     }
 }
 
-// Scores of eight rows become weights e^(score - greatest) of the `visible` keys; returns what the weights so far are to
-// be multiplied by. A lane has the columns lane % 4, + 4, ... of row lane / 4.
-inline float softmax(threadgroup float* scores, int visible, thread float& greatest, thread float& sum, uint lane) {
+// Scores of eight rows become weights e^(score - greatest) of the keys from `oldest` to before `visible`; returns what the weights so
+// far are to be multiplied by. A lane has the columns lane % 4, + 4, ... of row lane / 4.
+inline float softmax(threadgroup float* scores, int oldest, int visible, thread float& greatest, thread float& sum, uint lane) {
     threadgroup float* row = scores + (lane / 4) * KEYS;
     float most = greatest;
     for (uint column = lane % 4; column < KEYS; column += 4) {
-        most = int(column) < visible ? max(most, row[column]) : most;
+        most = int(column) < visible && int(column) >= oldest ? max(most, row[column]) : most;
     }
     most = max(most, simd_shuffle_xor(most, ushort(1)));
     most = max(most, simd_shuffle_xor(most, ushort(2)));
     float total = 0.0f;
     for (uint column = lane % 4; column < KEYS; column += 4) {
-        const float weight = int(column) < visible ? exp(row[column] - most) : 0.0f;
+        const bool is_seen = int(column) < visible && int(column) >= oldest;
+        const float weight = is_seen ? exp(row[column] - most) : 0.0f;
         row[column] = weight;
         total += weight;
     }
@@ -177,6 +178,9 @@ template <typename Kv, uint WIDTH>
     const uint last = min(at.x * ROWS + simdgroup * 8 + 7, rows - 1);
     const uint last_of_all = min(at.x * ROWS + ROWS - 1, rows - 1);
     const int visible = int(step.position + here / group + 1);
+    const int oldest = int(oldest_of(step.position + here / group, shape.window));
+    // Tiles before the window of the threadgroup's first row are seen by nobody.
+    const uint oldest_of_all = oldest_of(step.position + at.x * ROWS / group, shape.window);
     const uint seen = step.position + last / group + 1;
     const uint end = step.position + last_of_all / group + 1;
     const size_t head = size_t(here / group) * shape.heads + at.y * group + here % group;
@@ -193,7 +197,7 @@ template <typename Kv, uint WIDTH>
     diagonal[lane + 32] = 0.0f;
     float greatest = LOWEST;
     float sum = 0.0f;
-    for (uint first = 0; first < end; first += KEYS) {
+    for (uint first = oldest_of_all / KEYS * KEYS; first < end; first += KEYS) {
         const bool is_seen = first < seen;
         threadgroup_barrier(mem_flags::mem_threadgroup);
         load_tile<Kv, WIDTH>(tile, keys, key_scales, first_row, first, end, thread_index);
@@ -204,7 +208,7 @@ template <typename Kv, uint WIDTH>
         threadgroup_barrier(mem_flags::mem_threadgroup);
         load_tile<Kv, WIDTH>(tile, values, value_scales, first_row, first, end, thread_index);
         if (is_seen) {
-            const float shrink = softmax(scores, visible - int(first), greatest, sum, lane);
+            const float shrink = softmax(scores, oldest - int(first), visible - int(first), greatest, sum, lane);
             if (lane % 4 == 0) {
                 diagonal[lane / 4 * 9] = shrink;
             }

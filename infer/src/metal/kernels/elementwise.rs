@@ -6,6 +6,7 @@ use super::{WORD, library, words};
 
 pub(super) const SWIGLU: Library = library!(; "swiglu");
 pub(super) const RELU2: Library = library!(; "relu2");
+pub(super) const GEGLU: Library = library!(; "geglu");
 pub(super) const ADD: Library = library!(; "add");
 
 const THREADS: u32 = 256;
@@ -23,6 +24,8 @@ pub enum Elementwise {
     Swiglu,
     /// `max(a, 0)² · b`
     Relu2,
+    /// `gelu(a) · b`, the GELU as [`Gate::GeluTanh`](crate::model::Gate) has it.
+    Gelu,
     /// `a + b`
     Add,
 }
@@ -37,6 +40,7 @@ impl Elementwise {
         let (library, kernel) = match self {
             Self::Swiglu => (SWIGLU.name, "swiglu"),
             Self::Relu2 => (RELU2.name, "relu2"),
+            Self::Gelu => (GEGLU.name, "geglu"),
             Self::Add => (ADD.name, "add"),
         };
         let launch = Launch {

@@ -1,12 +1,14 @@
 // One head of one token in the registers of a simdgroup: its RMS norm and its rotation.
 //
-// Lane l has the pairs (i, i + HEAD_DIM / 2) of i = l, l + 32, ..., which are what a rotation turns. Knows no cache and
-// no scores. Invariant: pairs past the head are zeros, and are never read from memory nor written to it.
+// Lane l has the pairs of i = l, l + 32, ...: first those that a rotation turns, (i, i + ROTARY / 2), then the rest, in halves too.
+// Knows no cache and no scores. Invariant: pairs past the head are zeros, and are never read from memory nor written to it.
 
 // At most 256, a multiple of 4.
 constant uint HEAD_DIM [[function_constant(0)]];
 constant bool NORM [[function_constant(1)]];
 constant bool ROPE [[function_constant(2)]];
+// Elements that a rotation turns, the first of the head: at least 2, even, at most HEAD_DIM.
+constant uint ROTARY [[function_constant(4)]];
 
 // Pairs of a lane when heads are as wide as they may be: 256.
 constant constexpr uint PAIRS = 4;
@@ -16,7 +18,8 @@ struct Shape {
     uint kv_heads;
     uint capacity;  // positions of the cache, and of the angles
     float eps;      // of the head norms
-    float scale;    // of the scores: 1 / sqrt(HEAD_DIM)
+    float scale;    // of the scores
+    uint window;    // positions that a token sees, its own included
 };
 
 struct Head {
@@ -24,13 +27,21 @@ struct Head {
     float right[PAIRS];
 };
 
+// Where the two elements of pair i stand.
+inline uint left_of(uint i) { return i < ROTARY / 2 ? i : i + ROTARY / 2; }
+
+inline uint right_of(uint i) { return i < ROTARY / 2 ? i + ROTARY / 2 : i + HEAD_DIM / 2; }
+
+// The first position that is seen from `position`.
+inline uint oldest_of(uint position, uint window) { return position < window ? 0 : position - window + 1; }
+
 inline Head load_head(device const float* x, uint lane) {
     Head head;
 #pragma unroll
     for (uint n = 0; n < PAIRS; ++n) {
         const uint i = lane + 32 * n;
-        head.left[n] = i < HEAD_DIM / 2 ? x[i] : 0.0f;
-        head.right[n] = i < HEAD_DIM / 2 ? x[i + HEAD_DIM / 2] : 0.0f;
+        head.left[n] = i < HEAD_DIM / 2 ? x[left_of(i)] : 0.0f;
+        head.right[n] = i < HEAD_DIM / 2 ? x[right_of(i)] : 0.0f;
     }
     return head;
 }
@@ -42,8 +53,8 @@ inline void store_head(thread const Head& head, Out out, uint lane) {
     for (uint n = 0; n < PAIRS; ++n) {
         const uint i = lane + 32 * n;
         if (i < HEAD_DIM / 2) {
-            out[i] = head.left[n];
-            out[i + HEAD_DIM / 2] = head.right[n];
+            out[left_of(i)] = head.left[n];
+            out[right_of(i)] = head.right[n];
         }
     }
 }
@@ -74,13 +85,17 @@ inline void norm_head(thread Head& head, device const float* weight, float eps, 
 
 // `angles`: the cosines of a position, then its sines.
 inline void rotate_head(thread Head& head, device const float* angles, uint lane) {
-    const Head angle = load_head(angles, lane);
 #pragma unroll
     for (uint n = 0; n < PAIRS; ++n) {
-        const float left = head.left[n];
-        const float right = head.right[n];
-        head.left[n] = left * angle.left[n] - right * angle.right[n];
-        head.right[n] = right * angle.left[n] + left * angle.right[n];
+        const uint i = lane + 32 * n;
+        if (i < ROTARY / 2) {
+            const float cosine = angles[i];
+            const float sine = angles[i + ROTARY / 2];
+            const float left = head.left[n];
+            const float right = head.right[n];
+            head.left[n] = left * cosine - right * sine;
+            head.right[n] = right * cosine + left * sine;
+        }
     }
 }
 
@@ -93,7 +108,7 @@ inline Head turned_head(
         norm_head(head, weight, eps, lane);
     }
     if (ROPE) {
-        rotate_head(head, angles + size_t(position) * HEAD_DIM, lane);
+        rotate_head(head, angles + size_t(position) * ROTARY, lane);
     }
     return head;
 }

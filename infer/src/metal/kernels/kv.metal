@@ -20,8 +20,8 @@ struct KvF16 {
             const half left = rounded(head.left[n]);
             const half right = rounded(head.right[n]);
             if (i < HEAD_DIM / 2) {
-                to[i] = left;
-                to[i + HEAD_DIM / 2] = right;
+                to[left_of(i)] = left;
+                to[right_of(i)] = right;
             }
             head.left[n] = float(left);
             head.right[n] = float(right);
@@ -53,8 +53,8 @@ struct KvInt8 {
             const float left = code(head.left[n], inverse);
             const float right = code(head.right[n], inverse);
             if (i < HEAD_DIM / 2) {
-                to[i] = char(left);
-                to[i + HEAD_DIM / 2] = char(right);
+                to[left_of(i)] = char(left);
+                to[right_of(i)] = char(right);
             }
             head.left[n] = left * scale;
             head.right[n] = right * scale;

@@ -25,7 +25,7 @@ pub use rms_norm::RmsNorm;
 pub use short_conv::ShortConv;
 
 /// Every library of this module.
-pub const LIBRARIES: [Library; 11] = [
+pub const LIBRARIES: [Library; 12] = [
     rms_norm::RMS_NORM,
     attention::TURN,
     attention::DECODE,
@@ -33,6 +33,7 @@ pub const LIBRARIES: [Library; 11] = [
     attention::PREFILL,
     elementwise::SWIGLU,
     elementwise::RELU2,
+    elementwise::GEGLU,
     short_conv::SHORT_CONV,
     elementwise::ADD,
     choice::ARGMAX,

@@ -10,7 +10,7 @@ template <typename Kv>
     device const float* v [[buffer(2)]],                                // the same
     device const float* q_norm [[buffer(3), function_constant(NORM)]],  // [HEAD_DIM]
     device const float* k_norm [[buffer(4), function_constant(NORM)]],  // the same
-    device const float* angles [[buffer(5), function_constant(ROPE)]],  // [capacity, cosines then sines, HEAD_DIM / 2]
+    device const float* angles [[buffer(5), function_constant(ROPE)]],  // [capacity, cosines then sines, ROTARY / 2]
     device typename Kv::Code* keys [[buffer(6)]],                       // [kv_heads, capacity, HEAD_DIM]
     device typename Kv::Code* values [[buffer(7)]],                     // the same
     device half* key_scales [[buffer(8)]],                              // [kv_heads, capacity]

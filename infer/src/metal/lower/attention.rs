@@ -6,7 +6,7 @@ use super::Lowering;
 use crate::metal::kernels::Attention;
 use crate::metal::list::{Access, Span};
 use crate::metal::options::Options;
-use crate::model::{AttentionShape, Config};
+use crate::model::{AttentionShape, Config, Sight};
 use crate::plan::{Turn, Value};
 use crate::{Error, Result};
 
@@ -23,22 +23,28 @@ struct Spans {
     step: (u16, Span, Access),
 }
 
-/// Attention of the heads of a model, turned as `turn` says, over the cache that `options` ask for.
-pub(in crate::metal) fn attention_kernel(config: &Config, options: &Options, turn: &Turn<'_>) -> Attention {
+/// Attention of the heads of a model to what `sight` says, turned as `turn` says, over the cache that `options` ask for.
+pub(in crate::metal) fn attention_kernel(
+    config: &Config,
+    options: &Options,
+    turn: &Turn<'_>,
+    sight: Sight,
+) -> Attention {
     let Config { heads, kv_heads, head_dim, .. } = *config;
     Attention {
         shape: AttentionShape { heads, kv_heads, head_dim },
         kv: options.kv,
         capacity: options.context as u32,
         norm: turn.norm.map(|norm| norm.eps),
-        rope: turn.rotation.is_some(),
+        rotary: turn.rotation.map(|_| config.rotary_dim),
+        sight,
     }
 }
 
 impl Lowering<'_, '_> {
     pub(super) fn attention(
         &mut self,
-        layer: usize,
+        (layer, sight): (usize, Sight),
         qkv: [Value; 3],
         turns: &[Turn<'_>; 2],
         out: Value,
@@ -49,7 +55,7 @@ impl Lowering<'_, '_> {
             let problem = "queries and keys that are normed or rotated differently";
             return Err(Error::Invalid(format!("{problem}: Metal has no kernel for that; use --device cpu")));
         }
-        let attention = attention_kernel(&self.script.decoder.config, &self.script.options, &turns[0]);
+        let attention = attention_kernel(&self.script.decoder.config, &self.script.options, &turns[0], sight);
         let spans = self.spans(layer, qkv, turns, out)?;
         match self.tokens {
             1 => self.decode(&attention, &spans),

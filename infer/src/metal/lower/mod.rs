@@ -68,13 +68,19 @@ impl<'s, 'm> Lowering<'s, 'm> {
                 self.layer = Some(*layer);
             }
             match op {
-                Op::Embed { table, out } => self.embed(table, *out)?,
-                Op::Norm { x, norm, out } => self.last_norm(*x, *norm, *out)?,
+                Op::Embed { table, scale, out } => self.embed(table, *scale, *out)?,
+                Op::Norm { x, norm, out } => {
+                    // The one after the last layer belongs to none.
+                    if at + 1 == program.ops.len() {
+                        self.layer = None;
+                    }
+                    self.norm(*x, *norm, *out)?;
+                }
                 Op::Products { x, norm, products, outs, epilogue } => {
                     self.products(*x, *norm, products, outs, *epilogue)?;
                 }
-                Op::Attention { layer, q, k, v, turns, out } => {
-                    self.attention(*layer, [*q, *k, *v], turns, *out)?;
+                Op::Attention { layer, q, k, v, turns, sight, out } => {
+                    self.attention((*layer, *sight), [*q, *k, *v], turns, *out)?;
                 }
                 Op::ShortConv { layer, x, kernel, width, out } => {
                     self.short_conv(*layer, *x, kernel, *width, *out)?;
@@ -117,13 +123,14 @@ impl<'s, 'm> Lowering<'s, 'm> {
         }
     }
 
-    fn embed(&mut self, table: &Matrix, out: Value) -> Result<()> {
+    fn embed(&mut self, table: &Matrix, factor: f32, out: Value) -> Result<()> {
         let buffers = &self.script.buffers;
         let kernel = Gather {
             storage: table.storage(),
             rows: table.rows() as u32,
             cols: table.cols() as u32,
             tensor_scale: table.tensor_scale(),
+            factor,
             tokens: self.tokens as u32,
         };
         let spans = [
@@ -135,9 +142,8 @@ impl<'s, 'm> Lowering<'s, 'm> {
         Ok(())
     }
 
-    /// A norm by itself: the one after the last layer.
-    fn last_norm(&mut self, x: Value, norm: Norm<'_>, out: Value) -> Result<()> {
-        self.layer = None;
+    /// A norm by itself: of what no product reads.
+    fn norm(&mut self, x: Value, norm: Norm<'_>, out: Value) -> Result<()> {
         let width = norm.weight.len();
         let (x, out) = (self.value(x, width), self.value(out, width));
         self.norm_rows("norm", x, width, Some(norm), false, out)
@@ -167,6 +173,7 @@ impl<'s, 'm> Lowering<'s, 'm> {
         let (label, kernel) = match by {
             Gate::Silu => ("swiglu", Elementwise::Swiglu),
             Gate::Relu2 => ("relu²", Elementwise::Relu2),
+            Gate::GeluTanh => ("gelu", Elementwise::Gelu),
         };
         self.combine(label, kernel, values, width);
     }

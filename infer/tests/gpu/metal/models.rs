@@ -19,14 +19,15 @@ pub fn fixtures() -> Vec<(&'static str, PathBuf)> {
     ["llama_tied", "llama_untied", "qwen2", "qwen3", "qwen3_tied"].map(|name| (name, root.join(name))).into()
 }
 
-/// The same with layers of other kinds: norms behind attention and gate with ReLU², and convolutions.
+/// The same with layers of other kinds: norms behind attention and gate with ReLU², convolutions, heads of which a part turns,
+/// windows.
 pub fn others() -> Vec<(&'static str, PathBuf)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/fixtures");
     if !root.exists() {
         eprintln!("SKIPPED: {} is not there", root.display());
         return Vec::new();
     }
-    ["bitnet_packed", "lfm2"].map(|name| (name, root.join(name))).into()
+    ["bitnet_packed", "lfm2", "phi3", "gemma3"].map(|name| (name, root.join(name))).into()
 }
 
 /// `config.json` of a small model: two layers, four query heads to two keys, rows that every format fits.

@@ -6,6 +6,8 @@ struct Shape {
     uint row_bytes;
     // Of ternary-tensor.
     float scale;
+    // What rows are multiplied by.
+    float factor;
 };
 
 template <typename K>
@@ -29,7 +31,7 @@ template <typename K>
             for (uint e = 0; e < 4; e++) {
                 const uint column = K::Columns::first(p) + K::Columns::run(r) + e;
                 if (column < shape.cols) {
-                    to[column] = weights[K::Columns::place(r, e)];
+                    to[column] = weights[K::Columns::place(r, e)] * shape.factor;
                 }
             }
         }

@@ -11,7 +11,7 @@ pub(super) const GATHER: Library =
 
 const THREADS: u32 = 64;
 
-/// Decodes one row for each token, to the bits of [`crate::PackedRef::decode_row`].
+/// Decodes one row for each token, to the bits of [`crate::PackedRef::decode_row`], and multiplies it.
 ///
 /// | buffer | what |
 /// |---|---|
@@ -29,6 +29,8 @@ pub struct Gather {
     pub cols: u32,
     /// The scale beside the blocks, read for `ternary-tensor` only.
     pub tensor_scale: f32,
+    /// What rows are multiplied by.
+    pub factor: f32,
     /// Rows to decode, at least 1.
     pub tokens: u32,
 }
@@ -39,7 +41,7 @@ impl Gather {
     /// # Panics
     /// When rows of `cols` don't fit the storage, or there is no row or no token.
     pub fn dispatch(&self) -> Dispatch {
-        let Self { storage, rows, cols, tensor_scale, tokens } = *self;
+        let Self { storage, rows, cols, tensor_scale, factor, tokens } = *self;
         assert!(rows > 0 && tokens > 0, "a lookup of nothing");
         let row_bytes = storage.checked_row_bytes(cols);
         let launch = Launch {
@@ -50,7 +52,7 @@ impl Gather {
             threads: [THREADS, 1, 1],
             threadgroup_bytes: 0,
         };
-        let words = [cols, rows, row_bytes, tensor_scale.to_bits()];
+        let words = [cols, rows, row_bytes, tensor_scale.to_bits(), factor.to_bits()];
         let tokens = u64::from(tokens);
         Dispatch {
             launch,

@@ -1,4 +1,4 @@
-//! Where documents begin in windows that hold several, and so what each query sees.
+//! Where documents begin in windows that hold several, how far back a layer looks, and so what each query sees.
 //!
 //! Knows no arithmetic. Positions are not counted anew: rotary embeddings see differences of positions alone, and those are within documents.
 
@@ -40,13 +40,30 @@ impl Borders {
         Self { firsts: firsts.into(), ctx }
     }
 
+    /// Of `windows` of `ctx` positions that see the last `seen` of them, their own included, and nothing before what `apart` says.
+    pub fn seen(seen: usize, (windows, ctx): (usize, usize), apart: Option<&Self>) -> Self {
+        let first = |at: usize| {
+            let oldest = (at % ctx + 1).saturating_sub(seen) as u32;
+            apart.map_or(oldest, |apart| apart.firsts[at].max(oldest))
+        };
+        Self::of_windows((0..windows * ctx).map(first).collect(), ctx)
+    }
+
     /// All of them, `[windows · ctx]`.
     pub fn firsts(&self) -> &[u32] {
         &self.firsts
     }
 
+    /// Tokens before each position in its own document; `[windows · ctx]`.
+    pub(in crate::ops) fn places(&self) -> Vec<u32> {
+        self.firsts
+            .chunks(self.ctx)
+            .flat_map(|window| (0..).zip(window).map(|(at, first)| at - first))
+            .collect()
+    }
+
     /// Refuses to be those of other windows than `b` of `t` positions.
-    pub(super) fn check(&self, name: &str, b: usize, t: usize) -> Result<()> {
+    pub(in crate::ops) fn check(&self, name: &str, b: usize, t: usize) -> Result<()> {
         if self.ctx != t || self.firsts.len() != b * t {
             candle_core::bail!(
                 "{name}: want borders of {b} windows of {t}, found {} of {}",

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use candle_core::{Result, Tensor};
 
-use super::{Borders, NAME, scale};
+use super::{Borders, NAME};
 use crate::ops::{
     gpu::{Backward, Bind, Grid, Typed, Work, attach, typed, word},
     softmax::{self, Within},
@@ -20,25 +20,26 @@ const LIBRARY: Typed = typed!("heads", "../gpu/common.metal", "heads.metal");
 const SCORES: usize = 1 << 25;
 
 /// Attention of `q` `[b, t, heads, d]` over `k`, `v` `[b, t, kv_heads, d]`, which fit each other.
-pub(super) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, borders: Option<&Borders>) -> Result<Tensor> {
-    attention_within(SCORES, [q, k, v], borders)
+pub(super) fn attention(qkv: [&Tensor; 3], scale: f32, borders: Option<&Borders>) -> Result<Tensor> {
+    attention_within(SCORES, qkv, scale, borders)
 }
 
 /// The same with at most `scores` scores at a time.
 pub(super) fn attention_within(
     scores: usize,
     [q, k, v]: [&Tensor; 3],
+    scale: f32,
     borders: Option<&Borders>,
 ) -> Result<Tensor> {
     let (b, t, heads, d) = q.dims4()?;
-    let units = Units { b, t, heads, kv_heads: k.dim(2)?, d, scores };
+    let units = Units { b, t, heads, kv_heads: k.dim(2)?, d, scores, scale };
     let (q, k, v) = (q.contiguous()?, k.contiguous()?, v.contiguous()?);
     let firsts = borders.map(|borders| Tensor::new(borders.firsts(), q.device())).transpose()?;
     let [by_q, by_k, by_v] = [units.gather(&q)?, units.gather(&k)?, units.gather(&v)?];
     let chunks = units.chunks().map(|chunk| {
         let of = |x: &Tensor| x.narrow(0, chunk.start, chunk.len());
         let weights = of(&by_q)?.matmul(&of(&by_k)?.t()?)?;
-        softmax::soften(&weights, scale(d), t, units.within(firsts.as_ref(), &chunk))?;
+        softmax::soften(&weights, scale, t, units.within(firsts.as_ref(), &chunk))?;
         weights.matmul(&of(&by_v)?)
     });
     let mixed = units.scatter(&Tensor::cat(&chunks.collect::<Result<Vec<_>>>()?, 0)?, heads)?;
@@ -55,6 +56,8 @@ struct Units {
     d: usize,
     /// Scores that may be in memory at a time.
     scores: usize,
+    /// What scores are multiplied by.
+    scale: f32,
 }
 
 impl Units {
@@ -122,9 +125,9 @@ impl Backward for GpuAttention {
             let (q, k, v, g) = (of(&self.by_q)?, of(&self.by_k)?, of(&self.by_v)?, of(&by_g)?);
             let weights = q.matmul(&k.t()?)?;
             let within = units.within(self.firsts.as_ref(), &chunk);
-            softmax::soften(&weights, scale(units.d), units.t, within)?;
+            softmax::soften(&weights, units.scale, units.t, within)?;
             let d_scores = g.matmul(&v.t()?)?;
-            softmax::soften_backward(&weights, &d_scores, scale(units.d), units.t, within)?;
+            softmax::soften_backward(&weights, &d_scores, units.scale, units.t, within)?;
             let [dq, dk, dv] = &mut parts;
             dq.push(d_scores.matmul(&k)?);
             dk.push(d_scores.t()?.matmul(&q)?);

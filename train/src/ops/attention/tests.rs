@@ -31,10 +31,54 @@ fn attention_around_the_kernels_softmax_agrees_with_finite_differences() -> Resu
     let reference = |x: &[Tensor]| composed(&x[0], &x[1], &x[2]);
     // A key head at a time, three of the four, all: 50 scores each.
     for scores in [1, 150, 1000] {
-        let ours = |x: &[Tensor]| on_gpu::attention_within(scores, [&x[0], &x[1], &x[2]], None);
+        let ours = |x: &[Tensor]| on_gpu::attention_within(scores, [&x[0], &x[1], &x[2]], scale(3), None);
         assert_matches(ours, reference, &inputs, 4e-6)?;
     }
     Ok(())
+}
+
+fn scale(d: usize) -> f32 {
+    (d as f32).powf(-0.5)
+}
+
+/// Attention to the last `window` tokens with scores times `scale`, in operations of candle: of each position by itself.
+fn banded(x: &[Tensor], window: usize, scale: f32) -> Result<Tensor> {
+    let (_, t, _, d) = x[0].dims4()?;
+    // What `composed` divides scores by, undone.
+    let q = (&x[0] * (f64::from(scale) * (d as f64).sqrt()))?;
+    let at = |position: usize| -> Result<Tensor> {
+        let (first, len) = (position.saturating_sub(window - 1), window.min(position + 1));
+        let of = |x: &Tensor| x.narrow(1, first, len)?.contiguous();
+        composed(&of(&q)?, &of(&x[1])?, &of(&x[2])?)?.narrow(1, len - 1, 1)
+    };
+    Tensor::cat(&(0..t).map(at).collect::<Result<Vec<_>>>()?, 1)
+}
+
+#[test]
+fn a_window_and_another_scale_agree_with_finite_differences_on_the_cpu_and_in_the_kernels() -> Result<()> {
+    for ((b, t, heads, kv_heads, d), window) in
+        [((2, 5, 4, 2, 3), 1), ((1, 18, 3, 1, 4), 5), ((1, 7, 2, 2, 2), 40)]
+    {
+        let inputs = inputs(b, t, heads, kv_heads, d)?;
+        let borders = Borders::seen(window, (b, t), None);
+        let reference = |x: &[Tensor]| banded(x, window, 0.3);
+        // As for attention to everything.
+        let ours = |x: &[Tensor]| attention_apart(&x[0], &x[1], &x[2], 0.3, Some(&borders));
+        assert_matches(ours, reference, &inputs, 4e-6)?;
+        if host::available() {
+            let ours =
+                |x: &[Tensor]| on_gpu::attention_within(150, [&x[0], &x[1], &x[2]], 0.3, Some(&borders));
+            assert_matches(ours, reference, &inputs, 4e-6)?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_window_within_documents_sees_neither_beyond_itself_nor_another_document() {
+    let apart = Borders::new(vec![0, 0, 2, 2, 2, 0, 0, 0, 0, 0], 5).unwrap();
+    assert_eq!(Borders::seen(2, (2, 5), Some(&apart)).firsts(), [0, 0, 2, 2, 3, 0, 0, 1, 2, 3]);
+    assert_eq!(Borders::seen(9, (2, 5), Some(&apart)), apart);
 }
 
 /// Two windows of 70 positions: documents of 1, 40 and 29 positions, and one document.
@@ -66,11 +110,13 @@ fn a_document_in_a_window_is_attended_to_as_if_it_stood_alone_on_the_cpu_and_in_
     let want = [&[out][..], &of(&grads)].concat();
     type Run<'a> = Box<dyn Fn() -> Result<Tensor> + 'a>;
     let mut ways: Vec<(&str, Run)> =
-        vec![("cpu", Box::new(|| attention_apart(&vars[0], &vars[1], &vars[2], Some(&borders))))];
+        vec![("cpu", Box::new(|| attention_apart(&vars[0], &vars[1], &vars[2], scale(8), Some(&borders))))];
     if host::available() {
-        for scores in [1, 15_000, 1 << 20] {
+        for scores in [1, 20_000, 1 << 20] {
             let (vars, borders) = (&vars, &borders);
-            let run = move || on_gpu::attention_within(scores, [&vars[0], &vars[1], &vars[2]], Some(borders));
+            let run = move || {
+                on_gpu::attention_within(scores, [&vars[0], &vars[1], &vars[2]], scale(8), Some(borders))
+            };
             ways.push(("kernels", Box::new(run)));
         }
     }
@@ -96,8 +142,9 @@ fn what_another_document_says_is_never_read() -> Result<()> {
         values[row..41 * row].fill(1e30);
         Tensor::from_vec(values, x.shape(), x.device())
     };
-    let run =
-        |k: &Tensor, v: &Tensor| attention_apart(&q, k, v, Some(&borders()))?.narrow(1, 41, 29)?.contiguous();
+    let run = |k: &Tensor, v: &Tensor| {
+        attention_apart(&q, k, v, scale(8), Some(&borders()))?.narrow(1, 41, 29)?.contiguous()
+    };
     assert_eq!(bits(&run(&k, &v)?)?, bits(&run(&poisoned(&k)?, &poisoned(&v)?)?)?);
     Ok(())
 }
@@ -105,7 +152,7 @@ fn what_another_document_says_is_never_read() -> Result<()> {
 #[test]
 fn borders_of_other_windows_and_positions_without_a_document_are_refused() -> Result<()> {
     let [q, k, v] = inputs(1, 4, 2, 1, 8)?;
-    let message = attention_apart(&q, &k, &v, Some(&borders())).unwrap_err().to_string();
+    let message = attention_apart(&q, &k, &v, scale(8), Some(&borders())).unwrap_err().to_string();
     assert!(message.contains("want borders of 1 windows of 4, found 2 of 70"), "{message}");
     for firsts in [vec![1, 1], vec![0, 2], vec![0, 1, 0], vec![]] {
         assert!(Borders::new(firsts, 2).is_err());

@@ -187,7 +187,7 @@ mod tests {
             state = next(state, *code, after);
             turns_in(state)
         };
-        codes.iter().map(|code| step(code)).collect()
+        codes.iter().map(&mut step).collect()
     }
 
     #[test]

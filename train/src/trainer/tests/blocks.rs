@@ -1,7 +1,7 @@
 //! One layer after the other: what is compared, what moves, and that a run can be cut anywhere.
 
 use candle_core::Tensor;
-use qat_infer::model::{Decoder, Exec as _, Rope};
+use qat_infer::model::{Decoder, Exec as _, Ropes};
 
 use super::*;
 use crate::{
@@ -24,7 +24,7 @@ fn batch(config: &Config) -> Batch {
 /// What stands behind layer `index`, in f64.
 fn behind(decoder: &Decoder<Matrix, Tensor>, rope: &RopeTable, index: usize, ids: &[u32]) -> Vec<f64> {
     let mut exec = TrainExec::new(ids.len() / CTX, CTX, rope);
-    let mut x = exec.embed(&decoder.embed, ids).expect("embedded");
+    let mut x = exec.embed(&decoder.embed, ids, 1.0).expect("embedded");
     for index in 0..=index {
         x = decoder.layer(&mut exec, index, x).expect("a layer");
     }
@@ -39,7 +39,7 @@ fn a_layer_is_compared_with_the_float_one_behind_rounded_layers() {
     let start = Rounding::Rule(qat_quant::ScaleRule::Mse);
     let quantization = Quantization::untrained(rules, start, qat_infer::files::Activations::Float);
     let student = Student::new(&floats, quantization, &Device::Cpu).expect("student");
-    let rope = RopeTable::new(&Rope::new(&config), CTX, &Device::Cpu).expect("angles");
+    let rope = RopeTable::new(&Ropes::new(&config), CTX, &Device::Cpu).expect("angles");
     let batch = batch(&config);
     let rounded = student.decoder(Some(1.0)).expect("a decoder");
     let float = floats.decoder(&Device::Cpu).expect("a decoder");

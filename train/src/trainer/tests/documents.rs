@@ -70,17 +70,22 @@ fn learned(student: &Student, batch: &Batch, recompute: bool, device: &Device) -
     (sums.loss, gradients)
 }
 
-fn student(device: &Device) -> Student {
+fn student(config: qat_infer::model::Config, device: &Device) -> Student {
     let rules = Rules::new("int4-g32", "int8-g32", "int8-g32", &BTreeMap::new()).expect("rules");
     let untrained = Quantization::untrained(rules, Rounding::Rule(ScaleRule::Mse), Activations::Int8Token);
     let quantization = Quantization { gradient: Gradient::Lsq, ..untrained };
-    let config = tiny::config(json!({"model_type": "qwen3"}));
     Student::new(&tiny::floats(config, 5), quantization, device).expect("student")
 }
 
 #[test]
 fn a_window_of_documents_teaches_what_each_of_them_teaches_alone() {
-    let (student, documents) = (student(&Device::Cpu), documents());
+    teaches_the_same(tiny::config(json!({"model_type": "qwen3"})));
+    // Layers that convolve and layers that attend.
+    teaches_the_same(tiny::family("lfm2", json!({"num_hidden_layers": 2})));
+}
+
+fn teaches_the_same(config: qat_infer::model::Config) {
+    let (student, documents) = (student(config, &Device::Cpu), documents());
     let mut want: Option<(f64, Vec<Tensor>)> = None;
     for document in &documents {
         let (loss, gradients) =
@@ -117,7 +122,7 @@ fn a_window_of_documents_teaches_what_each_of_them_teaches_alone() {
 
 #[test]
 fn what_fills_a_window_and_what_other_documents_ask_teaches_nothing() {
-    let student = student(&Device::Cpu);
+    let student = student(tiny::config(json!({"model_type": "qwen3"})), &Device::Cpu);
     let documents = documents();
     let (loss, gradients) = learned(&student, &batch(&documents[..1], 0), false, &Device::Cpu);
     // The second document is there, and nothing of it is learned.

@@ -54,7 +54,7 @@ impl Bench {
         ];
         let ids = tiny::ids(ROWS * CTX + 1, config.vocab_size);
         let teacher = Teacher::frozen(&tiny::floats(config.clone(), 77), CTX, device).expect("teacher");
-        let rope = qat_infer::model::Rope::new(config);
+        let rope = qat_infer::model::Ropes::new(config);
         Self {
             plan: LossPlan { cross_entropy: 1.0, divergences, temperature: 2.0, features: None },
             inside: false,

@@ -5,7 +5,7 @@ use super::machine::{After, Build, Machine, Mode, f32s, u32s};
 use super::uniform;
 use crate::cpu::{self, KvCache, KvType, Pool};
 use crate::metal::kernels::Attention;
-use crate::model::{AttentionShape, Config, Family, Gate, RopeScaling};
+use crate::model::{AttentionShape, Config, Family, Gate, RopeScaling, Sight};
 
 const KVS: [KvType; 2] = [KvType::F16, KvType::Int8];
 
@@ -43,7 +43,8 @@ impl Layer {
                 kv,
                 capacity: capacity as u32,
                 norm: None,
-                rope: false,
+                rotary: None,
+                sight: Sight::all(head_dim),
             },
             position,
             tokens,
@@ -72,7 +73,16 @@ impl Layer {
     /// With norms or rotation.
     fn with(mut self, norm: bool, rope: bool) -> Self {
         self.op.norm = norm.then_some(0.3);
-        self.op.rope = rope;
+        self.op.rotary = rope.then_some(self.op.shape.head_dim);
+        self
+    }
+
+    /// With a rotation of so many elements, seeing a window, scores scaled otherwise.
+    fn with_part(mut self, rotary: usize, window: usize) -> Self {
+        let per_position = self.angles.chunks(self.op.shape.head_dim);
+        self.angles = per_position.flat_map(|angles| angles[..rotary].iter().copied()).collect();
+        self.op.rotary = Some(rotary);
+        self.op.sight = Sight { window: Some(window), scale: 1.5 * self.op.sight.scale };
         self
     }
 
@@ -88,8 +98,9 @@ impl Layer {
 
     fn turned(&self, head: &[f32], norm: &[f32], token: usize) -> Vec<Near> {
         let n = self.op.shape.head_dim;
-        let angles = &self.angles[(self.position + token) * n..][..n];
-        turned(head, self.op.norm.map(|eps| (norm, eps)), self.op.rope.then_some(angles))
+        let wide = self.op.rotary.unwrap_or(n);
+        let angles = &self.angles[(self.position + token) * wide..][..wide];
+        turned(head, self.op.norm.map(|eps| (norm, eps)), self.op.rotary.map(|_| angles))
     }
 
     fn turned_query(&self, token: usize, head: usize) -> Vec<Near> {
@@ -115,7 +126,7 @@ impl Layer {
         if self.op.norm.is_some() {
             machine = machine.input(3, f32s(&self.norms[0])).input(4, f32s(&self.norms[1]));
         }
-        if self.op.rope {
+        if self.op.rotary.is_some() {
             machine = machine.input(5, f32s(&self.angles));
         }
         self.bind(machine, true)
@@ -151,10 +162,11 @@ impl Layer {
     fn attended(&self, [keys, values]: &[Side; 2], query: &[Near], head: usize, token: usize) -> Vec<Near> {
         let AttentionShape { heads, kv_heads, head_dim } = self.op.shape;
         let rows = |side: &Side| -> Vec<Vec<f64>> {
-            let seen = 0..=self.position + token;
+            let last = self.position + token;
+            let seen = self.op.sight.first(last)..=last;
             seen.map(|at| side.row(self.row(head / (heads / kv_heads), at), head_dim)).collect()
         };
-        attended(query, &rows(keys), &rows(values))
+        attended(query, f64::from(self.op.sight.scale), &rows(keys), &rows(values))
     }
 }
 
@@ -293,6 +305,21 @@ fn a_long_past_is_attended_in_parts() {
 }
 
 #[test]
+fn part_of_a_head_is_turned_and_a_window_is_seen() {
+    for (n, kv) in KVS.into_iter().enumerate() {
+        for (m, (rotary, window)) in [(96, 1), (48, 7), (2, 33), (128, 150)].into_iter().enumerate() {
+            let layer = |heads, position, tokens| {
+                Layer::new(heads, 128, kv, position, tokens).with(m % 2 == 0, false).with_part(rotary, window)
+            };
+            check_turn(&layer(HEADS[m], 5, 2));
+            check_decode(&layer(HEADS[m + n], [0, 40, 150, 9][m], 1), 1);
+            check_decode(&layer([2, 1], 170, 1), [2, 5][n]);
+            check_prefill(&mut layer([2, 1], [0, 50, 9][m % 3], [1, 9, 40][(m + n) % 3]));
+        }
+    }
+}
+
+#[test]
 fn scores_far_from_zero_neither_overflow_nor_vanish() {
     for kv in KVS {
         let mut layer = Layer::new([2, 1], 64, kv, 40, 1);
@@ -351,7 +378,11 @@ fn config(shape: AttentionShape) -> Config {
         max_position_embeddings: 1024,
         rms_norm_eps: 1e-5,
         rope_theta: 1e4,
+        rotary_dim: head_dim,
+        query_scalar: head_dim,
         rope_scaling: RopeScaling::None,
+        local_rope_theta: None,
+        sliding: None,
         tie_word_embeddings: true,
         qkv_bias: false,
         o_bias: false,
@@ -359,6 +390,7 @@ fn config(shape: AttentionShape) -> Config {
         qk_norm: false,
         gate: Gate::Silu,
         sub_norms: false,
+        post_norms: false,
         short_convs: None,
         bos_token_id: None,
         eos_token_ids: Vec::new(),
@@ -385,8 +417,14 @@ fn attention_is_that_of_the_cpu() {
         cache.extend_to(position + tokens);
         cache.write(&pool, 0, 0, &keys, &values);
         let mut want = vec![0.0; tokens * heads * head_dim];
-        cpu::Attention::new(shape, position + tokens, 1)
-            .attend(&pool, &cache, 0, position, &layer.q, &mut want);
+        cpu::Attention::new(shape, position + tokens, 1).attend(
+            &pool,
+            &cache,
+            (0, layer.op.sight),
+            position,
+            &layer.q,
+            &mut want,
+        );
 
         let sides = [layer.keys.clone(), layer.values.clone()];
         let dispatch = if tokens == 1 {

@@ -14,7 +14,7 @@ pub struct Near {
     pub slack: f64,
 }
 
-/// A head after its norm (weight and eps) and its rotation (cosines, then sines).
+/// A head after its norm (weight and eps) and the rotation of its first elements (cosines, then sines: one number for each).
 ///
 /// A sum of `n` squares is off by at most `n` roundings, of which the root leaves half; what follows of the norm adds at
 /// most 16, and the rotation four of the two products' magnitudes.
@@ -31,10 +31,14 @@ pub fn turned(head: &[f32], norm: Option<(&[f32], f32)>, angles: Option<&[f32]>)
     let Some(angles) = angles else {
         return x.iter().map(|x| Near { value: *x, slack: roundings * U * x.abs() }).collect();
     };
-    let (cos, sin) = (wide(&angles[..n / 2]), wide(&angles[n / 2..]));
+    let half = angles.len() / 2;
+    let (cos, sin) = (wide(&angles[..half]), wide(&angles[half..]));
     let turn = |i: usize| {
-        let (l, r, c, s) = (x[i % (n / 2)], x[i % (n / 2) + n / 2], cos[i % (n / 2)], sin[i % (n / 2)]);
-        let (a, b) = if i < n / 2 { (l * c, -r * s) } else { (r * c, l * s) };
+        if i >= 2 * half {
+            return Near { value: x[i], slack: roundings * U * x[i].abs() };
+        }
+        let (l, r, c, s) = (x[i % half], x[i % half + half], cos[i % half], sin[i % half]);
+        let (a, b) = if i < half { (l * c, -r * s) } else { (r * c, l * s) };
         Near { value: a + b, slack: (roundings + 4.0) * U * (a.abs() + b.abs()) }
     };
     (0..n).map(turn).collect()
@@ -132,15 +136,15 @@ impl Side {
     }
 }
 
-/// Softmax attention of a query over keys and values, each `[positions][head_dim]`.
+/// Softmax attention of a query over keys and values, each `[positions][head_dim]`, scores times `scale`.
 ///
 /// A score is off by a rounding for each product and each sum, and by what its query is off by. A weight is off, relative
 /// to the others, by twice the greatest error of a score, by the exponential (`4 + 4|x|` roundings with Metal's fast math,
 /// the distances it is asked for adding up to the spread of the scores), and by the product with each rescaling: at most
 /// three for each key and 64 for the joins and the division. The mean moves by at most twice as much as the weights, of
 /// the greatest value.
-pub fn attended(query: &[Near], keys: &[Vec<f64>], values: &[Vec<f64>]) -> Vec<Near> {
-    let (n, scale) = (query.len(), 1.0 / (query.len() as f64).sqrt());
+pub fn attended(query: &[Near], scale: f64, keys: &[Vec<f64>], values: &[Vec<f64>]) -> Vec<Near> {
+    let n = query.len();
     let (mut scores, mut off) = (Vec::new(), 0.0f64);
     for key in keys {
         let pairs = query.iter().zip(key);

@@ -139,6 +139,17 @@ fn gates_and_sums_are_those_of_the_cpu() {
                 assert_near(*found, want, 2.0 * U * want.abs(), "relu²");
             }
         });
+        run(Elementwise::Gelu).verify(|_, after| {
+            for ((found, a), b) in after.f32s(0).iter().zip(&a).zip(&b) {
+                let (a, b) = (f64::from(*a), f64::from(*b));
+                let twice = 2.0 * (2.0 / std::f64::consts::PI).sqrt() * (a + 0.044_715 * a.powi(3));
+                let want = a / (1.0 + (-twice).exp()) * b;
+                // As for silu, with an argument that is off by five roundings itself. Beyond −88 it stops: 6 · e⁻⁸⁸ · 2 is below 1e-37,
+                // and the widest gate gives 100 · e⁻⁸⁸ · 2.
+                let slack = (16.0 + 9.0 * twice.abs()) * U * want.abs() + 2e-36;
+                assert_near(*found, want, slack, "gelu");
+            }
+        });
         run(Elementwise::Swiglu).verify(|_, after| {
             for ((found, a), b) in after.f32s(0).iter().zip(&a).zip(&b) {
                 let (a, b) = (f64::from(*a), f64::from(*b));
