@@ -140,8 +140,8 @@ def theirs(model, folder, data):
     manager = lm_eval.tasks.TaskManager(include_path=str(folder), include_defaults=False)
     lm = HFLM(pretrained=str(model), device="cpu", dtype="float32", batch_size=1)
     names = [f"own_{task}" for task in data]
-    # Its bars.
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+    # Its bars and remarks.
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere), contextlib.redirect_stdout(nowhere):
         out = lm_eval.simple_evaluate(lm, tasks=names, task_manager=manager, log_samples=True, bootstrap_iters=1000)
     samples = {task: sorted(of, key=lambda sample: sample["doc_id"]) for task, of in out["samples"].items()}
     return {task: (samples[f"own_{task}"], out["results"][f"own_{task}"]) for task in data}

@@ -254,10 +254,14 @@ fn conclude(model: String, answers: &[Answer], keep: f64, tokens: usize) -> Defe
     }
 }
 
-/// Certainty by one measure and quality, the surest first.
+/// Certainty by one measure and quality, the surest first; equally sure ones have their mean quality, since nothing tells them apart.
 fn sorted(answers: &[Answer], measure: usize) -> Vec<(f64, f64)> {
     let mut all: Vec<(f64, f64)> = answers.iter().map(|a| (a.sure[measure], a.quality)).collect();
     all.sort_by(|a, b| b.0.total_cmp(&a.0));
+    for equal in all.chunk_by_mut(|a, b| a.0 == b.0) {
+        let mean = equal.iter().map(|(_, quality)| quality).sum::<f64>() / equal.len() as f64;
+        equal.iter_mut().for_each(|(_, quality)| *quality = mean);
+    }
     all
 }
 
