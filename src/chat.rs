@@ -9,7 +9,7 @@ use std::path::Path;
 
 use anyhow::{anyhow, bail};
 use input::{Input, Said};
-use qat_infer::chat::{ChatTemplate, Message};
+use qat_infer::chat::{ChatTemplate, Endings, Message};
 use qat_infer::files::{Tokenizer, write_file_atomic};
 use qat_infer::generate::{SINKS, Windowed};
 use qat_infer::{Choice, Opened, Runtime, RuntimeMatrix, with_runtime};
@@ -56,8 +56,8 @@ fn run_on<R: Runtime>(runtime: &R, args: &cli::Chat) -> anyhow::Result<Ending> {
     let pen = Pen {
         setup: &setup,
         tokenizer: &tokenizer,
-        stops: &turns.stops,
-        stop_words: &turns.stop_words,
+        stops: &turns.endings.tokens,
+        stop_words: &turns.endings.words,
         most: args.tokens.min(context),
     };
     listen()?;
@@ -72,10 +72,8 @@ fn run_on<R: Runtime>(runtime: &R, args: &cli::Chat) -> anyhow::Result<Ending> {
 /// How the model takes turns.
 pub struct Turns {
     template: ChatTemplate,
-    /// Tokens that end an answer.
-    pub stops: Vec<u32>,
-    /// Text that does.
-    pub stop_words: Vec<String>,
+    /// What ends an answer.
+    pub endings: Endings,
 }
 
 impl Turns {
@@ -88,18 +86,8 @@ impl Turns {
                 model.origin.display()
             );
         };
-        let mut stops = model.decoder.config.eos_token_ids.clone();
-        let after = template.after_answer()?;
-        let ids = encoded(tokenizer, &after)?;
-        let special =
-            |id: &u32| tokenizer.get_added_tokens_decoder().get(id).is_some_and(|token| token.special);
-        let mut stop_words = Vec::new();
-        match ids.first() {
-            Some(id) if special(id) => stops.push(*id),
-            _ if !after.trim().is_empty() => stop_words.push(after.trim_end().to_owned()),
-            _ => {}
-        }
-        Ok(Self { template, stops, stop_words })
+        let endings = Endings::of(&template, tokenizer, &model.decoder.config.eos_token_ids)?;
+        Ok(Self { template, endings })
     }
 
     /// The tokens of a conversation, up to where the answer begins.

@@ -50,8 +50,8 @@ fn run_on<R: Runtime>(runtime: &R, args: &cli::Generate) -> anyhow::Result<Endin
     if args.echo {
         print(&prompt)?;
     }
-    let stops = turns.as_ref().map_or(&model.decoder.config.eos_token_ids, |turns| &turns.stops);
-    let stop_words = turns.as_ref().map_or(&[][..], |turns| &turns.stop_words);
+    let stops = turns.as_ref().map_or(&model.decoder.config.eos_token_ids, |turns| &turns.endings.tokens);
+    let stop_words = turns.as_ref().map_or(&[][..], |turns| &turns.endings.words);
     let pen = Pen { setup: &setup, tokenizer: &tokenizer, stops, stop_words, most: args.tokens };
     let answer = pen.answer(sequence, &ids[..known], &ids[known..])?;
     print("\n")?;

@@ -119,17 +119,15 @@ impl<'a> Conversation<'a> {
         wish.repetition.check()?;
         Sampler::new(&wish.sampling)?;
         let model = self.model;
-        let text = TextStream::new(&model.tokenizer, &wish.stops)?;
+        let end_of_text = &model.weights().config().eos_token_ids;
+        let (stop_tokens, words) = match (&wish.prompt, &model.chat) {
+            (Prompt::Whole(_), Some(chat)) => (&chat.endings.tokens, &*chat.endings.words),
+            _ => (end_of_text, &[][..]),
+        };
+        let text = TextStream::new(&model.tokenizer, &[&wish.stops, words].concat())?;
         let all = self.whole(&wish.prompt)?;
         let kept = self.go_back(&all);
-        let answer = Answer {
-            text,
-            listener,
-            stop_tokens: &model.weights().config().eos_token_ids,
-            stopped: false,
-            new: 0,
-            first: None,
-        };
+        let answer = Answer { text, listener, stop_tokens, stopped: false, new: 0, first: None };
         let written = self.write(wish, &all[kept..], answer, began);
         match written {
             Ok(usage) => Ok(Usage { reused_tokens: kept as u64, ..usage }),

@@ -160,7 +160,7 @@ pub unsafe extern "C" fn qat_model_info(
             layers: config.layers as u64,
             file_bytes: size.file_bytes,
             bits_per_weight: size.bits_per_weight,
-            has_chat: loaded.template.is_some(),
+            has_chat: loaded.chat.is_some(),
         };
         // SAFETY: as above.
         unsafe { place("info", info)?.write(told) };
@@ -280,10 +280,10 @@ pub unsafe extern "C" fn qat_session_chat(
             unsafe { Ok(ChatMessage::new(text("role", message.role)?, text("content", message.content)?)) }
         };
         let messages: Vec<ChatMessage> = messages.iter().map(said).collect::<Result<_, Failure>>()?;
-        let template = session.model.template.as_ref().ok_or_else(|| {
+        let chat = session.model.chat.as_ref().ok_or_else(|| {
             Failure::invalid("the model has no chat template (chat_template.jinja, or in tokenizer_config.json); use qat_session_write")
         })?;
-        let prompt = Prompt::Whole(template.render(&messages, true)?);
+        let prompt = Prompt::Whole(chat.template.render(&messages, true)?);
         // SAFETY: as above.
         unsafe { answer(session, prompt, options, on_text, user, usage) }
     };

@@ -5,7 +5,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use qat_infer::chat::ChatTemplate;
+use qat_infer::chat::{ChatTemplate, Endings};
 use qat_infer::cpu::KvType;
 use qat_infer::files::Tokenizer;
 use qat_infer::model::Config;
@@ -16,8 +16,14 @@ use crate::status::Failure;
 /// Weights, tokenizer and chat template.
 pub struct Loaded {
     pub tokenizer: Tokenizer,
-    pub template: Option<ChatTemplate>,
+    pub chat: Option<Chat>,
     weights: Box<dyn Weights>,
+}
+
+/// How a model takes turns.
+pub struct Chat {
+    pub template: ChatTemplate,
+    pub endings: Endings,
 }
 
 /// Weights on some runtime.
@@ -88,10 +94,15 @@ impl Loaded {
         R::Matrix: Send + Sync,
     {
         let model = Opened::<R::Matrix>::open(path)?;
-        let (tokenizer, template) = (model.tokenizer()?, ChatTemplate::of(path)?);
+        let (tokenizer, template) = (model.tokenizer()?, model.chat_template()?);
+        let chat_with = |template: ChatTemplate| -> qat_infer::Result<Chat> {
+            let endings = Endings::of(&template, &tokenizer, &model.decoder.config.eos_token_ids)?;
+            Ok(Chat { template, endings })
+        };
+        let chat = template.map(chat_with).transpose()?;
         let [name, detail] = runtime.describe()?;
         let weights = Box::new(On { device: format!("{name} ({detail})"), runtime, model });
-        Ok(Arc::new(Self { tokenizer, template, weights }))
+        Ok(Arc::new(Self { tokenizer, chat, weights }))
     }
 
     /// Its weights.

@@ -7,6 +7,7 @@
 
 mod answers;
 mod bounds;
+mod endings;
 pub mod go;
 mod python;
 #[cfg(test)]
@@ -20,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 pub use answers::Written;
+pub use endings::Endings;
 
 use crate::files::read_json;
 use crate::{Error, Result};
