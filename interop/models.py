@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 TEACHER = ROOT / "data" / "teacher"
 SHAPES = Path(__file__).resolve().parent / "models"
-FIXTURES = ["llama_tied", "llama_untied", "qwen2", "qwen3", "qwen3_tied", "lfm2", "gemma3"]
+FIXTURES = ["llama_tied", "llama_untied", "qwen2", "qwen3", "qwen3_tied", "lfm2"]
 # Tokenizers of published models, by their folder in ../shared, and what their own files say beside tokenizer.json.
 TOKENIZERS = {
     "gpt2": {"tokenizer_class": "GPT2Tokenizer", "bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"},

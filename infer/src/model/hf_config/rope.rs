@@ -25,6 +25,8 @@ impl Config {
         json["partial_rotary_factor"] = json!(self.rotary_dim as f64 / self.head_dim as f64);
         json["sliding_window"] = json!(self.sliding.as_ref().map(|sliding| sliding.window));
         json["attention_bias"] = json!(false);
+        // transformers' own, 32000, need not be in the vocabulary.
+        json["pad_token_id"] = json!(self.eos_token_ids.first());
     }
 }
 
