@@ -149,6 +149,15 @@ impl FloatModel {
         }
     }
 
+    /// Lets go of the memory that the files take once they have been read, for whoever reads much and keeps little.
+    pub fn release(&self) {
+        if let Tensors::BitNet(BitNetDir { tensors, .. }) | Tensors::Directory(HfDir { tensors, .. }) =
+            &self.tensors
+        {
+            tensors.release();
+        }
+    }
+
     /// Path of `tokenizer.json`, which a model that reads no text lacks. It lasts as long as this value.
     pub fn tokenizer_path(&self) -> PathBuf {
         self.folder().join(TOKENIZER_FILE)

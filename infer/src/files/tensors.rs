@@ -114,6 +114,11 @@ impl TensorFiles {
         Ok(&self.files[self.located(name)?.file].0)
     }
 
+    /// Lets go of the memory that the files take once they have been read. They stay readable.
+    pub fn release(&self) {
+        self.files.iter().filter_map(|(_, map)| map.slice(0..map.len())).for_each(|all| all.release());
+    }
+
     /// The bytes of `name`, little-endian and row-major, without a copy.
     ///
     /// # Errors

@@ -126,11 +126,11 @@ impl Shipment {
     /// A start that can't be read or has other shapes; a weight that is not finite.
     pub fn changes(&self, run: &Path) -> Result<Changes> {
         let place = student_dir(run);
-        let start = FloatModel::open(&place).ok();
+        let model = FloatModel::open(&place).ok();
         let mut changes = Changes { step: self.source["step"].as_u64().unwrap_or(0), ..Changes::default() };
         for param in params(&self.student.config) {
             let Shipped::Packed(packed) = self.student.ship(&param)? else { continue };
-            let start = start.as_ref().map(|model| model.values(&param)).transpose()?;
+            let start = model.as_ref().map(|model| model.values(&param)).transpose()?;
             if let Some(start) = start.as_ref().filter(|s| s.len() != packed.rows * packed.cols) {
                 let problem = format!("{}: want {:?}, found {} values", param.name, param.shape, start.len());
                 return Err(Error::file(&place, problem));
@@ -138,6 +138,8 @@ impl Shipment {
             let latent = self.student.kept().iter().find(|v| v.name == param.name).map(|v| v.var.as_tensor());
             let matrix = Matrix::new(packed.as_ref(), start.as_deref(), latent, self.student.rule())?;
             changes.add(&param, &matrix, matrix.look()?);
+            // Else the pages of the start come on top of what training took.
+            model.iter().for_each(FloatModel::release);
         }
         Ok(changes)
     }
