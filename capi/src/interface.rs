@@ -260,7 +260,6 @@ pub unsafe extern "C" fn qat_session_write(
 /// Answers a whole conversation of `count` messages, written as the model's chat template has it. What the session has read of it already
 /// is not read again, so that each turn costs its own tokens. Otherwise as qat_session_write.
 #[unsafe(no_mangle)]
-#[expect(clippy::too_many_arguments, reason = "as C writes it: the messages are two")]
 pub unsafe extern "C" fn qat_session_chat(
     session: *mut Session,
     messages: *const Message,

@@ -97,10 +97,8 @@ impl Layer {
     }
 
     fn turned(&self, head: &[f32], norm: &[f32], token: usize) -> Vec<Near> {
-        let n = self.op.shape.head_dim;
-        let wide = self.op.rotary.unwrap_or(n);
-        let angles = &self.angles[(self.position + token) * wide..][..wide];
-        turned(head, self.op.norm.map(|eps| (norm, eps)), self.op.rotary.map(|_| angles))
+        let angles = self.op.rotary.map(|wide| &self.angles[(self.position + token) * wide..][..wide]);
+        turned(head, self.op.norm.map(|eps| (norm, eps)), angles)
     }
 
     fn turned_query(&self, token: usize, head: usize) -> Vec<Near> {
