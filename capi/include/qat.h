@@ -87,7 +87,7 @@ typedef struct {
 } qat_options;
 
 // Hears a piece of the answer: `length` bytes of whole UTF-8 characters, and a zero behind them. Called on the thread that waits for the
-// answer. Gives 0 to go on, anything else to end the answer.
+// answer. Gives 0 to go on, anything else to end the answer. It may cancel its session, but not close it.
 typedef int (*qat_on_text)(void *user, const char *text, size_t length);
 
 // What an answer took.

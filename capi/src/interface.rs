@@ -95,7 +95,7 @@ pub struct Memory {
 }
 
 /// Hears a piece of the answer: `length` bytes of whole UTF-8 characters, and a zero behind them. Called on the thread that waits for the
-/// answer. Gives 0 to go on, anything else to end the answer.
+/// answer. Gives 0 to go on, anything else to end the answer. It may cancel its session, but not close it.
 pub type OnText =
     Option<unsafe extern "C" fn(user: *mut c_void, text: *const c_char, length: usize) -> c_int>;
 
