@@ -5,7 +5,7 @@
 use std::ops::ControlFlow;
 use std::time::Instant;
 
-use qat_infer::generate::{self, Repetition, Sampler, Sampling, TextStream, Writing};
+use qat_infer::generate::{self, Repetition, Sampler, Sampling, TextStream, Writing, return_to};
 use qat_infer::{Error, Result, Sequence};
 
 use crate::model::Loaded;
@@ -126,11 +126,13 @@ impl<'a> Conversation<'a> {
         };
         let text = TextStream::new(&model.tokenizer, &[&wish.stops, words].concat())?;
         let all = self.whole(&wish.prompt)?;
-        let kept = self.go_back(&all);
+        let ids = return_to(&mut *self.sequence, &mut self.read, &all);
+        self.unread = None;
+        let reused_tokens = (all.len() - ids.len()) as u64;
         let answer = Answer { text, listener, stop_tokens, stopped: false, new: 0, first: None };
-        let written = self.write(wish, &all[kept..], answer, began);
+        let written = self.write(wish, ids, answer, began);
         match written {
-            Ok(usage) => Ok(Usage { reused_tokens: kept as u64, ..usage }),
+            Ok(usage) => Ok(Usage { reused_tokens, ..usage }),
             Err(error) => {
                 self.reset();
                 Err(error)
@@ -163,19 +165,6 @@ impl<'a> Conversation<'a> {
             )));
         }
         Ok(all)
-    }
-
-    /// Forgets what is not the beginning of `all`, and says how many of `all` needn't be read: never all of them.
-    fn go_back(&mut self, all: &[u32]) -> usize {
-        let common = self.read.iter().zip(all).take_while(|(read, wanted)| read == wanted).count();
-        let common = common.min(all.len() - 1);
-        if common < self.read.len() && !self.sequence.rewind(common) {
-            self.sequence.reset();
-            self.read.clear();
-        }
-        self.read.truncate(common);
-        self.unread = None;
-        self.read.len()
     }
 
     /// Reads `ids`, at least one, and writes what follows.

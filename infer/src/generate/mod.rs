@@ -20,7 +20,7 @@ pub use past::{load_past, model_identity, save_past};
 pub use repetition::Repetition;
 pub use sampler::{Sampler, Sampling};
 pub use stream::TextStream;
-pub use window::{SINKS, Windowed};
+pub use window::{SINKS, Windowed, return_to};
 
 use crate::sequence::{likeliest, top1};
 use crate::{Error, Result, Sequence};

@@ -21,6 +21,20 @@ pub struct Windowed<'m> {
 
 /// Tokens at the beginning that stay, unless more are wanted.
 pub const SINKS: usize = 4;
+/// Makes the past of `sequence`, which is `kept`, the longest beginning of `ids` that is remembered, but for their last, and gives the ids that
+/// are still to be read.
+pub fn return_to<'i>(sequence: &mut dyn Sequence, kept: &mut Vec<u32>, ids: &'i [u32]) -> &'i [u32] {
+    let same = kept.iter().zip(ids).take_while(|(a, b)| a == b).count();
+    let common = same.min(ids.len().saturating_sub(1));
+    if sequence.rewind(common) {
+        kept.truncate(common);
+    } else {
+        sequence.reset();
+        kept.clear();
+    }
+    &ids[kept.len()..]
+}
+
 /// Ids that are read at a time, so that a long text slides through the window.
 const PART: usize = 256;
 
@@ -55,14 +69,7 @@ impl<'m> Windowed<'m> {
 
     /// Makes the past the longest beginning of `ids` that is remembered, but for their last, and gives the ids that are still to be read.
     pub fn return_to<'i>(&mut self, ids: &'i [u32]) -> &'i [u32] {
-        let same = self.kept.iter().zip(ids).take_while(|(a, b)| a == b).count();
-        let common = same.min(ids.len().saturating_sub(1));
-        if self.inner.rewind(common) {
-            self.kept.truncate(common);
-        } else {
-            self.reset();
-        }
-        &ids[self.kept.len()..]
+        return_to(&mut *self.inner, &mut self.kept, ids)
     }
 
     /// Room for tokens before some have to go.

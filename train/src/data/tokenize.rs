@@ -83,14 +83,9 @@ impl Tokenization<'_> {
             }
         }
         let key = self.key()?;
-        let path = cache.join(format!("{}.tokens", hex(&key)));
-        let origin = match find(&path, &key) {
-            Ok(Some(tokens)) => return Ok((tokens, Origin::Reused)),
-            Ok(None) => Origin::Made,
-            Err(e) => Origin::Remade { reason: e.to_string() },
-        };
-        self.make(&tokenizer, key, &path, progress)?;
-        Ok((Tokens::open(&path)?, origin))
+        let (tokens, origin, _) =
+            found_or_made(cache, key, |path| self.make(&tokenizer, key, path, progress))?;
+        Ok((tokens, origin))
     }
 
     /// SHA-256 over the version, the contents of the sources, the tokenizer and the settings, each with its length.
@@ -173,8 +168,24 @@ pub(super) fn mark(id: Option<u32>) -> Vec<u8> {
     id.map_or(vec![], |id| id.to_le_bytes().to_vec())
 }
 
+/// The token file `KEY.tokens` in the folder `cache`; where it isn't there or is damaged, it is what `make` writes, whose result comes with it.
+pub(super) fn found_or_made<T>(
+    cache: &Path,
+    key: [u8; 32],
+    make: impl FnOnce(&Path) -> Result<T>,
+) -> Result<(Tokens, Origin, Option<T>)> {
+    let path = cache.join(format!("{}.tokens", hex(&key)));
+    let origin = match find(&path, &key) {
+        Ok(Some(tokens)) => return Ok((tokens, Origin::Reused, None)),
+        Ok(None) => Origin::Made,
+        Err(e) => Origin::Remade { reason: e.to_string() },
+    };
+    let made = make(&path)?;
+    Ok((Tokens::open(&path)?, origin, Some(made)))
+}
+
 /// The token file at `path`, if there is one.
-pub(super) fn find(path: &Path, key: &[u8; 32]) -> Result<Option<Tokens>> {
+fn find(path: &Path, key: &[u8; 32]) -> Result<Option<Tokens>> {
     if !path.exists() {
         return Ok(None);
     }

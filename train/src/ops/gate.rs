@@ -45,7 +45,7 @@ pub(super) fn gated<G: Gate>(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     }
 }
 
-pub(super) fn on_gpu<G: Gate>(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+fn on_gpu<G: Gate>(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     let (gate, up) = (gate.contiguous()?, up.contiguous()?);
     let n = gate.elem_count();
     let mut work = Work::default();
@@ -126,5 +126,45 @@ impl<G: Gate> CustomOp2 for Gated<G> {
         let d_gate = Tensor::from_vec(d_gate, gate.shape(), gate.device())?;
         let d_up = Tensor::from_vec(d_up, gate.shape(), gate.device())?;
         Ok((Some(d_gate), Some(d_up)))
+    }
+}
+
+/// What every gate is held to, against `composed`, its function in operations of candle.
+#[cfg(test)]
+pub(super) mod held {
+    use super::*;
+    use crate::ops::check::{assert_matches, assert_rounds_once, uniform};
+    use crate::ops::gpu::host;
+
+    type Composed = fn(&Tensor, &Tensor) -> Result<Tensor>;
+
+    fn inputs(shape: &[usize]) -> Result<[Tensor; 2]> {
+        Ok([uniform(7, 6.0, shape)?, uniform(8, 2.0, shape)?])
+    }
+
+    pub fn on_the_cpu<G: Gate>(composed: Composed, tolerance: f64) -> Result<()> {
+        for shape in [vec![1], vec![3, 37]] {
+            let reference = |t: &[Tensor]| composed(&t[0], &t[1]);
+            assert_matches(|t| gated::<G>(&t[0], &t[1]), reference, &inputs(&shape)?, tolerance)?;
+        }
+        Ok(())
+    }
+
+    pub fn in_kernels<G: Gate>(composed: Composed, tolerance: f64) -> Result<()> {
+        if !host::available() {
+            return Ok(());
+        }
+        for shape in [vec![1], vec![3, 137]] {
+            let reference = |t: &[Tensor]| composed(&t[0], &t[1]);
+            assert_matches(|t| on_gpu::<G>(&t[0], &t[1]), reference, &inputs(&shape)?, tolerance)?;
+        }
+        Ok(())
+    }
+
+    pub fn in_bf16<G: Gate>() -> Result<()> {
+        if !host::available() {
+            return Ok(());
+        }
+        assert_rounds_once(|t| gated::<G>(&t[0], &t[1]), &inputs(&[3, 137])?, &[])
     }
 }

@@ -52,8 +52,7 @@ impl Gate for GeGlu {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::check::{assert_matches, assert_rounds_once, uniform};
-    use crate::ops::{gate::on_gpu, gpu::host};
+    use crate::ops::gate::held;
 
     /// What the tests hold every implementation to, in operations of candle.
     fn composed(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
@@ -65,28 +64,12 @@ mod tests {
 
     #[test]
     fn value_and_gradients_agree_with_finite_differences() -> Result<()> {
-        for shape in [vec![1], vec![3, 37]] {
-            let inputs = [uniform(7, 6.0, &shape)?, uniform(8, 2.0, &shape)?];
-            assert_matches(|t| geglu(&t[0], &t[1]), |t| composed(&t[0], &t[1]), &inputs, TOLERANCE)?;
-        }
-        Ok(())
+        held::on_the_cpu::<GeGlu>(composed, TOLERANCE)
     }
 
     #[test]
     fn the_kernels_agree_with_finite_differences() -> Result<()> {
-        if !host::available() {
-            return Ok(());
-        }
-        for shape in [vec![1], vec![3, 137]] {
-            let inputs = [uniform(7, 6.0, &shape)?, uniform(8, 2.0, &shape)?];
-            assert_matches(
-                |t| on_gpu::<GeGlu>(&t[0], &t[1]),
-                |t| composed(&t[0], &t[1]),
-                &inputs,
-                TOLERANCE,
-            )?;
-        }
-        Ok(())
+        held::in_kernels::<GeGlu>(composed, TOLERANCE)
     }
 
     #[test]
@@ -100,10 +83,6 @@ mod tests {
 
     #[test]
     fn in_bf16_the_kernels_round_once() -> Result<()> {
-        if !host::available() {
-            return Ok(());
-        }
-        let inputs = [uniform(7, 6.0, &[3, 137])?, uniform(8, 2.0, &[3, 137])?];
-        assert_rounds_once(|t| geglu(&t[0], &t[1]), &inputs, &[])
+        held::in_bf16::<GeGlu>()
     }
 }

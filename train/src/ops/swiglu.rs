@@ -47,30 +47,19 @@ fn composed(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::check::{assert_matches, assert_rounds_once, uniform};
-    use crate::ops::{gate::on_gpu, gpu::host};
+    use crate::ops::check::uniform;
+    use crate::ops::gate::held;
 
     #[test]
     fn value_and_gradients_agree_with_finite_differences() -> Result<()> {
-        for shape in [vec![1], vec![3, 37]] {
-            let inputs = [uniform(7, 6.0, &shape)?, uniform(8, 2.0, &shape)?];
-            // exp 2.4e-7, then at most six roundings of 6e-8.
-            assert_matches(|t| swiglu(&t[0], &t[1]), |t| composed(&t[0], &t[1]), &inputs, 8e-7)?;
-        }
-        Ok(())
+        // exp 2.4e-7, then at most six roundings of 6e-8.
+        held::on_the_cpu::<SwiGlu>(composed, 8e-7)
     }
 
     #[test]
     fn the_kernels_agree_with_finite_differences() -> Result<()> {
-        if !host::available() {
-            return Ok(());
-        }
-        for shape in [vec![1], vec![3, 137]] {
-            let inputs = [uniform(7, 6.0, &shape)?, uniform(8, 2.0, &shape)?];
-            // As on the CPU; Metal's precise exp is good to 4 units in the last place, 5e-7.
-            assert_matches(|t| on_gpu::<SwiGlu>(&t[0], &t[1]), |t| composed(&t[0], &t[1]), &inputs, 1e-6)?;
-        }
-        Ok(())
+        // As on the CPU; Metal's precise exp is good to 4 units in the last place, 5e-7.
+        held::in_kernels::<SwiGlu>(composed, 1e-6)
     }
 
     #[test]
@@ -91,10 +80,6 @@ mod tests {
 
     #[test]
     fn in_bf16_the_kernels_round_once() -> Result<()> {
-        if !host::available() {
-            return Ok(());
-        }
-        let inputs = [uniform(7, 6.0, &[3, 137])?, uniform(8, 2.0, &[3, 137])?];
-        assert_rounds_once(|t| swiglu(&t[0], &t[1]), &inputs, &[])
+        held::in_bf16::<SwiGlu>()
     }
 }

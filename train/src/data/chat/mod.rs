@@ -21,7 +21,7 @@ use super::documents::Corpus;
 use super::packed::{FIRST, LEARNED};
 use super::token_file::{Header, MARKED, Tokens};
 use super::token_writer::TokenWriter;
-use super::tokenize::{Origin, Progress, find, hex, key_of, mark};
+use super::tokenize::{Origin, Progress, found_or_made, key_of, mark};
 use crate::{Error, Result};
 
 /// Rows that are read at a time. Bounds memory; the windows don't depend on it.
@@ -113,14 +113,7 @@ impl ChatTokenization<'_> {
     ) -> Result<(Tokens, Origin, Option<Lost>)> {
         let tokenizer = load_tokenizer(self.tokenizer, self.vocab_size)?;
         let key = self.key()?;
-        let path = cache.join(format!("{}.tokens", hex(&key)));
-        let origin = match find(&path, &key) {
-            Ok(Some(tokens)) => return Ok((tokens, Origin::Reused, None)),
-            Ok(None) => Origin::Made,
-            Err(e) => Origin::Remade { reason: e.to_string() },
-        };
-        let lost = self.make(&tokenizer, key, &path, progress)?;
-        Ok((Tokens::open(&path)?, origin, Some(lost)))
+        found_or_made(cache, key, |path| self.make(&tokenizer, key, path, progress))
     }
 
     fn key(&self) -> Result<[u8; 32]> {
