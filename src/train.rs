@@ -14,7 +14,7 @@ use qat_infer::{
     Chosen,
     cpu::Cpu,
     cpu::Model,
-    eval::{Gate, Options, Report},
+    eval::{Gate, Options, Report, peak_rss_bytes},
     export::Export,
     files::{MANIFEST_FILE, PROVENANCE_FILE, StagedDir},
 };
@@ -62,7 +62,11 @@ pub fn run(args: &cli::Train) -> anyhow::Result<Ending> {
         let outcome = train(&job, &mut |event| progress.show(event), &stop);
         progress.finish();
         match outcome {
-            Ok(Outcome::Finished) => {}
+            Ok(Outcome::Finished) => {
+                if let Some(peak) = peak_rss_bytes() {
+                    eprintln!("memory of the process: at most {}", table::bytes(peak));
+                }
+            }
             Err(Error::Interrupted) | Ok(Outcome::Stopped { step: 0 }) => {
                 eprintln!("stopped before the first step; nothing to save");
                 return Ok(Ending::Stopped);

@@ -32,9 +32,12 @@ use crate::{
     teacher_cache::Layout,
 };
 
-/// What the process holds beside all tensors: the program, stacks, and buffers of matrix products. Measured on Linux with two threads, from
-/// 24 to 31 MiB in runs of 0.25 to 1.6 GiB.
-pub const PROCESS: u64 = 27 << 20;
+/// What the process holds beside all tensors, without what its threads have: the program, its tables, holes too small to be
+/// used again. Measured on Linux: from 23 to 30 MiB in runs of 0.25 to 1.6 GiB.
+const PROCESS: u64 = 26 << 20;
+/// What each thread holds: a packed block of a matrix product, which is a part of the processor's second cache, and its stack.
+/// Measured on Linux: from 0.2 to 1 MiB, with 1 to 32 threads.
+const THREAD: u64 = 512 << 10;
 
 /// Where a run trains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,7 +106,7 @@ impl Forecast {
         Self {
             trained: student.trained,
             step_tokens,
-            beside: if device == Device::Cuda { 0 } else { PROCESS },
+            beside: if device == Device::Cuda { 0 } else { PROCESS + threads as u64 * THREAD },
             peak,
             process,
             checkpoint: student.kept().sum(),
