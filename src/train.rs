@@ -72,7 +72,7 @@ pub fn run(args: &cli::Train) -> anyhow::Result<Ending> {
                 }
             }
             Err(Error::Interrupted) | Ok(Outcome::Stopped { step: 0 }) => {
-                eprintln!("stopped before the first step; nothing to save");
+                eprintln!("stopped before the first step; nothing to save (tokens made so far are kept)");
                 return Ok(Ending::Stopped);
             }
             Ok(Outcome::Stopped { step }) => {
