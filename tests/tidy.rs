@@ -249,6 +249,20 @@ fn every_recipe_parses_and_plans() {
 }
 
 #[test]
+fn every_bug_that_is_planted_in_a_kernel_has_one_place_to_go() {
+    let list = root().join("scripts/metal-mutations.toml");
+    let list: toml::Table = fs::read_to_string(list).expect("read").parse().expect("TOML");
+    let bugs = list["bug"].as_array().expect("bugs");
+    let lost = |bug: &&toml::Value| {
+        let [file, find] = ["file", "find"].map(|key| bug[key].as_str().expect("a text"));
+        fs::read_to_string(root().join(file)).expect("read").matches(find).count() != 1
+    };
+    let lost: Vec<String> = bugs.iter().filter(lost).map(|bug| bug["what"].to_string()).collect();
+    none(&lost, "the text that a bug of scripts/metal-mutations.toml replaces stands once in its file");
+    assert!(bugs.len() > 100, "{} bugs", bugs.len());
+}
+
+#[test]
 fn nothing_names_a_place_of_one_machine() {
     let texts = files(&["rs", "toml", "md", "json", "py", "sh", "yml", "lock", "grammar"]);
     let places = ["/work/", "/root/", "/home/", "/Users/"].map(|place| place.to_owned());
