@@ -14,6 +14,9 @@ use crate::Ending;
 /// How long the others are waited for when one of them has failed.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long the others leave the first the word.
+const GRACE: Duration = Duration::from_secs(2);
+
 /// Exit code of a rank that failed, or lost another.
 const FAILED: i32 = 2;
 
@@ -32,8 +35,11 @@ pub fn together(
     match met {
         Ok((opened, ranks)) => end(&ranks, work(&ranks, &opened)),
         Err(error) if launch.rank == 0 => Err(error.into()),
-        // The first says the same.
-        Err(_) => Ok(Ending::Elsewhere),
+        Err(error) => {
+            // If the first has the same to say, it ends the others with it.
+            thread::sleep(GRACE);
+            Err(anyhow!("rank {}: {error}", launch.rank))
+        }
     }
 }
 
@@ -45,9 +51,9 @@ fn lost(problem: &str) {
 
 /// An error as the others are told of it.
 pub fn told(error: anyhow::Error) -> Error {
-    match error.downcast::<Error>() {
-        Ok(error) => error,
-        Err(error) => Error::Config(crate::message(&error)),
+    match error.downcast_ref::<Error>() {
+        Some(Error::Interrupted) => Error::Interrupted,
+        _ => Error::Config(crate::message(&error)),
     }
 }
 

@@ -132,7 +132,8 @@ impl Buckets {
         Ok(())
     }
 
-    /// The whole of a tensor like the variable number `index`, of which `own` are this rank's rows; on the first rank alone.
+    /// The whole of a tensor like the variable number `index`, of which `own` are this rank's rows; on the first rank alone, in the
+    /// host's memory.
     ///
     /// # Errors
     /// A rank that can't be reached; a device out of memory.
@@ -147,7 +148,9 @@ impl Buckets {
         if !self.ranks.is_first() {
             return Ok(None);
         }
-        Ok(Some(Tensor::cat(&parts, 0)?.reshape(self.variables[index].var.dims())?))
+        // A device may have no room for what it holds a share of.
+        let whole = Tensor::cat(&parts, 0)?.reshape(self.variables[index].var.dims())?;
+        Ok(Some(whole.to_device(&Device::Cpu)?))
     }
 }
 
