@@ -81,8 +81,7 @@ impl Prepared {
         let checkpoints = Checkpoints::of(job.out);
         let found = ranks.from_first(|| find_checkpoint(job, &checkpoints, report))?;
         let source = Beginning::open(&plan.origin, plan.recipe.seed)?;
-        // What the first has made the others find.
-        let (train, valid) = ranks.first_then_others(|| tokens(job, source.words(), report, stop))?;
+        let (train, valid) = tokens(job, source.words(), report, stop)?;
         let teacher_floats = teacher_floats(plan, &source)?;
         let ctx = plan.recipe.data.ctx;
         let (batches, all) = training_batches(train, plan)?;
@@ -319,13 +318,16 @@ pub(super) fn tokens(
     let mut tokenize = |list: &[String]| -> Result<Tokens> {
         if let Some(chat) = &job.plan.data.chat {
             let model = conversations::Model { config, tokenizer, bos, eos };
-            return conversations::windows(job, (chat, list), model, report, stop);
+            // What the first has made the others find.
+            return job
+                .ranks
+                .first_then_others(|| conversations::windows(job, (chat, list), model, report, stop));
         }
         let sources = Source::resolve(list, Path::new(""))?;
         let corpus = Corpus::new(sources, Some(&settings.field), settings.separator.as_deref())?;
         let vocab_size = config.vocab_size;
         let how = Tokenization { corpus: &corpus, tokenizer, vocab_size, bos, eos };
-        let (tokens, origin) = how.tokens(job.cache, &mut |progress| {
+        let (tokens, origin) = how.tokens_on(&job.ranks, job.cache, &mut |progress| {
             report(Event::Tokenizing { done: progress.bytes_done, total: progress.bytes_total });
             if stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })?;
