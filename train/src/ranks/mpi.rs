@@ -24,6 +24,9 @@ use crate::{Error, Result};
 /// Looks at open messages before the thread sleeps between them, so that a rank that waits leaves its processor to those that compute.
 const LOOKS: usize = 50;
 const NAP: Duration = Duration::from_micros(50);
+/// Looks after which others are taken to have something long to do.
+const MANY_LOOKS: usize = 2000;
+const LONG_NAP: Duration = Duration::from_millis(1);
 
 /// What the thread of MPI does next.
 type Order = Box<dyn FnOnce(&SimpleCommunicator) + Send>;
@@ -163,7 +166,7 @@ fn exchange<T: Equivalence + Clone + Default>(
             open = open.into_iter().filter_map(|message| message.test().err()).collect();
             looks = if open.len() < before { 0 } else { looks + 1 };
             if looks > LOOKS {
-                thread::sleep(NAP);
+                thread::sleep(if looks > MANY_LOOKS { LONG_NAP } else { NAP });
             }
         }
     });
