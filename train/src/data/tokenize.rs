@@ -150,7 +150,7 @@ impl Tokenization<'_> {
             let ids = ranks.concat(ids)?;
             tokens += ids.len() as u64;
             text_bytes += batch.iter().map(|piece| piece.text.len() as u64).sum::<u64>();
-            let written = writer.as_mut().map_or(Ok(()), |writer| {
+            let written: Result<()> = writer.as_mut().map_or(Ok(()), |writer| {
                 writer.write(&ids)?;
                 let counts = writer.header();
                 counts.documents += batch.iter().filter(|piece| piece.starts).count() as u64;

@@ -41,7 +41,7 @@ impl<'a> StepGradients<'a> {
     }
 
     /// Says whether the next micro-batch is the last.
-    pub fn expect(&mut self, is_last: bool) {
+    pub fn begin(&mut self, is_last: bool) {
         self.is_last = is_last;
     }
 

@@ -155,7 +155,7 @@ impl Learner {
         let tokens = self.ranks.sum(&[learned as f64])?[0] as usize;
         let last = batches.len().saturating_sub(1);
         for (at, batch) in batches.into_iter().enumerate() {
-            gradients.expect(at == last);
+            gradients.begin(at == last);
             sums.add(&match (self.part.target, &self.start) {
                 (Target::Layer(index), Some(start)) => {
                     let (student, rope, precision) = (&self.student, &self.rope, plan.precision);
