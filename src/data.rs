@@ -10,6 +10,7 @@ use qat_infer::FloatModel;
 use qat_train::{
     data::Marked,
     device,
+    ranks::Ranks,
     recipe::{self, Plan, Recipe},
     trainer::{Event, Job, Look, Start, look},
 };
@@ -34,6 +35,7 @@ pub fn run(args: &cli::Data) -> anyhow::Result<Ending> {
         cache: &crate::cache_dir(),
         device: device::Choice::Cpu.open()?.device,
         start: Start::Fresh,
+        ranks: Ranks::alone(),
     };
     let mut notes = Vec::new();
     let seen = look(&job, &mut |event| {

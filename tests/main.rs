@@ -17,6 +17,7 @@ mod model;
 mod models;
 mod outputs;
 mod plan;
+mod ranks;
 mod recipes;
 mod reports;
 mod runs;

@@ -37,8 +37,14 @@ const UNSAFE: [&str; 12] = [
     "tests/metal-host/src/symbols.rs",
 ];
 
-/// Where a cargo feature may be asked for: where devices are chosen, and what carries work out on them.
-const FEATURES: [&str; 2] = ["train/src/device.rs", "train/src/ops/gpu/mod.rs"];
+/// Where a cargo feature may be asked for: where devices and engines are chosen, and what carries work out on them.
+const FEATURES: [&str; 4] = [
+    "train/src/device.rs",
+    "train/src/ops/gpu/mod.rs",
+    // Where engines between processes are chosen, and what carries things.
+    "train/src/ranks/mod.rs",
+    "train/src/ranks/launch.rs",
+];
 
 /// A file of the tree.
 struct Source {

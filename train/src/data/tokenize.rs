@@ -4,7 +4,7 @@
 //! names — so that a token file with the wanted key is the wanted one.
 
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use qat_infer::files::load_tokenizer;
 use rayon::prelude::*;
@@ -14,7 +14,7 @@ use tokenizers::Tokenizer;
 use super::documents::{Corpus, Documents, Piece};
 use super::token_file::{Header, Tokens, VERSION};
 use super::token_writer::TokenWriter;
-use crate::{Error, Result};
+use crate::{Error, Result, ranks::Ranks};
 
 /// Text that is encoded at a time, in bytes for each thread. Bounds memory; the ids don't depend on it.
 const BATCH_BYTES: usize = 2 << 20;
@@ -73,6 +73,19 @@ impl Tokenization<'_> {
         cache: &Path,
         progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<(Tokens, Origin)> {
+        self.tokens_on(&Ranks::alone(), cache, progress)
+    }
+
+    /// The same of several `ranks`, which encode a share of each batch; the first writes what all have encoded.
+    ///
+    /// # Errors
+    /// As [`Self::tokens`]; another rank has failed.
+    pub fn tokens_on(
+        &self,
+        ranks: &Ranks,
+        cache: &Path,
+        progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+    ) -> Result<(Tokens, Origin)> {
         let tokenizer = load_tokenizer(self.tokenizer, self.vocab_size)?;
         for (name, id) in [("bos", self.bos), ("eos", self.eos)] {
             if let Some(id) = id.filter(|&id| id as usize >= self.vocab_size) {
@@ -83,8 +96,16 @@ impl Tokenization<'_> {
             }
         }
         let key = self.key()?;
+        let path = place(cache, &key);
+        let missing = || Ok(!matches!(find(&path, &key), Ok(Some(_))));
+        if ranks.size() > 1 && ranks.from_first(missing)? {
+            let made = self.make((&tokenizer, ranks), key, &path, progress);
+            ranks.agree(made)?;
+        }
+        // A rank that doesn't see what the first has written makes it for itself.
+        let alone = Ranks::alone();
         let (tokens, origin, _) =
-            found_or_made(cache, key, |path| self.make(&tokenizer, key, path, progress))?;
+            found_or_made(cache, key, |path| self.make((&tokenizer, &alone), key, path, progress))?;
         Ok((tokens, origin))
     }
 
@@ -105,7 +126,7 @@ impl Tokenization<'_> {
 
     fn make(
         &self,
-        tokenizer: &Tokenizer,
+        (tokenizer, ranks): (&Tokenizer, &Ranks),
         key: [u8; 32],
         path: &Path,
         progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
@@ -113,30 +134,40 @@ impl Tokenization<'_> {
         let vocab_size = self.vocab_size as u64;
         let counts =
             Header { vocab_size, tokens: 0, documents: 0, skipped: 0, text_bytes: 0, key, marked: false };
-        let mut writer = TokenWriter::create(path, counts)?;
+        let mut writer = ranks.on_first(|| TokenWriter::create(path, counts))?;
+        let threads = ranks.sum(&[rayon::current_num_threads() as f64])?[0] as usize;
         let bytes_total = self.corpus.bytes()?;
         let mut documents = self.corpus.documents();
-        let (mut batch, mut bytes_done) = read_batch(&mut documents)?;
+        let (mut batch, mut bytes_done) = read_batch(&mut documents, threads)?;
+        let (mut tokens, mut text_bytes) = (0, 0);
         while !batch.is_empty() {
+            let cut = |rank: usize| batch.len() * rank / ranks.size();
+            let share = &batch[cut(ranks.rank())..cut(ranks.rank() + 1)];
             // The next batch is read while this one is encoded.
             let (encoded, next) =
-                rayon::join(|| self.encode(tokenizer, &batch), || read_batch(&mut documents));
-            for ids in encoded {
-                writer.write(&ids?)?;
-            }
-            let counts = writer.header();
-            counts.documents += batch.iter().filter(|piece| piece.starts).count() as u64;
-            counts.text_bytes += batch.iter().map(|piece| piece.text.len() as u64).sum::<u64>();
-            if progress(Progress { bytes_done, bytes_total, tokens: counts.tokens }).is_break() {
-                return Err(Error::Interrupted);
-            }
+                rayon::join(|| self.encode(tokenizer, share), || read_batch(&mut documents, threads));
+            let ids = encoded.into_iter().collect::<Result<Vec<_>>>().map(|ids| ids.concat());
+            let ids = ranks.concat(ids)?;
+            tokens += ids.len() as u64;
+            text_bytes += batch.iter().map(|piece| piece.text.len() as u64).sum::<u64>();
+            let written: Result<()> = writer.as_mut().map_or(Ok(()), |writer| {
+                writer.write(&ids)?;
+                let counts = writer.header();
+                counts.documents += batch.iter().filter(|piece| piece.starts).count() as u64;
+                counts.text_bytes = text_bytes;
+                Ok(())
+            });
+            let is_stopped = progress(Progress { bytes_done, bytes_total, tokens }).is_break();
+            ranks.agree(if is_stopped { written.and(Err(Error::Interrupted)) } else { written })?;
             (batch, bytes_done) = next?;
         }
-        writer.header().skipped = documents.skipped();
-        if writer.header().text_bytes == 0 {
+        if text_bytes == 0 {
             return Err(self.corpus.empty(documents.skipped()));
         }
-        writer.finish()
+        writer.map_or(Ok(()), |mut writer| {
+            writer.header().skipped = documents.skipped();
+            writer.finish()
+        })
     }
 
     /// The ids of each piece, in the order of the pieces.
@@ -174,7 +205,7 @@ pub(super) fn found_or_made<T>(
     key: [u8; 32],
     make: impl FnOnce(&Path) -> Result<T>,
 ) -> Result<(Tokens, Origin, Option<T>)> {
-    let path = cache.join(format!("{}.tokens", hex(&key)));
+    let path = place(cache, &key);
     let origin = match find(&path, &key) {
         Ok(Some(tokens)) => return Ok((tokens, Origin::Reused, None)),
         Ok(None) => Origin::Made,
@@ -182,6 +213,11 @@ pub(super) fn found_or_made<T>(
     };
     let made = make(&path)?;
     Ok((Tokens::open(&path)?, origin, Some(made)))
+}
+
+/// Where the token file with `key` is in the folder `cache`.
+fn place(cache: &Path, key: &[u8; 32]) -> PathBuf {
+    cache.join(format!("{}.tokens", hex(key)))
 }
 
 /// The token file at `path`, if there is one.
@@ -196,9 +232,9 @@ fn find(path: &Path, key: &[u8; 32]) -> Result<Option<Tokens>> {
     Ok(Some(tokens))
 }
 
-/// The next documents, and how much of the sources is read with them.
-fn read_batch(documents: &mut Documents<'_>) -> Result<(Vec<Piece>, u64)> {
-    let enough = BATCH_BYTES * rayon::current_num_threads();
+/// The next documents, enough for so many `threads`, and how much of the sources is read with them.
+fn read_batch(documents: &mut Documents<'_>, threads: usize) -> Result<(Vec<Piece>, u64)> {
+    let enough = BATCH_BYTES * threads;
     let mut batch = Vec::new();
     let mut bytes = 0;
     while bytes < enough {
