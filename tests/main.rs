@@ -21,6 +21,7 @@ mod recipes;
 mod reports;
 mod runs;
 mod starting;
+mod supply;
 mod talk;
 mod targets;
 mod tasks;
