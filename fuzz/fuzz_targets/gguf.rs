@@ -3,11 +3,11 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use qat_fuzz::{file, run};
+use qat_fuzz::{file, one_thread, run};
 use qat_infer::gguf::GgufModel;
 use qat_infer::model::params;
 
-fuzz_target!(|bytes: &[u8]| {
+fuzz_target!(init: one_thread(), |bytes: &[u8]| {
     let path = file("model.gguf", bytes);
     let Ok(model) = GgufModel::open(&path) else { return };
     for param in params(&model.config) {

@@ -4,7 +4,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use qat_fuzz::{dir, file, run, split};
+use qat_fuzz::{dir, file, one_thread, run, split};
 use qat_infer::files::{CONFIG_FILE, MODEL_FILE};
 
 const GOOD: [(&str, &[u8]); 2] = [
@@ -12,7 +12,7 @@ const GOOD: [(&str, &[u8]); 2] = [
     (MODEL_FILE, include_bytes!("../seeds/mlx-model/model.safetensors")),
 ];
 
-fuzz_target!(|bytes: &[u8]| {
+fuzz_target!(init: one_thread(), |bytes: &[u8]| {
     for ((name, good), part) in GOOD.into_iter().zip(split(bytes)) {
         file(name, if part.is_empty() { good } else { part });
     }

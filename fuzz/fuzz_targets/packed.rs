@@ -8,7 +8,7 @@ use std::fs;
 use std::path::Path;
 
 use libfuzzer_sys::fuzz_target;
-use qat_fuzz::{dir, file, run, split};
+use qat_fuzz::{dir, file, one_thread, run, split};
 use qat_infer::files::{CONFIG_FILE, MANIFEST_FILE, MODEL_FILE, Manifest, TensorFiles, sha256_hex};
 
 const GOOD: [(&str, &[u8]); 3] = [
@@ -17,7 +17,7 @@ const GOOD: [(&str, &[u8]); 3] = [
     (MODEL_FILE, include_bytes!("../seeds/model/model.safetensors")),
 ];
 
-fuzz_target!(|bytes: &[u8]| {
+fuzz_target!(init: one_thread(), |bytes: &[u8]| {
     let [manifest, tensors] = split(bytes);
     for ((name, good), part) in GOOD.into_iter().zip([&[], manifest, tensors]) {
         file(name, if part.is_empty() { good } else { part });

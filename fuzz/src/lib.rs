@@ -6,8 +6,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use qat_infer::cpu::{Cpu, KvType};
-use qat_infer::{Opened, Runtime};
+use qat_infer::Opened;
+use qat_infer::cpu::{KvType, Matrix, RunOptions, Session};
 use tempfile::TempDir;
 
 /// A folder in memory on Linux, the system's own for temporary files elsewhere.
@@ -50,10 +50,17 @@ pub fn catch_panics() {
     std::panic::set_hook(Box::new(|_| ()));
 }
 
+/// From now on what is parallel runs on this thread: handing a matrix of a few rows to another costs more than all else of an input.
+pub fn one_thread() {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).use_current_thread();
+    pool.build_global().unwrap_or_else(|error| fail("one thread", &error));
+}
+
 /// Opens the model at `path` and reads two tokens, if it can be opened.
 pub fn run(path: &Path) {
-    let Ok(model) = Opened::<<Cpu as Runtime>::Matrix>::open(path) else { return };
-    let Ok(mut sequence) = Cpu.sequence(&model.decoder, 4, KvType::F32) else { return };
+    let Ok(model) = Opened::<Matrix>::open(path) else { return };
+    let options = RunOptions { threads: Some(1), ..RunOptions::new(4).with_kv(KvType::F32) };
+    let Ok(mut sequence) = Session::new(&model.decoder, &options) else { return };
     if let Ok(logits) = sequence.prefill(&[1, 2]) {
         assert_eq!(logits.len(), model.decoder.config.vocab_size);
     }
