@@ -69,9 +69,13 @@ fn foreign() -> BTreeSet<(String, String)> {
 /// The rows of the table under the heading, without those that name columns.
 fn table<const N: usize>(text: &str, heading: &str) -> Vec<[String; N]> {
     let (_, below) = text.split_once(heading).unwrap_or_else(|| panic!("{heading} is not in {LIST}"));
-    let rows = below.lines().skip_while(|line| !line.starts_with('|')).take_while(|line| line.starts_with('|'));
-    let cells = |row: &str| row.trim_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect::<Vec<_>>();
-    rows.skip(2).map(|row| cells(row).try_into().unwrap_or_else(|_| panic!("{row} has not {N} cells"))).collect()
+    let rows =
+        below.lines().skip_while(|line| !line.starts_with('|')).take_while(|line| line.starts_with('|'));
+    let cells =
+        |row: &str| row.trim_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect::<Vec<_>>();
+    rows.skip(2)
+        .map(|row| cells(row).try_into().unwrap_or_else(|_| panic!("{row} has not {N} cells")))
+        .collect()
 }
 
 /// Licence and place of every listed crate.
@@ -122,21 +126,28 @@ fn one(words: &mut Words<'_>, allowed: &dyn Fn(&str) -> bool) -> bool {
 #[test]
 fn licence_expressions_are_read() {
     let permitted = |expression| permits(expression, &|name| ["A", "B"].contains(&name));
-    for yes in ["A", "A OR X", "X/A", "X / A", "A AND B", "(X OR A) AND B", "A WITH more OR X", "X AND X OR A"] {
+    for yes in
+        ["A", "A OR X", "X/A", "X / A", "A AND B", "(X OR A) AND B", "A WITH more OR X", "X AND X OR A"]
+    {
         assert!(permitted(yes), "{yes}");
     }
-    for no in ["", "X", "A AND X", "X OR X", "(A OR X) AND X", "A B", "(A", "A) OR X", "X WITH A", "A AND (X OR X)"] {
+    for no in
+        ["", "X", "A AND X", "X OR X", "(A OR X) AND X", "A B", "(A", "A) OR X", "X WITH A", "A AND (X OR X)"]
+    {
         assert!(!permitted(no), "{no}");
     }
 }
 
 #[test]
 fn every_crate_is_pinned_and_comes_from_one_registry() {
-    let ours = ["qat", "qat-capi", "qat-fuzz", "qat-hub", "qat-infer", "qat-metal-host", "qat-quant", "qat-train"];
+    let ours =
+        ["qat", "qat-capi", "qat-fuzz", "qat-hub", "qat-infer", "qat-metal-host", "qat-quant", "qat-train"];
     for file in ["Cargo.lock", "fuzz/Cargo.lock"] {
         for package in locked(file) {
             match &package.source {
-                None => assert!(ours.contains(&package.name.as_str()), "{file}: where is {} from?", package.name),
+                None => {
+                    assert!(ours.contains(&package.name.as_str()), "{file}: where is {} from?", package.name)
+                }
                 Some(source) => {
                     assert_eq!(source, REGISTRY, "{file}: {}", package.name);
                     assert!(package.has_checksum, "{file}: {} has no checksum", package.name);
@@ -216,9 +227,11 @@ fn nothing_of_ours_runs_while_it_is_built() {
     let members = members.iter().map(|member| member.as_str().expect("a path"));
     for member in members.chain([".", "fuzz"]) {
         assert!(!root().join(member).join("build.rs").exists(), "{member} has a build script");
-        let manifest: toml::Table = toml::from_str(&read(&format!("{member}/Cargo.toml"))).expect("a manifest");
+        let manifest: toml::Table =
+            toml::from_str(&read(&format!("{member}/Cargo.toml"))).expect("a manifest");
         let is_macro = manifest.get("lib").is_some_and(|lib| lib.get("proc-macro").is_some());
-        let has_build = manifest["package"].get("build").is_some() || manifest.contains_key("build-dependencies");
+        let has_build =
+            manifest["package"].get("build").is_some() || manifest.contains_key("build-dependencies");
         assert!(!is_macro && !has_build, "{member}: the compiler would run it");
     }
 }

@@ -294,7 +294,13 @@ fn an_even_grid_has_its_bias_at_minus_its_middle() {
 fn codes_are_what_weights_become_and_what_is_packed() {
     for format in Format::all() {
         for (name, w) in few(adversarial(), 20) {
-            let scales = Scales::choose(format, if cfg!(miri) { ScaleRule::Absmax } else { ScaleRule::Mse }, &w, 2, 256);
+            let scales = Scales::choose(
+                format,
+                if cfg!(miri) { ScaleRule::Absmax } else { ScaleRule::Mse },
+                &w,
+                2,
+                256,
+            );
             let (mut found, mut values, mut fake) = (vec![0.0; 512], vec![0.0; 512], vec![0.0; 512]);
             codes(format, &w, 2, 256, &scales, &mut found);
             qat_quant::values(format, &found, 2, 256, &scales, &mut values);

@@ -163,7 +163,9 @@ fn a_wrong_value_in_the_file_is_found_by_its_line() {
         let (table, name) = key.split_once('.').expect("a table");
         for value in VALUES {
             let text = format!("[{table}]\n\n\n{name} = {value}\n");
-            let Err(message) = parse(&text, Path::new(ORIGIN), &[]) else { panic!("most tables are missing") };
+            let Err(message) = parse(&text, Path::new(ORIGIN), &[]) else {
+                panic!("most tables are missing")
+            };
             let message = message.to_string();
             assert!(message.starts_with("r.toml: "), "{message}");
             // What is right so far leaves a message on what is missing.
@@ -198,9 +200,50 @@ fn several_values_at_once_are_taken_or_one_of_them_is_named() {
 
 /// Pieces of which texts that look like recipes are made.
 const PIECES: [&str; 44] = [
-    "[", "]", "[[", "]]", "{", "}", "=", ".", ",", "\"", "'", "\"\"\"", "'''", "#", "\\", "\n", "\n", "\n", " ", "\r\n",
-    "\u{feff}", "\0", "é", "\\uD800", "\\UFFFFFFFF", "+", "-", "_", "0x", "1e", "1_000", "99999999999999999999999", "nan", "inf",
-    "true", "07:32", "variants", "variants.a", "quant.overrides", "__proto__", "train", "steps", "\"quant.weights\"", "zz",
+    "[",
+    "]",
+    "[[",
+    "]]",
+    "{",
+    "}",
+    "=",
+    ".",
+    ",",
+    "\"",
+    "'",
+    "\"\"\"",
+    "'''",
+    "#",
+    "\\",
+    "\n",
+    "\n",
+    "\n",
+    " ",
+    "\r\n",
+    "\u{feff}",
+    "\0",
+    "é",
+    "\\uD800",
+    "\\UFFFFFFFF",
+    "+",
+    "-",
+    "_",
+    "0x",
+    "1e",
+    "1_000",
+    "99999999999999999999999",
+    "nan",
+    "inf",
+    "true",
+    "07:32",
+    "variants",
+    "variants.a",
+    "quant.overrides",
+    "__proto__",
+    "train",
+    "steps",
+    "\"quant.weights\"",
+    "zz",
 ];
 
 /// `text` with pieces put in, taken out and doubled, at places between characters.
@@ -250,7 +293,9 @@ fn a_damaged_recipe_is_planned_or_its_error_names_a_place() {
     let damage = (any::<usize>(), any::<usize>(), 1usize..40, any::<usize>());
     let damages = (0..recipes.len(), prop::collection::vec(damage, 1..6));
     runner(4000)
-        .run(&damages, |(which, damages)| is_planned_or_names_a_place(&damaged(&recipes[which], &damages), &keys))
+        .run(&damages, |(which, damages)| {
+            is_planned_or_names_a_place(&damaged(&recipes[which], &damages), &keys)
+        })
         .expect("named");
 }
 

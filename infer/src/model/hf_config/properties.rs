@@ -42,7 +42,9 @@ const LISTED: usize = 64;
 fn whole(family: Family) -> Map<String, Value> {
     let layers = match family {
         Family::Lfm2 => json!(["conv", "full_attention", "conv", "full_attention"]),
-        Family::Gemma3 => json!(["sliding_attention", "full_attention", "sliding_attention", "full_attention"]),
+        Family::Gemma3 => {
+            json!(["sliding_attention", "full_attention", "sliding_attention", "full_attention"])
+        }
         _ => json!(["full_attention", "full_attention", "full_attention", "full_attention"]),
     };
     let json = json!({
@@ -67,13 +69,25 @@ fn values() -> Vec<Value> {
             "original_max_position_embeddings": 64, "short_factor": [1.0, 1.0, 1.0, 1.0], "long_factor": [1.0, 2.0, 3.0, 4.0],
         })
     };
-    let mut values = vec![json!(null), json!(true), json!(false), json!(""), json!("silu"), json!("\u{0}🦀\n"), json!([]), json!({})];
+    let mut values = vec![
+        json!(null),
+        json!(true),
+        json!(false),
+        json!(""),
+        json!("silu"),
+        json!("\u{0}🦀\n"),
+        json!([]),
+        json!({}),
+    ];
     values.extend([0u64, 1, 2, 3, 7, 1 << 12, (1 << 12) + 1, 1 << 32, u64::MAX].map(|n| json!(n)));
     values.extend([-1i64, i64::MIN].map(|n| json!(n)));
     values.extend([0.0, -0.0, 0.5, 1.5, 1e-300, 1e39, 1e308, -1e308].map(|x| json!(x)));
     values.extend([json!([0]), json!([u64::MAX]), json!(["conv"]), json!([[1.0], null]), json!([1.0, "x"])]);
     values.extend(["default", "linear", "llama3", "longrope", "yarn", ""].map(rope));
-    values.extend([json!({ "rope_type": 1 }), json!({ "full_attention": { "rope_type": "linear", "factor": -1.0 } })]);
+    values.extend([
+        json!({ "rope_type": 1 }),
+        json!({ "full_attention": { "rope_type": "linear", "factor": -1.0 } }),
+    ]);
     values.extend(Family::ALL.map(|family| json!(family.model_type())));
     values
 }
@@ -83,7 +97,8 @@ fn tried(config: &Map<String, Value>) -> Result<(), String> {
     let path = Path::new(ORIGIN);
     let config = Config::from_json(&Value::Object(config.clone()), path).map_err(|e| e.to_string())?;
     let written = config.to_json();
-    let again = Config::from_json(&written, path).unwrap_or_else(|e| panic!("{written} is not read again: {e}"));
+    let again =
+        Config::from_json(&written, path).unwrap_or_else(|e| panic!("{written} is not read again: {e}"));
     assert_eq!(config, again, "{written}");
     if config.layers <= LISTED {
         assert!(!params(&config).is_empty());
@@ -186,7 +201,8 @@ fn any_json_is_a_model_or_refused_by_a_key() {
             match &json {
                 Value::Object(object) => drop(tried(object)),
                 other => {
-                    let message = Config::from_json(other, Path::new(ORIGIN)).expect_err("no object").to_string();
+                    let message =
+                        Config::from_json(other, Path::new(ORIGIN)).expect_err("no object").to_string();
                     prop_assert!(message.contains("model_type: missing"), "{message}");
                 }
             }
