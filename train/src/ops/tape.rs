@@ -4,7 +4,7 @@
 //! it then adds to: four passes over a tensor for each operand of each operation. Here a gradient that comes first is taken
 //! as it is, and a value is let go of when its operation is done. Without a tape that is open on this thread nothing is recorded.
 //!
-//! Knows no operation. Invariants: a gradient reaches exactly the variables and what operations of this crate made of them (candle's own
+//! Knows no operation but the sum. Invariants: a gradient reaches exactly the variables and what operations of this crate made of them (candle's own
 //! leave no trace); a tensor that was recorded is changed by nobody.
 
 use std::{
@@ -15,7 +15,7 @@ use std::{
 
 use candle_core::{CustomOp1, CustomOp2, CustomOp3, DType, Result, Tensor, TensorId};
 
-use super::gpu::settle;
+use super::{arithmetic, gpu::settle};
 
 thread_local! {
     /// The tape that is open on this thread.
@@ -91,9 +91,9 @@ impl Gradients {
 
     fn add(&mut self, to: TensorId, gradient: Tensor) -> Result<()> {
         let sum = match self.0.remove(&to) {
-            Some(sum) if sum.dtype() == gradient.dtype() => (sum + gradient)?,
+            Some(sum) if sum.dtype() == gradient.dtype() => arithmetic::sum(&sum, &gradient)?,
             // What was made in several ways: the wider type holds both.
-            Some(sum) => (sum.to_dtype(DType::F32)? + gradient.to_dtype(DType::F32)?)?,
+            Some(sum) => arithmetic::sum(&sum.to_dtype(DType::F32)?, &gradient.to_dtype(DType::F32)?)?,
             None => gradient,
         };
         self.0.insert(to, sum);
