@@ -22,6 +22,7 @@ mod recipes;
 mod reports;
 mod runs;
 mod starting;
+mod supply;
 mod talk;
 mod targets;
 mod tasks;

@@ -147,6 +147,7 @@ fn text<'a>(object: &'a Map<String, Value>, name: &str) -> Result<&'a str, Strin
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use serde_json::json;
 
     use super::*;
@@ -217,5 +218,62 @@ mod tests {
             refused(json!({ "messages": image }))
                 .contains("messages[0]: \"content\" has parts that are no text")
         );
+    }
+
+    /// Rows of the names that are read, with anything in them.
+    fn any_row() -> impl Strategy<Value = Map<String, Value>> {
+        const NAMES: [&str; 18] = [
+            "messages",
+            "conversations",
+            "instruction",
+            "instances",
+            "input",
+            "context",
+            "prompt",
+            "question",
+            "response",
+            "output",
+            "completion",
+            "answer",
+            "text",
+            "system",
+            "role",
+            "from",
+            "content",
+            "value",
+        ];
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<f64>().prop_map(Value::from),
+            Just(json!("assistant")),
+            Just(json!("gpt")),
+            ".{0,4}".prop_map(Value::from),
+        ];
+        let row = |value| prop::collection::vec((prop::sample::select(&NAMES[..]), value), 0..6);
+        let object =
+            |pairs: Vec<(&str, Value)>| pairs.into_iter().map(|(name, v)| (name.to_owned(), v)).collect();
+        let value = leaf.prop_recursive(3, 32, 4, move |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                row(inner).prop_map(move |pairs| Value::Object(object(pairs))),
+            ]
+        });
+        row(value).prop_map(object)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(4000) })]
+
+        #[test]
+        fn any_row_is_understood_or_refused_with_a_reason(row in any_row()) {
+            match read(&row) {
+                Ok(rows) => prop_assert!(rows.iter().all(|row| match row {
+                    Row::Talk(messages) => messages.iter().any(|message| message.role == "assistant"),
+                    Row::Text(_) => true,
+                })),
+                Err(problem) => prop_assert!(!problem.is_empty()),
+            }
+        }
     }
 }
