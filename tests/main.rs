@@ -1,6 +1,5 @@
 //! Black-box tests of what users type, and of what the tree promises.
 
-mod accidents;
 mod bench;
 mod conversations;
 mod energy;
