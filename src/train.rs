@@ -102,7 +102,7 @@ fn run_as(ranks: &Ranks, opened: &device::Opened, args: &cli::Train) -> anyhow::
             finished => finished.map(|()| true).map_err(ranks::told),
         })?;
         if ranks.any(finished == Some(false))? {
-            say(&ranks, STOPPED_BEHIND);
+            say(ranks, STOPPED_BEHIND);
             return Ok(Ending::Stopped);
         }
     }

@@ -21,7 +21,7 @@ const CACHE: &str = "cache";
 pub struct Workshop {
     root: PathBuf,
     /// Removes the folder in the end, where it was made for this.
-    made: Option<TempDir>,
+    _made: Option<TempDir>,
 }
 
 impl Workshop {
@@ -29,13 +29,13 @@ impl Workshop {
     pub fn new() -> Self {
         let made = TempDir::new().expect("a temporary folder");
         let mut shop = Self::at(made.path().to_owned());
-        shop.made = Some(made);
+        shop._made = Some(made);
         shop
     }
 
     /// The folder `root`, which stays.
     pub fn at(root: PathBuf) -> Self {
-        Self { root, made: None }
+        Self { root, _made: None }
     }
 
     /// A path in the folder.
