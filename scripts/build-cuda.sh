@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Builds qat for NVIDIA GPUs on a Linux machine without a GPU, a driver or CUDA: the program then runs where a driver of CUDA 13 and its libraries
-# (cuBLAS, cuRAND, NVRTC) are.
+# (cuBLAS, cuRAND, NVRTC; for several GPUs NCCL) are.
 #
-#   scripts/build-cuda.sh [CARGO ARGUMENTS…]          default: build --release --features cuda
+#   scripts/build-cuda.sh [CARGO ARGUMENTS…]          default: build --release --features cuda; several GPUs: --features nccl
 #
 # The compiler is put together from NVIDIA's packages on PyPI (105 MB) in $CUDA_TOOLKIT [~/.cache/qat-cuda], with stubs of the libraries to link against,
 # named after what the crate cudarc asks of them. Nothing of the system is changed. The first build compiles all of candle's kernels: an hour on
@@ -40,7 +40,7 @@ stub() {
         echo '.section .note.GNU-stack,"",@progbits'
     } | gcc -shared -nostdlib -Wl,-soname,"$2" -o "$toolkit/lib/stubs/$3" -x assembler -
 }
-if [ ! -e "$toolkit/lib/stubs/.whole" ]; then
+if [ ! -e "$toolkit/lib/stubs/.with-nccl" ]; then
     cudarc=$(cargo metadata --format-version 1 --all-features | "$python" -c '
 import json, os, sys
 print(next(os.path.dirname(p["manifest_path"]) for p in json.load(sys.stdin)["packages"] if p["name"] == "cudarc"))')
@@ -50,6 +50,7 @@ print(next(os.path.dirname(p["manifest_path"]) for p in json.load(sys.stdin)["pa
     stub cublaslt libcublasLt.so.13 libcublasLt.so
     stub curand libcurand.so.10 libcurand.so
     stub nvrtc libnvrtc.so.13 libnvrtc.so
-    touch "$toolkit/lib/stubs/.whole"
+    stub nccl libnccl.so.2 libnccl.so
+    touch "$toolkit/lib/stubs/.with-nccl"
 fi
 exec cargo "$@"

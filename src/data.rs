@@ -11,6 +11,7 @@ use qat_hub::Part;
 use qat_infer::FloatModel;
 use qat_train::{
     device,
+    ranks::Ranks,
     recipe::{self, Plan, Recipe},
     trainer::{Job, Start},
 };
@@ -43,7 +44,7 @@ fn plan(args: &cli::DataText) -> anyhow::Result<Plan> {
 /// The job of `plan`, as far as its text goes.
 fn job<'a>(plan: &'a Plan, cache: &'a Path) -> anyhow::Result<Job<'a>> {
     let device = device::Choice::Cpu.open()?.device;
-    Ok(Job { plan, out: Path::new(""), cache, device, start: Start::Fresh })
+    Ok(Job { plan, out: Path::new(""), cache, device, start: Start::Fresh, ranks: Ranks::alone() })
 }
 
 /// The recipe that is looked at, or one of the files.

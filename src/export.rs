@@ -12,6 +12,7 @@ use qat_infer::{
 use qat_train::{
     device,
     export::{Shipment, is_run},
+    ranks::Ranks,
     recipe::{Plan, Quantization, Rounding, Rules},
     trainer::{Job, Start},
 };
@@ -141,6 +142,7 @@ fn by_gptq(args: &cli::Export, weights: &str, quantization: Quantization) -> any
         cache: &crate::cache_dir(),
         device: device::Choice::Cpu.open()?.device,
         start: Start::Fresh,
+        ranks: Ranks::alone(),
     };
     Ok(Shipment::by_gptq(&args.from, quantization, &job)?)
 }

@@ -21,6 +21,7 @@ mod inspect;
 mod logits;
 mod plan;
 mod progress;
+mod ranks;
 mod report;
 mod table;
 mod tasks;
@@ -43,6 +44,8 @@ pub(crate) enum Ending {
     GateFailed,
     /// Ctrl-C or SIGTERM; what was done is saved.
     Stopped,
+    /// An error of which another rank of the run has told.
+    Elsewhere,
 }
 
 fn main() -> ExitCode {
@@ -69,6 +72,7 @@ fn main() -> ExitCode {
         Ok(Ending::Done) => ExitCode::SUCCESS,
         Ok(Ending::GateFailed) => ExitCode::from(1),
         Ok(Ending::Stopped) => ExitCode::from(130),
+        Ok(Ending::Elsewhere) => ExitCode::from(2),
         Err(error) => {
             eprintln!("error: {}", message(&error));
             ExitCode::from(2)

@@ -21,6 +21,8 @@ pub enum Look {
     Bar,
     /// The whole terminal.
     Dashboard,
+    /// Nothing: another rank shows it.
+    Nothing,
 }
 
 impl Look {
@@ -77,7 +79,7 @@ impl Progress {
     pub fn new(name: &str, look: Look, out: &Path, stop: &Arc<AtomicBool>) -> anyhow::Result<Self> {
         let dashboard = match look {
             Look::Dashboard => Some(Dashboard::open(name, out, stop.clone())?),
-            Look::Lines | Look::Bar => None,
+            Look::Lines | Look::Bar | Look::Nothing => None,
         };
         Ok(Self {
             name: name.to_owned(),
@@ -233,6 +235,9 @@ impl Progress {
     }
 
     fn line(&self, text: &str) {
+        if self.look == Look::Nothing {
+            return;
+        }
         let text = format!("{}: {text}", self.name);
         match &self.bar {
             Some(bar) => bar.println(text),

@@ -24,6 +24,7 @@ use qat_train::{
     data::EvalText,
     device,
     export::{Changes, Shipment, check_targets},
+    ranks::Ranks,
     recipe::{self, EvalPlan, Named, Plan},
     trainer::{Job, Outcome, Start, student_dir, train},
 };
@@ -31,6 +32,7 @@ use qat_train::{
 use crate::{
     Ending, cli, evaluate, export, hub,
     progress::{Look, Progress},
+    ranks,
     report::{self, Kind, Leaving, Scores, Texts},
     table::{self, Row},
 };
@@ -46,12 +48,17 @@ struct Run {
     plan: Plan,
 }
 
-/// Runs the command.
+/// Runs the command, alone or as one of several processes.
 pub fn run(args: &cli::Train) -> anyhow::Result<Ending> {
-    let (out, runs) = runs(args)?;
-    let opened = args.device.parse::<device::Choice>()?.open()?;
-    eprintln!("device: {opened}");
-    let stop = stop_flag()?;
+    ranks::together(&args.device, |ranks, opened| run_as(ranks, opened, args))
+}
+
+fn run_as(ranks: &Ranks, opened: &device::Opened, args: &cli::Train) -> anyhow::Result<Ending> {
+    // What the first has fetched the others find.
+    let (out, runs) = ranks.first_then_others(|| runs(args).map_err(ranks::told))?;
+    let together = if ranks.size() > 1 { format!(", {} ranks", ranks.size()) } else { String::new() };
+    say(ranks, &format!("device: {opened}{together}"));
+    let stop = stop_flag(ranks.is_first())?;
     let cache = crate::cache_dir();
     let start = match (args.resume, args.restart) {
         (true, _) => Start::Resume,
@@ -59,48 +66,68 @@ pub fn run(args: &cli::Train) -> anyhow::Result<Ending> {
         _ => Start::Fresh,
     };
     let mut comparison = Comparison::default();
-    let look = Look::of(args);
+    let look = if ranks.is_first() { Look::of(args) } else { Look::Nothing };
     for run in &runs {
         let mut progress = Progress::new(&run.name, look, &run.out, &stop)?;
-        let job = Job { plan: &run.plan, out: &run.out, cache: &cache, device: opened.device.clone(), start };
+        let device = opened.device.clone();
+        let job = Job { plan: &run.plan, out: &run.out, cache: &cache, device, start, ranks: ranks.clone() };
         let outcome = train(&job, &mut |event| progress.show(event), &stop);
         progress.finish();
         match outcome {
             Ok(Outcome::Finished) => {
-                if let Some(peak) = peak_rss_bytes() {
+                if let Some(peak) = peak_rss_bytes().filter(|_| ranks.is_first()) {
                     eprintln!("memory of the process: at most {}", table::bytes(peak));
                 }
             }
             Err(Error::Interrupted) | Ok(Outcome::Stopped { step: 0 }) => {
-                eprintln!("stopped before the first step; nothing to save (tokens made so far are kept)");
+                say(ranks, "stopped before the first step; nothing to save (tokens made so far are kept)");
                 return Ok(Ending::Stopped);
             }
             Ok(Outcome::Stopped { step }) => {
-                report::leave(Leaving { out: &run.out, changes: None, texts: None, stop: &stop });
-                eprintln!("stopped after step {step}; saved. Continue with the same command and --resume");
+                leave(ranks, Leaving { out: &run.out, changes: None, texts: None, stop: &stop });
+                let again = "Continue with the same command and --resume";
+                say(ranks, &format!("stopped after step {step}; saved. {again}"));
                 return Ok(Ending::Stopped);
             }
             Err(error) => {
                 // How a run went that broke off is what one wants to see; one that didn't begin has left its folder as it was.
                 if progress.has_begun() {
-                    report::leave(Leaving { out: &run.out, changes: None, texts: None, stop: &stop });
+                    leave(ranks, Leaving { out: &run.out, changes: None, texts: None, stop: &stop });
                 }
                 return Err(error.into());
             }
         }
-        match finish(&job, run, &mut comparison, &stop) {
-            Err(error) if matches!(error.downcast_ref(), Some(Error::Interrupted)) => {
-                eprintln!("{STOPPED_BEHIND}");
-                return Ok(Ending::Stopped);
-            }
-            finished => finished?,
+        let finished = ranks.on_first(|| match finish(&job, run, &mut comparison, &stop) {
+            Err(error) if matches!(error.downcast_ref(), Some(Error::Interrupted)) => Ok(false),
+            finished => finished.map(|()| true).map_err(ranks::told),
+        })?;
+        if ranks.any(finished == Some(false))? {
+            say(ranks, STOPPED_BEHIND);
+            return Ok(Ending::Stopped);
         }
+    }
+    if !ranks.is_first() {
+        return Ok(Ending::Done);
     }
     if runs.len() > 1 {
         let folders: Vec<&Path> = runs.iter().map(|run| run.out.as_path()).collect();
         report::leave_comparison(&folders, &out);
     }
     comparison.show(&out)
+}
+
+/// Says `what`, once for all ranks.
+fn say(ranks: &Ranks, what: &str) {
+    if ranks.is_first() {
+        eprintln!("{what}");
+    }
+}
+
+/// Leaves the page of a run, once for all ranks.
+fn leave(ranks: &Ranks, leaving: Leaving) {
+    if ranks.is_first() {
+        report::leave(leaving);
+    }
 }
 
 /// All runs of a recipe, checked before the first one begins.
@@ -175,15 +202,17 @@ pub fn chosen(all: Vec<Named>, wanted: &[String]) -> anyhow::Result<Vec<Named>> 
     Ok(all.into_iter().filter(|named| wanted.is_empty() || asked(named)).collect())
 }
 
-/// A flag that Ctrl-C and SIGTERM raise; the second Ctrl-C ends the process at once.
-pub fn stop_flag() -> anyhow::Result<Arc<AtomicBool>> {
+/// A flag that Ctrl-C and SIGTERM raise, which is said where this process `speaks`; the second Ctrl-C ends the process at once.
+pub fn stop_flag(speaks: bool) -> anyhow::Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     let flag = stop.clone();
     ctrlc::set_handler(move || {
         if flag.swap(true, Ordering::SeqCst) {
             std::process::exit(130);
         }
-        eprintln!("\nstopping after this step; again to stop at once");
+        if speaks {
+            eprintln!("\nstopping after this step; again to stop at once");
+        }
     })?;
     Ok(stop)
 }

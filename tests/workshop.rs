@@ -28,7 +28,9 @@ impl Workshop {
     /// An empty one.
     pub fn new() -> Self {
         let made = TempDir::new().expect("a temporary folder");
-        Self { root: made.path().to_owned(), _made: Some(made) }
+        let mut shop = Self::at(made.path().to_owned());
+        shop._made = Some(made);
+        shop
     }
 
     /// The folder `root`, which stays.

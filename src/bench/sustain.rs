@@ -74,7 +74,7 @@ pub fn run(
     };
     let model = super::open(dir, args)?;
     let setup = Setup { threads: *threads, kv: args.kv, repetitions: args.reps, seed: args.seed };
-    let stop = train::stop_flag()?;
+    let stop = train::stop_flag(true)?;
     let style = ProgressStyle::with_template("{prefix} {bar:24} {pos}/{len} s  {msg}")?;
     let bar = ProgressBar::new(length.as_secs()).with_style(style).with_prefix(dir.display().to_string());
     let mut seen = |point: &Point| {

@@ -9,12 +9,13 @@ use qat_hub::Part;
 use qat_infer::{bench::cpu_name, eval::peak_rss_bytes};
 use qat_train::{
     device,
+    ranks::Ranks,
     recipe::{self, Plan},
     trainer::{Measured, measure},
 };
 use serde::Serialize;
 
-use crate::{Ending, cli, evaluate, hub, table, train};
+use crate::{Ending, cli, evaluate, hub, ranks, table, train};
 
 /// Steps before the clock starts: kernels are compiled, memory is taken.
 const WARM_UP: usize = 3;
@@ -26,6 +27,8 @@ struct Row {
     recipe: String,
     device: String,
     cpu_info: String,
+    /// Processes that train together; what follows is of the first where it is not of all.
+    ranks: usize,
     threads: usize,
     parameters: usize,
     tokens_per_step: usize,
@@ -44,13 +47,19 @@ struct Row {
 }
 
 impl Row {
-    fn new(name: String, plan: &Plan, opened: &device::Opened, found: Measured) -> anyhow::Result<Self> {
+    fn new(
+        name: String,
+        plan: &Plan,
+        (opened, ranks): (&device::Opened, &Ranks),
+        found: Measured,
+    ) -> anyhow::Result<Self> {
         let step_seconds = found.step().as_secs_f64();
         Ok(Self {
             qat_version: env!("CARGO_PKG_VERSION"),
             recipe: name,
             device: opened.to_string(),
             cpu_info: cpu_name(),
+            ranks: ranks.size(),
             threads: rayon::current_num_threads(),
             parameters: found.parameters,
             tokens_per_step: found.step_tokens,
@@ -105,8 +114,16 @@ pub fn duration(seconds: f64) -> String {
     }
 }
 
-/// Runs the command.
+/// Runs the command, alone or as one of several processes.
 pub fn run(path: &Path, args: &cli::Bench) -> anyhow::Result<Ending> {
+    ranks::together(&args.training.device, |ranks, opened| run_as((ranks, opened), path, args))
+}
+
+fn run_as(
+    (ranks, opened): (&Ranks, &device::Opened),
+    path: &Path,
+    args: &cli::Bench,
+) -> anyhow::Result<Ending> {
     let wanted = &args.training;
     if args.format == cli::BenchFormat::Csv {
         bail!("--format csv has the columns of llama-bench, which knows no training; want md or json");
@@ -120,11 +137,13 @@ pub fn run(path: &Path, args: &cli::Bench) -> anyhow::Result<Ending> {
     let brought = hub::fetch(&mut named.recipe, || Ok(None), Part::Whole)?;
     let mut plan = Plan::new(&named.recipe)?;
     brought.put_into(&mut plan);
-    let opened = wanted.device.parse::<device::Choice>()?.open()?;
-    let found = measure(&plan, &opened.device, WARM_UP, wanted.steps.get())?;
+    let found = measure(&plan, (&opened.device, ranks), WARM_UP, wanted.steps.get())?;
+    if !ranks.is_first() {
+        return Ok(Ending::Done);
+    }
     let name = path.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned());
     let name = named.variant.iter().fold(name, |name, variant| format!("{name}/{variant}"));
-    let row = Row::new(name, &plan, &opened, found)?;
+    let row = Row::new(name, &plan, (opened, ranks), found)?;
     match args.format {
         cli::BenchFormat::Json => println!("{}", serde_json::to_string_pretty(&row)?),
         _ => println!("{}", row.markdown()),

@@ -51,7 +51,7 @@ pub struct State {
 }
 
 /// A checkpoint that was found whole.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Checkpoint {
     /// Its folder.
     pub path: PathBuf,
@@ -71,7 +71,7 @@ impl Checkpoints {
         Self { dir: out.join("checkpoints") }
     }
 
-    /// Writes a checkpoint, then removes all but the `keep` newest; returns its folder.
+    /// Writes a checkpoint with the optimizer's `moments`, then removes all but the `keep` newest; returns its folder.
     ///
     /// # Errors
     /// The disk is full or can't be written; checkpoints written before are untouched then.
@@ -79,7 +79,7 @@ impl Checkpoints {
         &self,
         mut state: State,
         student: &Student,
-        optimizer: &Optimizer,
+        moments: BTreeMap<String, Tensor>,
         keep: usize,
     ) -> Result<PathBuf> {
         fs::create_dir_all(&self.dir).map_err(|e| Error::io("cannot create", &self.dir, e))?;
@@ -87,7 +87,7 @@ impl Checkpoints {
         let staged = StagedDir::create(&target, STATE)?;
         let model: HashMap<String, Tensor> =
             student.kept().iter().map(|v| (v.name.clone(), v.var.as_tensor().clone())).collect();
-        let moments: HashMap<String, Tensor> = optimizer.state().into_iter().collect();
+        let moments: HashMap<String, Tensor> = moments.into_iter().collect();
         for (file, tensors) in [(MODEL, &model), (OPTIMIZER, &moments)] {
             let path = staged.path().join(file);
             candle_core::safetensors::save(tensors, &path).map_err(|e| {

@@ -15,7 +15,7 @@ pub enum Choice {
     Cpu,
     /// Apple's GPU.
     Metal,
-    /// NVIDIA's GPU, the first one.
+    /// NVIDIA's GPU, the first one unless several processes share a machine.
     Cuda,
 }
 
@@ -53,18 +53,26 @@ impl Choice {
     /// # Errors
     /// This build, or this machine, has no such device.
     pub fn open(self) -> Result<Opened> {
+        self.open_nth(0)
+    }
+
+    /// Opens the device of the process number `nth` on this machine, counted from 0: of several NVIDIA GPUs each has its own.
+    ///
+    /// # Errors
+    /// This build, or this machine, has no such device.
+    pub fn open_nth(self, nth: usize) -> Result<Opened> {
         let asked = |device| Opened { device, why: "as asked for".into() };
         match self {
             Self::Auto => {
                 let (choice, why) = preferred(metal(), cuda_is_available());
-                Ok(Opened { why, ..choice.open()? })
+                Ok(Opened { why, ..choice.open_nth(nth)? })
             }
             Self::Cpu => Ok(asked(Device::Cpu)),
             Self::Metal => match metal() {
                 Ok(()) => Device::new_metal(0).map(asked).map_err(|e| failed("metal", &e)),
                 Err(why) => Err(Error::Config(format!("--device metal: {why} (use --device cpu)"))),
             },
-            Self::Cuda => cuda().map(asked),
+            Self::Cuda => cuda(nth).map(asked),
         }
     }
 }
@@ -122,15 +130,15 @@ fn failed(name: &str, problem: &candle_core::Error) -> Error {
     Error::Config(format!("--device {name}: the device can't be opened: {problem}"))
 }
 
-/// NVIDIA's GPU.
+/// NVIDIA's GPU number `nth`, counted over those that this process sees.
 #[cfg(feature = "cuda")]
-fn cuda() -> Result<Device> {
-    crate::ops::gpu::cuda::open().map_err(|e| failed("cuda", &e))
+fn cuda(nth: usize) -> Result<Device> {
+    crate::ops::gpu::cuda::open(nth).map_err(|e| failed("cuda", &e))
 }
 
 /// NVIDIA's GPU.
 #[cfg(not(feature = "cuda"))]
-fn cuda() -> Result<Device> {
+fn cuda(_: usize) -> Result<Device> {
     let problem = "--device cuda: this build has no CUDA; build with --features cuda (or use --device cpu)";
     Err(Error::Config(problem.into()))
 }

@@ -37,6 +37,17 @@ pub enum Error {
     /// The caller asked for an end before the work was done; nothing half made is left behind.
     #[error("interrupted")]
     Interrupted,
+    /// What another rank of the run ended with.
+    #[error("rank {rank}: {problem}")]
+    Elsewhere {
+        /// Which one.
+        rank: usize,
+        /// What it said.
+        problem: String,
+    },
+    /// Ranks that don't reach or understand each other.
+    #[error("{0}")]
+    Ranks(String),
     /// A model's files or its definition.
     #[error(transparent)]
     Infer(#[from] qat_infer::Error),

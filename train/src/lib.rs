@@ -14,6 +14,7 @@ pub mod loss;
 pub mod ops;
 mod optim;
 pub mod precision;
+pub mod ranks;
 pub mod recipe;
 pub mod schedule;
 pub mod student;

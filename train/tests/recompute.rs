@@ -4,6 +4,7 @@ use std::path::Path;
 
 use candle_core::Device;
 use qat_train::{
+    ranks::Ranks,
     recipe::{self, Plan},
     trainer::measure,
 };
@@ -40,7 +41,7 @@ fn step(folder: &Path, checkpoint_layers: bool) -> (usize, f64) {
     let named = recipe::parse(&text, Path::new("test.toml"), &[]).expect("a recipe");
     let plan = Plan::new(&named[0].recipe).expect("a plan");
     let profiler = dhat::Profiler::builder().testing().build();
-    let measured = measure(&plan, &Device::Cpu, 0, 1).expect("a step");
+    let measured = measure(&plan, (&Device::Cpu, &Ranks::alone()), 0, 1).expect("a step");
     let peak = dhat::HeapStats::get().max_bytes;
     drop(profiler);
     (peak, measured.losses[0])

@@ -3,6 +3,7 @@
 use qat_infer::model::params;
 
 use super::*;
+use crate::ranks::Ranks;
 use crate::{
     optim::Optimizer,
     recipe::{self, Plan, Quantization, Rules},
@@ -44,7 +45,7 @@ fn student(layers: usize, seed: u64) -> (Student, Optimizer) {
     );
     let quantization = Quantization { rules: Rules::float(), ..plan(&[]).quantization };
     let student = Student::new(&tiny::floats(config, seed), quantization, &Device::Cpu).expect("student");
-    let optimizer = Optimizer::new(plan(&[]).optim, student.variables()).expect("state");
+    let optimizer = Optimizer::new(plan(&[]).optim, student.variables(), &Ranks::alone()).expect("state");
     (student, optimizer)
 }
 
@@ -59,7 +60,7 @@ fn the_newest_are_kept_and_foreign_files_are_left_alone() {
     let checkpoints = Checkpoints::of(dir.path());
     let (student, optimizer) = student(1, 1);
     for step in [1, 2, 3] {
-        checkpoints.save(state(step), &student, &optimizer, 2).expect("saved");
+        checkpoints.save(state(step), &student, optimizer.state().expect("a state"), 2).expect("saved");
         fs::create_dir_all(dir.path().join("checkpoints/step-mine")).expect("a free disk");
     }
     assert_eq!(names(&checkpoints), ["step-00000002", "step-00000003"]);
@@ -80,7 +81,9 @@ fn what_a_kill_left_beside_the_newest_goes() {
     let dir = tempfile::tempdir().expect("temporary folder");
     let checkpoints = Checkpoints::of(dir.path());
     let (student, optimizer) = student(1, 1);
-    [1, 2, 3].map(|step| checkpoints.save(state(step), &student, &optimizer, 3).expect("saved"));
+    for step in [1, 2, 3] {
+        checkpoints.save(state(step), &student, optimizer.state().expect("a state"), 3).expect("saved");
+    }
     // Killed before the oldest was removed, and in the middle of the next.
     let half = dir.path().join("checkpoints/.step-00000004.partial");
     fs::create_dir(&half).expect("a free disk");
@@ -98,7 +101,7 @@ fn variables_and_moments_come_back_as_they_were() {
         s.variables().iter().map(|v| v.var.ones_like().expect("ones")).collect()
     };
     optimizer.step(&ones(&saved), 1.0).expect("a step");
-    checkpoints.save(state(1), &saved, &optimizer, 1).expect("saved");
+    checkpoints.save(state(1), &saved, optimizer.state().expect("a state"), 1).expect("saved");
     let (other, mut fresh) = student(1, 2);
     let checkpoint = checkpoints.newest().expect("a folder").0.expect("whole");
     checkpoint.restore(&other, &mut fresh, 1).expect("the same model");
@@ -116,7 +119,7 @@ fn a_checkpoint_of_another_model_or_layout_names_what_differs() {
     let dir = tempfile::tempdir().expect("temporary folder");
     let checkpoints = Checkpoints::of(dir.path());
     let (small, optimizer) = student(1, 1);
-    let path = checkpoints.save(state(1), &small, &optimizer, 1).expect("saved");
+    let path = checkpoints.save(state(1), &small, optimizer.state().expect("a state"), 1).expect("saved");
     let checkpoint = checkpoints.newest().expect("a folder").0.expect("whole");
     let (large, _) = student(2, 1);
     let m = checkpoint.restore_variables(large.variables()).expect_err("one layer").to_string();

@@ -4,7 +4,7 @@
 //! names — so that a token file with the wanted key is the wanted one.
 
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use qat_infer::files::load_tokenizer;
 use rayon::prelude::*;
@@ -15,7 +15,7 @@ use super::documents::{Corpus, Documents, Piece, Place};
 use super::part::Part;
 use super::token_file::{Header, Tokens};
 use super::token_writer::TokenWriter;
-use crate::{Error, Result};
+use crate::{Error, Result, ranks::Ranks};
 
 /// Version of the rules by which text becomes ids, of text files and stories, and of rows, which once were never cut. Part of the key, so
 /// that a file of other rules is never used.
@@ -63,6 +63,11 @@ pub struct Progress {
     pub tokens: u64,
 }
 
+impl Progress {
+    /// Nothing is done here.
+    const WAITING: Self = Self { stage: Stage::Waiting, bytes_done: 0, bytes_total: 0, tokens: 0 };
+}
+
 /// Where the tokens came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
@@ -96,6 +101,19 @@ impl Tokenization<'_> {
         cache: &Path,
         progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<(Tokens, Origin)> {
+        self.tokens_on(&Ranks::alone(), cache, progress)
+    }
+
+    /// The same of several `ranks`, which encode a share of each batch; the first writes what all have encoded.
+    ///
+    /// # Errors
+    /// As [`Self::tokens`]; another rank has failed.
+    pub fn tokens_on(
+        &self,
+        ranks: &Ranks,
+        cache: &Path,
+        progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+    ) -> Result<(Tokens, Origin)> {
         let tokenizer = load_tokenizer(self.tokenizer, self.vocab_size)?;
         for (name, id) in [("bos", self.bos), ("eos", self.eos)] {
             if let Some(id) = id.filter(|&id| id as usize >= self.vocab_size) {
@@ -105,11 +123,26 @@ impl Tokenization<'_> {
                 return Err(Error::Config(problem));
             }
         }
-        let key = self.key(progress)?;
-        let (tokens, origin, before) =
-            found_or_made(cache, key, progress, |part, progress| self.make(&tokenizer, key, part, progress))?;
-        Ok(match (origin, before) {
-            (Origin::Made, Some(text_bytes @ 1..)) => (tokens, Origin::Continued { text_bytes }),
+        let key = ranks.agree(self.key(progress))?;
+        let path = path_of(cache, &key);
+        let missing = || Ok(!matches!(find(&path, &key), Ok(Some(_))));
+        let mut before = None;
+        if ranks.size() > 1 && ranks.from_first(missing)? {
+            let part = ranks.on_first(|| Part::claim(&path, &mut || progress(Progress::WAITING)))?;
+            if ranks.from_first(missing)? {
+                let made = self.make((&tokenizer, ranks), key, part, progress);
+                before = Some(ranks.agree(made)?);
+            }
+        }
+        // A rank that doesn't see what the first has written makes it for itself.
+        let alone = Ranks::alone();
+        let (tokens, origin, made) = found_or_made(cache, key, progress, |part, progress| {
+            self.make((&tokenizer, &alone), key, Some(part), progress)
+        })?;
+        Ok(match (origin, made.or(before)) {
+            (Origin::Made | Origin::Reused, Some(text_bytes @ 1..)) => {
+                (tokens, Origin::Continued { text_bytes })
+            }
             (origin, _) => (tokens, origin),
         })
     }
@@ -132,18 +165,25 @@ impl Tokenization<'_> {
     /// Makes the file; bytes of text that an earlier run had tokenized.
     fn make(
         &self,
-        tokenizer: &Tokenizer,
+        (tokenizer, ranks): (&Tokenizer, &Ranks),
         key: [u8; 32],
-        part: Part,
+        part: Option<Part>,
         progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<u64> {
         let vocab_size = self.vocab_size as u64;
         let counts =
             Header { vocab_size, tokens: 0, documents: 0, skipped: 0, text_bytes: 0, key, marked: false };
-        let (mut writer, place) = TokenWriter::go_on(part, counts)?;
-        let mut place = Some(place.unwrap_or_default());
-        let before = writer.header().text_bytes;
-        match self.fill(tokenizer, &mut writer, &mut place, progress) {
+        // The first rank writes; all know where the text goes on.
+        let begun = ranks.agree(part.map(|part| TokenWriter::go_on(part, counts)).transpose())?;
+        let (mut writer, place) = begun.unzip();
+        let before = writer.as_mut().map_or(counts, |writer| *writer.header());
+        let told = || Ok((place.flatten().unwrap_or_default(), before.text_bytes, before.tokens));
+        let (place, text_bytes, tokens) = ranks.from_first(told)?;
+        let mut place = Some(place);
+        let counts = Header { tokens, text_bytes, ..counts };
+        let filled = self.fill((tokenizer, ranks), &mut writer, counts, &mut place, progress);
+        let Some(mut writer) = writer else { return filled.map(|_| text_bytes) };
+        match filled {
             Ok(skipped) => writer.header().skipped = skipped,
             Err(error) => {
                 // What is wrong with the text or the tokenizer will be another text or tokenizer when it is mended.
@@ -153,49 +193,51 @@ impl Tokenization<'_> {
                 return Err(error);
             }
         }
-        if writer.header().text_bytes == 0 {
-            return Err(self.corpus.empty(writer.header().skipped));
-        }
         writer.finish()?;
-        Ok(before)
+        Ok(text_bytes)
     }
 
-    /// Writes the tokens of everything behind `place`, which moves along where that can be said; how many nulls there were.
+    /// Writes the tokens of everything behind `place`, which moves along where that can be said; `counts` is what there was before. How many
+    /// nulls there were.
     fn fill(
         &self,
-        tokenizer: &Tokenizer,
-        writer: &mut TokenWriter,
+        (tokenizer, ranks): (&Tokenizer, &Ranks),
+        writer: &mut Option<TokenWriter>,
+        counts: Header,
         place: &mut Option<Place>,
         progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<u64> {
-        let bytes_total = self.corpus.bytes()?;
+        let threads = ranks.sum(&[rayon::current_num_threads() as f64])?[0] as usize;
+        let (bytes_total, stage) = (self.corpus.bytes()?, Stage::Tokenizing);
         let mut documents = self.corpus.documents_from(place.unwrap_or_default());
-        let mut batch = Batch::read(&mut documents)?;
+        let mut batch = Batch::read(&mut documents, threads)?;
+        let Header { mut tokens, mut text_bytes, .. } = counts;
         while !batch.pieces.is_empty() {
+            let cut = |rank: usize| batch.pieces.len() * rank / ranks.size();
+            let share = &batch.pieces[cut(ranks.rank())..cut(ranks.rank() + 1)];
             // The next batch is read while this one is encoded.
             let (encoded, next) =
-                rayon::join(|| self.encode(tokenizer, &batch.pieces), || Batch::read(&mut documents));
+                rayon::join(|| self.encode(tokenizer, share), || Batch::read(&mut documents, threads));
+            let ids = encoded.into_iter().collect::<Result<Vec<_>>>().map(|ids| ids.concat());
+            let ids = ranks.concat(ids)?;
+            tokens += ids.len() as u64;
+            text_bytes += batch.text_bytes();
             *place = None;
-            for ids in encoded {
-                writer.write(&ids?)?;
-            }
-            let counts = writer.header();
-            counts.documents += batch.pieces.iter().filter(|piece| piece.starts).count() as u64;
-            counts.text_bytes += batch.pieces.iter().map(|piece| piece.text.len() as u64).sum::<u64>();
-            let tokens = counts.tokens;
-            *place = batch.place;
-            if progress(Progress {
-                stage: Stage::Tokenizing,
-                bytes_done: batch.bytes_done,
-                bytes_total,
-                tokens,
-            })
-            .is_break()
-            {
-                return Err(Error::Interrupted);
-            }
-            place.iter().try_for_each(|place| writer.reached(place))?;
+            let written: Result<()> = writer.as_mut().map_or(Ok(()), |writer| {
+                writer.write(&ids)?;
+                let counts = writer.header();
+                counts.documents += batch.pieces.iter().filter(|piece| piece.starts).count() as u64;
+                counts.text_bytes = text_bytes;
+                *place = batch.place;
+                place.iter().try_for_each(|place| writer.reached(place))
+            });
+            let is_stopped =
+                progress(Progress { stage, bytes_done: batch.bytes_done, bytes_total, tokens }).is_break();
+            ranks.agree(if is_stopped { written.and(Err(Error::Interrupted)) } else { written })?;
             batch = next?;
+        }
+        if text_bytes == 0 {
+            return Err(self.corpus.empty(documents.skipped()));
         }
         Ok(documents.skipped())
     }
@@ -248,7 +290,7 @@ pub(super) fn found_or_made<T>(
     progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     make: impl FnOnce(Part, &mut dyn FnMut(Progress) -> ControlFlow<()>) -> Result<T>,
 ) -> Result<(Tokens, Origin, Option<T>)> {
-    let path = cache.join(format!("{}.tokens", hex(&key)));
+    let path = path_of(cache, &key);
     let found = |path: &Path| match find(path, &key) {
         Ok(Some(tokens)) => Ok(tokens),
         Ok(None) => Err(Origin::Made),
@@ -258,14 +300,18 @@ pub(super) fn found_or_made<T>(
         Ok(tokens) => return Ok((tokens, Origin::Reused, None)),
         Err(origin) => origin,
     };
-    let waiting = Progress { stage: Stage::Waiting, bytes_done: 0, bytes_total: 0, tokens: 0 };
-    let part = Part::claim(&path, &mut || progress(waiting))?;
+    let part = Part::claim(&path, &mut || progress(Progress::WAITING))?;
     // Another process may have made it before the part was ours.
     if let Ok(tokens) = found(&path) {
         return Ok((tokens, Origin::Reused, None));
     }
     let made = make(part, progress)?;
     Ok((Tokens::open(&path)?, origin, Some(made)))
+}
+
+/// Where the token file with `key` is in the folder `cache`.
+fn path_of(cache: &Path, key: &[u8; 32]) -> PathBuf {
+    cache.join(format!("{}.tokens", hex(key)))
 }
 
 /// The token file at `path`, if there is one.
@@ -290,9 +336,9 @@ struct Batch {
 }
 
 impl Batch {
-    /// The next ones; none at the end.
-    fn read(documents: &mut Documents<'_>) -> Result<Self> {
-        let enough = BATCH_BYTES * rayon::current_num_threads();
+    /// The next ones, enough for so many `threads`; none at the end.
+    fn read(documents: &mut Documents<'_>, threads: usize) -> Result<Self> {
+        let enough = BATCH_BYTES * threads;
         let mut pieces = Vec::new();
         let mut bytes = 0;
         while bytes < enough {
@@ -302,6 +348,10 @@ impl Batch {
             pieces.push(piece);
         }
         Ok(Self { pieces, bytes_done: documents.bytes_read(), place: documents.place() })
+    }
+
+    fn text_bytes(&self) -> u64 {
+        self.pieces.iter().map(|piece| piece.text.len() as u64).sum()
     }
 }
 

@@ -1,20 +1,65 @@
 //! What a tensor is made of others with by candle's operations as they are: sums, multiples, other shapes and other types.
 //!
-//! Knows no model. Values are candle's, gradients go through the tape like those of every other operation.
+//! Knows no model. Values are candle's, gradients go through the tape like those of every other operation. Only sums on the CPU are our
+//! own: candle has threads for them beside rayon's, which spin while they wait and take its processors from the products that follow.
 
-use candle_core::{DType, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor};
 
-use super::gpu::{Backward, Bind, Grid, SUM, Work, attach, word};
+use super::gpu::{Backward, Bind, Grid, Path, SUM, Work, attach, path, word};
+use super::{floats, floats_out, for_each_chunk};
 
 /// a + b, of one shape.
 ///
 /// # Errors
 /// Shapes that differ.
 pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    attach((a.detach() + b.detach())?, &[a, b], Sum)
+    attach(sum(&a.detach(), &b.detach())?, &[a, b], Sum)
+}
+
+/// a + b, of one shape and type, of which nobody asks for a gradient.
+///
+/// # Errors
+/// Shapes that differ.
+pub(super) fn sum(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    match path(a.device()) {
+        Path::Cpu => a.contiguous()?.apply_op2_no_bwd(&b.contiguous()?, &Sum),
+        Path::Kernels => a + b,
+    }
 }
 
 struct Sum;
+
+impl CustomOp2 for Sum {
+    fn name(&self) -> &'static str {
+        <Self as Backward>::NAME
+    }
+
+    fn cpu_fwd(
+        &self,
+        a: &CpuStorage,
+        of_a: &Layout,
+        b: &CpuStorage,
+        of_b: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        if of_a.shape() != of_b.shape() {
+            candle_core::bail!("add: want one shape, found {:?} and {:?}", of_a.shape(), of_b.shape());
+        }
+        let (a, b) = (floats(self.name(), a, of_a)?, floats(self.name(), b, of_b)?);
+        let mut sum = vec![0.0; a.len()];
+        for_each_chunk(
+            1,
+            [&mut sum],
+            [a, b],
+            #[inline(always)]
+            |_, [sum], [a, b]| {
+                for (sum, (a, b)) in sum.iter_mut().zip(a.iter().zip(b)) {
+                    *sum = a + b;
+                }
+            },
+        );
+        floats_out(sum, of_a.shape())
+    }
+}
 
 impl Backward for Sum {
     const NAME: &'static str = "add";
@@ -136,6 +181,7 @@ mod tests {
         let inputs = [uniform(1, 1.0, &[3, 4])?, uniform(2, 1.0, &[4])?];
         // Sums of three.
         assert_matches(|x| add_bias(&x[0], &x[1]), |x| x[0].broadcast_add(&x[1]), &inputs, 1e-6)?;
+        assert!(add(&inputs[0], &inputs[1]).is_err(), "of two shapes");
         assert_matches(|x| multiply(&x[0], -0.3), |x| &x[0] * -0.3, &inputs[..1], 1e-6)?;
         assert_matches(|x| reshape(&x[0], (2, 6)), |x| x[0].reshape((2, 6)), &inputs[..1], 1e-6)
     }

@@ -4,7 +4,7 @@
 //! it then adds to: four passes over a tensor for each operand of each operation. Here a gradient that comes first is taken
 //! as it is, and a value is let go of when its operation is done. Without a tape that is open on this thread nothing is recorded.
 //!
-//! Knows no operation. Invariants: a gradient reaches exactly the variables and what operations of this crate made of them (candle's own
+//! Knows no operation but the sum. Invariants: a gradient reaches exactly the variables and what operations of this crate made of them (candle's own
 //! leave no trace); a tensor that was recorded is changed by nobody.
 
 use std::{
@@ -15,7 +15,7 @@ use std::{
 
 use candle_core::{CustomOp1, CustomOp2, CustomOp3, DType, Result, Tensor, TensorId};
 
-use super::gpu::settle;
+use super::{arithmetic, gpu::settle};
 
 thread_local! {
     /// The tape that is open on this thread.
@@ -45,6 +45,8 @@ struct Record {
     made: HashSet<TensorId>,
     /// The same of the tape that this one is a part of.
     around: Rc<HashSet<TensorId>>,
+    /// While operations are carried out that will be made again: what they read of all that.
+    reads: Option<HashSet<TensorId>>,
 }
 
 impl Record {
@@ -63,8 +65,8 @@ struct Node {
 /// How gradients come back through a node.
 enum Way {
     Operation(Back),
-    /// The value is made once more of the input, on a tape of its own.
-    Again(Tensor, Forth),
+    /// The value is made once more of the input, on a tape of its own; what is read on the way.
+    Again(Tensor, HashSet<TensorId>, Forth),
 }
 
 /// From the gradient of the value to those of the inputs.
@@ -91,9 +93,9 @@ impl Gradients {
 
     fn add(&mut self, to: TensorId, gradient: Tensor) -> Result<()> {
         let sum = match self.0.remove(&to) {
-            Some(sum) if sum.dtype() == gradient.dtype() => (sum + gradient)?,
+            Some(sum) if sum.dtype() == gradient.dtype() => arithmetic::sum(&sum, &gradient)?,
             // What was made in several ways: the wider type holds both.
-            Some(sum) => (sum.to_dtype(DType::F32)? + gradient.to_dtype(DType::F32)?)?,
+            Some(sum) => arithmetic::sum(&sum.to_dtype(DType::F32)?, &gradient.to_dtype(DType::F32)?)?,
             None => gradient,
         };
         self.0.insert(to, sum);
@@ -136,7 +138,7 @@ impl Tape {
 
     fn within<R>(around: Rc<HashSet<TensorId>>, f: impl FnOnce() -> R) -> (R, Self) {
         let (result, record) = within(Some(Record { around, ..Record::default() }), f);
-        let Record { nodes, made, around } = record.unwrap_or_default();
+        let Record { nodes, made, around, .. } = record.unwrap_or_default();
         let made = if around.is_empty() { made } else { made.union(&around).copied().collect() };
         (result, Self { nodes, made: Rc::new(made) })
     }
@@ -165,26 +167,93 @@ impl Tape {
         Ok(gradients)
     }
 
+    /// The same, where `tell` gets the gradient of each of the variables `wanted` as soon as nothing more will be added to it; the others are
+    /// given at the end.
+    ///
+    /// What was made of variables alone, as rounded weights are, comes back when its own gradient is whole instead of at the end, if
+    /// it is all that was made of them: sums have the same order as without.
+    ///
+    /// # Errors
+    /// The device is out of memory; what `tell` gives.
+    pub(crate) fn gradients_told(
+        self,
+        sums: &[(&Tensor, f64)],
+        wanted: &HashSet<TensorId>,
+        tell: &mut dyn FnMut(TensorId, Tensor) -> Result<()>,
+    ) -> Result<Gradients> {
+        let mut gradients = Gradients::default();
+        for (sum, factor) in sums {
+            gradients.add(sum.id(), Tensor::full(*factor as f32, sum.shape(), sum.device())?)?;
+        }
+        let Self { nodes, made } = self;
+        let mut uses: HashMap<TensorId, usize> = HashMap::new();
+        nodes.iter().flat_map(Node::reads).for_each(|read| *uses.entry(read).or_default() += 1);
+        let of_variables = |node: &Node| {
+            let own = |input: &TensorId| wanted.contains(input) && uses.get(input) == Some(&1);
+            matches!(node.way, Way::Operation(_)) && node.inputs.iter().flatten().all(own)
+        };
+        let early: HashMap<TensorId, usize> = nodes
+            .iter()
+            .enumerate()
+            .filter(|(_, node)| of_variables(node))
+            .map(|(at, node)| (node.value, at))
+            .collect();
+        let mut nodes: Vec<Option<Node>> = nodes.into_iter().map(Some).collect();
+        for at in (0..nodes.len()).rev() {
+            let mut due = vec![at];
+            while let Some(at) = due.pop() {
+                let Some(node) = nodes[at].take() else { continue };
+                let reads = node.reads();
+                silent(|| node.walk_back(&made, &mut gradients))?;
+                for read in reads {
+                    let Some(left) = uses.get_mut(&read) else { continue };
+                    *left -= 1;
+                    if *left > 0 {
+                        continue;
+                    }
+                    due.extend(early.get(&read));
+                    let gradient = wanted.get(&read).and_then(|of| gradients.0.remove(of));
+                    gradient.map(|gradient| tell(read, gradient)).transpose()?;
+                }
+            }
+        }
+        Ok(gradients)
+    }
+
     fn walk_back(self, gradients: &mut Gradients) -> Result<()> {
-        for Node { inputs, value, way } in self.nodes.into_iter().rev() {
-            let Some(gradient) = gradients.0.remove(&value) else { continue };
-            let gradient = gradient.contiguous()?;
-            match way {
-                Way::Operation(way) => {
-                    let found = way(&gradient)?;
-                    drop(gradient);
-                    for (input, found) in inputs.into_iter().zip(found) {
-                        if let (Some(input), Some(found)) = (input, found) {
-                            gradients.add(input, found)?;
-                        }
+        self.nodes.into_iter().rev().try_for_each(|node| node.walk_back(&self.made, gradients))
+    }
+}
+
+impl Node {
+    /// What its gradient will be added to, once for each time.
+    fn reads(&self) -> Vec<TensorId> {
+        let inputs = self.inputs.iter().flatten().copied();
+        match &self.way {
+            Way::Operation(_) => inputs.collect(),
+            Way::Again(_, within, _) => inputs.chain(within.iter().copied()).collect(),
+        }
+    }
+
+    fn walk_back(self, made: &Rc<HashSet<TensorId>>, gradients: &mut Gradients) -> Result<()> {
+        let Self { inputs, value, way } = self;
+        let Some(gradient) = gradients.0.remove(&value) else { return Ok(()) };
+        let gradient = gradient.contiguous()?;
+        match way {
+            Way::Operation(way) => {
+                let found = way(&gradient)?;
+                drop(gradient);
+                for (input, found) in inputs.into_iter().zip(found) {
+                    if let (Some(input), Some(found)) = (input, found) {
+                        gradients.add(input, found)?;
                     }
                 }
-                Way::Again(input, f) => {
-                    let (again, part) = Self::within(self.made.clone(), || f(&input));
-                    gradients.add(again?.id(), gradient)?;
-                    part.walk_back(gradients)?;
-                    settle(input.device())?;
-                }
+            }
+            Way::Again(input, _, f) => {
+                let (again, part) = Tape::within(made.clone(), || f(&input));
+                gradients.add(again?.id(), gradient)?;
+                part.walk_back(gradients)?;
+                settle(input.device())?;
             }
         }
         Ok(())
@@ -197,6 +266,10 @@ fn write(inputs: &[&Tensor], value: &Tensor, way: impl FnOnce() -> Way) {
         let Some(record) = open else { return };
         let followed = |input: &&Tensor| record.follows(input).then(|| input.id());
         let inputs: Vec<_> = inputs.iter().map(followed).collect();
+        if let Some(reads) = &mut record.reads {
+            reads.extend(inputs.into_iter().flatten());
+            return;
+        }
         if inputs.iter().any(Option::is_some) {
             record.made.insert(value.id());
             record.nodes.push(Node { inputs, value: value.id(), way: way() });
@@ -269,7 +342,15 @@ pub(crate) fn apply3<C: CustomOp3 + Send + Sync + 'static>(
 
 /// `f` of `x`, of which nothing is kept but `x`: the backward pass runs `f` once more.
 pub(crate) fn again(x: &Tensor, f: impl Fn(&Tensor) -> Result<Tensor> + 'static) -> Result<Tensor> {
-    let value = silent(|| f(x))?;
-    write(&[x], &value, || Way::Again(x.clone(), Box::new(f)));
+    // Inside of what will be made again as a whole there is nothing to add.
+    let begun = OPEN.with_borrow_mut(|open| {
+        let record = open.as_mut().filter(|record| record.reads.is_none());
+        record.map(|record| record.reads = Some(HashSet::new())).is_some()
+    });
+    let value = f(x);
+    let reads =
+        begun.then(|| OPEN.with_borrow_mut(|open| open.as_mut().and_then(|record| record.reads.take())));
+    let (value, reads) = (value?, reads.flatten().unwrap_or_default());
+    write(&[x], &value, || Way::Again(x.clone(), reads, Box::new(f)));
     Ok(value)
 }

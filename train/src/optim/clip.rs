@@ -3,7 +3,7 @@
 //! Scales are clipped by themselves: a group's worth of gradient adds up in one number, and would drown the rest. On a GPU the
 //! shares stay there, where the update reads them: nobody waits for the norm before it is needed for the log.
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
 use super::of_grid;
@@ -14,7 +14,8 @@ use crate::{
         gpu::{Bind, Grid, Library, Path, Work, library, path, word},
         lanes, rows_per_chunk,
     },
-    student::{Kind, Variable},
+    ranks::Ranks,
+    student::Kind,
 };
 
 const NAME: &str = "clip";
@@ -27,20 +28,33 @@ const CHUNK: usize = 2 * 1024;
 pub(super) struct Clip(Tensor);
 
 impl Clip {
-    /// Of contiguous `gradients`, with norms of at most `limit` where there is one.
+    /// Of contiguous gradients of variables that are such `kinds`, which lie on `device`, over all `ranks`, with norms of at most `limit`
+    /// where there is one.
     ///
     /// # Errors
-    /// The device is out of memory.
-    pub fn measure(variables: &[Variable], gradients: &[Tensor], limit: Option<f64>) -> Result<Self> {
-        let device = gradients.first().map_or(&candle_core::Device::Cpu, Tensor::device);
-        if path(device) == Path::Kernels {
-            return Ok(Self(with_kernels(variables, gradients, limit)?));
-        }
+    /// The device is out of memory; another rank has failed.
+    pub fn measure(
+        (kinds, gradients): (&[Kind], &[Tensor]),
+        limit: Option<f64>,
+        (ranks, device): (&Ranks, &Device),
+    ) -> Result<Self> {
+        let with_kernels = path(device) == Path::Kernels && !gradients.is_empty();
+        let several = ranks.size() > 1;
         let mut squares = [0f64; 2];
-        for (variable, gradient) in variables.iter().zip(gradients) {
-            squares[usize::from(of_grid(variable.kind))] += sum_of_squares(gradient)?;
+        if with_kernels {
+            let clip = by_kernels(kinds, gradients, limit.filter(|_| !several))?;
+            if !several {
+                return Ok(Self(clip));
+            }
+            let norms = clip.to_vec1::<f32>()?;
+            squares = [norms[0], norms[1]].map(|norm| f64::from(norm).powi(2));
+        } else {
+            for (kind, gradient) in kinds.iter().zip(gradients) {
+                squares[usize::from(of_grid(*kind))] += sum_of_squares(gradient)?;
+            }
         }
-        let norms = squares.map(f64::sqrt);
+        let squares = ranks.sum(&squares)?;
+        let norms = [squares[0], squares[1]].map(f64::sqrt);
         let kept = norms.map(|norm| limit.filter(|&limit| norm > limit).map_or(1.0, |limit| limit / norm));
         let numbers = [norms[0], norms[1], kept[0], kept[1]].map(|v| v as f32);
         Ok(Self(Tensor::new(&numbers, device)?))
@@ -84,11 +98,11 @@ fn sum_of_squares(gradient: &Tensor) -> Result<f64> {
     Ok(sums.iter().sum())
 }
 
-fn with_kernels(variables: &[Variable], gradients: &[Tensor], limit: Option<f64>) -> Result<Tensor> {
+fn by_kernels(kinds: &[Kind], gradients: &[Tensor], limit: Option<f64>) -> Result<Tensor> {
     // Partial sums of weights and norms stand in front of those of grids.
     let in_order = [false, true].map(|wanted| {
-        let of = move |(variable, _): &(&Variable, &Tensor)| of_grid(variable.kind) == wanted;
-        variables.iter().zip(gradients).filter(of).map(|(_, gradient)| gradient).collect::<Vec<_>>()
+        let of = move |(kind, _): &(&Kind, &Tensor)| of_grid(**kind) == wanted;
+        kinds.iter().zip(gradients).filter(of).map(|(_, gradient)| gradient).collect::<Vec<_>>()
     });
     let chunks =
         |gradients: &[&Tensor]| gradients.iter().map(|g| g.elem_count().div_ceil(CHUNK)).sum::<usize>();

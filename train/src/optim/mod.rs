@@ -3,7 +3,8 @@
 //! Knows no model. AdamW moves everything, but for the matrices inside the layers where the plan says Muon. Its state is public to
 //! checkpoints, so that a resumed run continues to the same bits. Scales and grid biases move relative to the size of their scale:
 //! a learning rate of 1e-3 moves a scale by at most about 0.1 % a step, whatever its magnitude. The device is waited for once
-//! a step, when everything is under way.
+//! a step, when everything is under way. Where several ranks train, each remembers and moves its own rows of each variable, and the others get them
+//! from it.
 
 mod adamw;
 mod clip;
@@ -11,7 +12,7 @@ mod muon;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::Range};
 
 use candle_core::Tensor;
 
@@ -21,6 +22,7 @@ use self::{
 };
 use crate::{
     Error, Result,
+    ranks::{Buckets, Ranks, Shares},
     recipe::OptimPlan,
     student::{Kind, Variable},
 };
@@ -29,13 +31,28 @@ use crate::{
 #[derive(Debug)]
 pub struct Optimizer {
     plan: OptimPlan,
+    ranks: Ranks,
     variables: Vec<Variable>,
-    state: Vec<State>,
+    /// How gradients and values travel where there are several ranks.
+    buckets: Option<Buckets>,
+    own: Vec<Own>,
     /// Steps taken; AdamW's correction of its moments depends on it.
     taken: usize,
 }
 
-/// What is remembered of one variable.
+/// Rows of a variable that this rank moves: all of them where it is alone.
+#[derive(Debug)]
+struct Own {
+    /// Number of the variable.
+    index: usize,
+    rows: Range<usize>,
+    kind: Kind,
+    /// Where they lie in the variable.
+    value: Tensor,
+    state: State,
+}
+
+/// What is remembered of rows of one variable.
 #[derive(Debug)]
 enum State {
     AdamW(Moments),
@@ -44,20 +61,33 @@ enum State {
 }
 
 impl Optimizer {
-    /// A fresh state for `variables`.
+    /// A fresh state for `variables`, or for what of them is this rank's.
     ///
     /// # Errors
     /// The device is out of memory.
-    pub fn new(plan: OptimPlan, variables: &[Variable]) -> Result<Self> {
-        let fresh = |variable: &Variable| -> Result<State> {
-            let zeros = || variable.var.zeros_like();
-            Ok(match (variable.kind, &plan.muon) {
-                (Kind::Weight, Some(_)) => State::Muon(zeros()?),
-                _ => State::AdamW(Moments { first: zeros()?, second: zeros()? }),
-            })
-        };
-        let state = variables.iter().map(fresh).collect::<Result<_>>()?;
-        Ok(Self { plan, variables: variables.to_vec(), state, taken: 0 })
+    pub fn new(plan: OptimPlan, variables: &[Variable], ranks: &Ranks) -> Result<Self> {
+        let is_muons = |variable: &Variable| variable.kind == Kind::Weight && plan.muon.is_some();
+        let buckets = (ranks.size() > 1)
+            .then(|| Buckets::new(variables, Shares::new(variables, is_muons, ranks.size()), ranks));
+        let mut own = Vec::new();
+        for (index, variable) in variables.iter().enumerate() {
+            let all = variable.var.as_tensor();
+            let (rows, value) = match &buckets {
+                None => (0..all.dims().first().copied().unwrap_or(1), all.clone()),
+                Some(buckets) if buckets.own(index).is_empty() => continue,
+                Some(buckets) => {
+                    let rows = buckets.own(index);
+                    (rows.clone(), all.detach().narrow(0, rows.start, rows.len())?)
+                }
+            };
+            let zeros = || value.zeros_like();
+            let state = match is_muons(variable) {
+                true => State::Muon(zeros()?),
+                false => State::AdamW(Moments { first: zeros()?, second: zeros()? }),
+            };
+            own.push(Own { index, rows, kind: variable.kind, value, state });
+        }
+        Ok(Self { plan, ranks: ranks.clone(), variables: variables.to_vec(), buckets, own, taken: 0 })
     }
 
     /// What it moves.
@@ -65,52 +95,90 @@ impl Optimizer {
         &self.variables
     }
 
-    /// Takes a step with `gradients`, one a variable, at share `rate` of the peak learning rates; returns the gradient's norm over weights and
-    /// norms before clipping.
+    /// How gradients travel where there are several ranks.
+    pub(crate) fn buckets(&self) -> Option<&Buckets> {
+        self.buckets.as_ref()
+    }
+
+    /// Which of the variables have a gradient of zero throughout, on all ranks; `gradients` are as [`Self::step`] takes them.
     ///
     /// # Errors
-    /// The device is out of memory.
+    /// The device is out of memory; another rank has failed.
+    pub fn silent(&self, gradients: &[Tensor]) -> Result<Vec<bool>> {
+        let mut learn = vec![0.0; self.variables.len()];
+        for (own, gradient) in self.own.iter().zip(gradients) {
+            let is_zero = gradient.abs()?.sum_all()?.to_scalar::<f32>()? == 0.0;
+            learn[own.index] = f64::from(u8::from(!is_zero));
+        }
+        Ok(self.ranks.sum(&learn)?.into_iter().map(|learn| learn == 0.0).collect())
+    }
+
+    /// Takes a step with `gradients`, one a variable that it has rows of, of these rows, at share `rate` of the peak learning rates; returns the
+    /// gradient's norm over weights and norms before clipping.
+    ///
+    /// # Errors
+    /// The device is out of memory; another rank has failed.
     pub fn step(&mut self, gradients: &[Tensor], rate: f64) -> Result<f64> {
-        let variables = &self.variables;
         let gradients = gradients.iter().map(Tensor::contiguous).collect::<candle_core::Result<Vec<_>>>()?;
-        let clip = Clip::measure(variables, &gradients, self.plan.clip)?;
+        let kinds: Vec<Kind> = self.own.iter().map(|own| own.kind).collect();
+        let device = self.variables.first().map_or(&candle_core::Device::Cpu, |v| v.var.device());
+        let clip = Clip::measure((&kinds, &gradients), self.plan.clip, (&self.ranks, device))?;
         self.taken += 1;
-        let mut updates = Vec::new();
-        for (index, (variable, state)) in variables.iter().zip(&mut self.state).enumerate() {
-            match (state, &self.plan.muon) {
+        for (own, gradient) in self.own.iter_mut().zip(&gradients) {
+            match (&mut own.state, &self.plan.muon) {
                 (State::Muon(momentum), Some(plan)) => {
-                    let gradient = clip.apply(variable.kind, &gradients[index])?;
+                    let gradient = clip.apply(own.kind, gradient)?;
                     let lr = rate * plan.lr;
                     let decay = 1.0 - lr * self.plan.weight_decay;
-                    *momentum = muon::step(&variable.var, momentum, &gradient, plan.momentum, lr, decay)?;
+                    let var = &self.variables[own.index].var;
+                    *momentum = muon::step(var, momentum, &gradient, plan.momentum, lr, decay)?;
                 }
-                (State::AdamW(moments), _) => updates.push(Update {
-                    value: variable.var.as_tensor(),
+                (State::Muon(_), None) => return Err(no_state(&self.variables[own.index])),
+                (State::AdamW(_), _) => {}
+            }
+        }
+        let mut updates = Vec::new();
+        for (at, (own, gradient)) in self.own.iter().zip(&gradients).enumerate() {
+            if let State::AdamW(moments) = &own.state {
+                updates.push(Update {
+                    value: &own.value,
                     moments,
-                    gradient: &gradients[index],
-                    of_grid: of_grid(variable.kind),
-                    numbers: Numbers::new(&self.plan, self.taken, variable.kind, rate),
-                    unit: unit(variables, index)?,
-                }),
-                (State::Muon(_), None) => return Err(no_state(variable)),
+                    gradient,
+                    of_grid: of_grid(own.kind),
+                    numbers: Numbers::new(&self.plan, self.taken, own.kind, rate),
+                    unit: self.unit(at)?,
+                });
             }
         }
         adamw::step(&updates, &clip)?;
+        self.buckets.as_ref().map(Buckets::spread).transpose()?;
         clip.norm()
     }
 
-    /// The state by name, for a checkpoint.
-    pub fn state(&self) -> BTreeMap<String, Tensor> {
+    /// The whole state by name, for a checkpoint; on the first rank, which all give theirs.
+    ///
+    /// # Errors
+    /// Another rank has failed; a device out of memory.
+    pub fn state(&self) -> Result<BTreeMap<String, Tensor>> {
         let mut named = BTreeMap::new();
-        for (variable, state) in self.variables.iter().zip(&self.state) {
-            for (part, tensor) in state.parts() {
-                named.insert(format!("{part}.{}", variable.name), tensor.clone());
+        let mut owned = self.own.iter().peekable();
+        for (index, variable) in self.variables.iter().enumerate() {
+            let parts = owned.next_if(|own| own.index == index).map(|own| own.state.parts());
+            for (at, part) in State::names(variable.kind, &self.plan).iter().enumerate() {
+                let own = parts.as_ref().and_then(|parts| parts.get(at)).map(|(_, tensor)| *tensor);
+                let whole = match &self.buckets {
+                    None => own.cloned(),
+                    Some(buckets) => buckets.whole(index, own)?,
+                };
+                whole.into_iter().for_each(|whole| {
+                    named.insert(format!("{part}.{}", variable.name), whole);
+                });
             }
         }
-        named
+        Ok(named)
     }
 
-    /// Puts a state back that was taken after `taken` steps.
+    /// Puts a state back that was taken after `taken` steps; `read` gives the tensor of a name, which is like the one it is given.
     ///
     /// # Errors
     /// A part that is missing or has another shape.
@@ -119,17 +187,44 @@ impl Optimizer {
         mut read: impl FnMut(&str, &Tensor) -> Result<Tensor>,
         taken: usize,
     ) -> Result<()> {
-        for (variable, state) in self.variables.iter().zip(&mut self.state) {
-            for (part, tensor) in state.parts_mut() {
-                *tensor = read(&format!("{part}.{}", variable.name), tensor)?;
+        for own in &mut self.own {
+            let variable = &self.variables[own.index];
+            for (part, tensor) in own.state.parts_mut() {
+                let whole = read(&format!("{part}.{}", variable.name), variable.var.as_tensor())?;
+                *tensor = match &self.buckets {
+                    None => whole,
+                    // The other rows are let go of.
+                    Some(_) => whole.narrow(0, own.rows.start, own.rows.len())?.force_contiguous()?,
+                };
             }
         }
         self.taken = taken;
         Ok(())
     }
+
+    /// Whose magnitude a unit of the learning rate is, for what stands at `at` among its own.
+    fn unit(&self, at: usize) -> Result<Unit<'_>> {
+        match self.own[at].kind {
+            Kind::Weight | Kind::Table | Kind::Norm => Ok(Unit::One),
+            Kind::Scale => Ok(Unit::Own),
+            // A grid's bias stands right behind its scale, and is cut as that is.
+            Kind::GridBias => match at.checked_sub(1).map(|before| &self.own[before]) {
+                Some(scale) if scale.kind == Kind::Scale => Ok(Unit::Of(&scale.value)),
+                _ => Err(Error::Config(format!(
+                    "{}: has no scale before it",
+                    self.variables[self.own[at].index].name
+                ))),
+            },
+        }
+    }
 }
 
 impl State {
+    /// The names that checkpoints have for the tensors of a variable that is a `kind`.
+    fn names(kind: Kind, plan: &OptimPlan) -> &'static [&'static str] {
+        if kind == Kind::Weight && plan.muon.is_some() { &["momentum"] } else { &["first", "second"] }
+    }
+
     /// Its tensors under the names that checkpoints have for them.
     fn parts(&self) -> Vec<(&'static str, &Tensor)> {
         match self {
@@ -153,17 +248,4 @@ pub(crate) fn of_grid(kind: Kind) -> bool {
 
 fn no_state(variable: &Variable) -> Error {
     Error::Config(format!("{}: the optimizer's state is of another kind than its plan", variable.name))
-}
-
-/// Whose magnitude a unit of the learning rate is.
-fn unit(variables: &[Variable], index: usize) -> Result<Unit<'_>> {
-    match variables[index].kind {
-        Kind::Weight | Kind::Table | Kind::Norm => Ok(Unit::One),
-        Kind::Scale => Ok(Unit::Own),
-        // A grid's bias stands right behind its scale.
-        Kind::GridBias => match index.checked_sub(1).map(|before| &variables[before]) {
-            Some(scale) if scale.kind == Kind::Scale => Ok(Unit::Of(scale.var.as_tensor())),
-            _ => Err(Error::Config(format!("{}: has no scale before it", variables[index].name))),
-        },
-    }
 }

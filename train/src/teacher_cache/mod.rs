@@ -21,6 +21,7 @@ use self::shard::{Place, Shard};
 use crate::{
     Error, Result,
     loss::{Head, TopRows},
+    ranks::Ranks,
 };
 
 /// Version of the files and of the order of the windows.
@@ -37,42 +38,56 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// The cache of the first `windows` windows in the folder `dir`. `make` gives the records of windows that are missing, and
-    /// `note` is told why one that was there is made again.
+    /// The cache of the first `windows` windows in the folder `dir`, which `ranks` see alike. `make` gives the records of windows that are
+    /// missing, of which each rank makes a share, and `note` is told why one that was there is made again.
     ///
     /// # Errors
-    /// A folder that is a cache of something else, a full disk, and what `make` gives.
+    /// A folder that is a cache of something else, a full disk, and what `make` gives; another rank has failed.
     pub fn open(
         dir: &Path,
         identity: Identity,
         windows: u64,
         make: &mut dyn FnMut(std::ops::Range<u64>) -> Result<Vec<u8>>,
-        note: &mut dyn FnMut(String),
+        (ranks, note): (&Ranks, &mut dyn FnMut(String)),
     ) -> Result<Self> {
-        std::fs::create_dir_all(dir).map_err(|e| Error::io("cannot make the folder", dir, e))?;
-        identity.claim(dir)?;
+        ranks.first_then_others(|| {
+            std::fs::create_dir_all(dir).map_err(|e| Error::io("cannot make the folder", dir, e))?;
+            identity.claim(dir)
+        })?;
         let digest = identity.digest()?;
-        let mut shards = Vec::new();
-        for number in 0..windows.div_ceil(SHARD) {
+        let file = |number: u64| {
             let windows = number * SHARD..((number + 1) * SHARD).min(identity.windows);
             let place = Place { windows, ctx: identity.ctx, layout: identity.layout(), identity: digest };
-            let path = dir.join(format!("shard-{number:06}"));
-            let shard = match path.try_exists() {
+            (dir.join(format!("shard-{number:06}")), place)
+        };
+        let mut found_or_made = |number: u64| {
+            let (path, place) = file(number);
+            let found = match path.try_exists() {
                 Ok(true) => {
                     Shard::open(&path, &place).map_err(|e| note(format!("{e}; it is made again"))).ok()
                 }
                 Ok(false) => None,
                 Err(e) => return Err(Error::io("cannot read", &path, e)),
             };
-            shards.push(match shard {
-                Some(shard) => shard,
-                None => {
-                    place.write(&path, &make(place.windows.clone())?)?;
-                    Shard::open(&path, &place)?
-                }
-            });
-        }
-        Ok(Self { identity, shards })
+            if let Some(shard) = found {
+                return Ok(shard);
+            }
+            place.write(&path, &make(place.windows.clone())?)?;
+            Shard::open(&path, &place)
+        };
+        let is_own = |number: &u64| number % ranks.size() as u64 == ranks.rank() as u64;
+        let numbers = 0..windows.div_ceil(SHARD);
+        let own = numbers.clone().filter(is_own).map(&mut found_or_made).collect::<Result<Vec<_>>>();
+        let mut own = ranks.agree(own)?.into_iter();
+        let all = numbers.map(|number| match is_own(&number).then(|| own.next()).flatten() {
+            Some(shard) => Ok(shard),
+            None => {
+                let (path, place) = file(number);
+                Shard::open(&path, &place)
+            }
+        });
+        let shards = all.collect::<Result<_>>()?;
+        Ok(Self { shards, identity })
     }
 
     /// What is known of `windows`, one after the other.
@@ -130,6 +145,7 @@ pub fn records_of(layout: Layout, head: &Head) -> Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ranks::threads::together;
 
     fn identity() -> Identity {
         Identity {
@@ -164,7 +180,8 @@ mod tests {
             Ok(records(windows))
         };
         let cache =
-            Cache::open(dir, identity(), windows, &mut make, &mut |note| notes.push(note)).expect("opens");
+            Cache::open(dir, identity(), windows, &mut make, (&Ranks::alone(), &mut |note| notes.push(note)))
+                .expect("opens");
         (cache, made, notes)
     }
 
@@ -195,13 +212,47 @@ mod tests {
     }
 
     #[test]
+    fn several_ranks_make_a_share_each_and_read_them_all() {
+        let dir = tempfile::tempdir().expect("temporary folder");
+        let [alone, shared] = ["alone", "shared"].map(|name| dir.path().join(name));
+        open(&alone, 150);
+        let made = together(2, |ranks| {
+            let mut made = Vec::new();
+            let mut make = |windows: std::ops::Range<u64>| {
+                made.push(windows.start);
+                Ok(records(windows))
+            };
+            let cache = Cache::open(&shared, identity(), 150, &mut make, (&ranks, &mut |_| {}));
+            let rows = cache.and_then(|cache| cache.rows(&[149, 70, 3], &Device::Cpu)).expect("rows");
+            (made, rows.ids.to_vec2::<u32>().expect("ids"))
+        });
+        assert_eq!((&made[0].0, &made[1].0), (&vec![0, 128], &vec![64]));
+        assert_eq!(made[0].1, made[1].1);
+        for file in ["teacher.json", "shard-000000", "shard-000001", "shard-000002"] {
+            let [one, two] = [&alone, &shared].map(|dir| std::fs::read(dir.join(file)).expect(file));
+            assert!(one == two, "{file} differs");
+        }
+        // One that fails ends both.
+        let failed = together(2, |ranks| {
+            let mut make = |windows: std::ops::Range<u64>| match ranks.rank() {
+                1 => Err(Error::Data("no room".into())),
+                _ => Ok(records(windows)),
+            };
+            let opened =
+                Cache::open(&dir.path().join("other"), identity(), 150, &mut make, (&ranks, &mut |_| {}));
+            opened.expect_err("refused").to_string()
+        });
+        assert_eq!(failed, ["rank 1: no room", "no room"]);
+    }
+
+    #[test]
     fn an_interruption_keeps_the_shards_that_were_made() {
         let dir = tempfile::tempdir().expect("temporary folder");
         let mut make = |windows: std::ops::Range<u64>| match windows.start {
             64 => Err(Error::Interrupted),
             _ => Ok(records(windows)),
         };
-        let stopped = Cache::open(dir.path(), identity(), 150, &mut make, &mut |_| {});
+        let stopped = Cache::open(dir.path(), identity(), 150, &mut make, (&Ranks::alone(), &mut |_| {}));
         assert!(matches!(stopped, Err(Error::Interrupted)));
         assert_eq!(open(dir.path(), 150).1, [64, 128]);
     }
@@ -212,7 +263,7 @@ mod tests {
         open(dir.path(), 10);
         let other = Identity { top_k: 3, temperature: 2.0, ..identity() };
         let refused = |identity: Identity| {
-            Cache::open(dir.path(), identity, 10, &mut |w| Ok(records(w)), &mut |_| {})
+            Cache::open(dir.path(), identity, 10, &mut |w| Ok(records(w)), (&Ranks::alone(), &mut |_| {}))
                 .expect_err("refused")
                 .to_string()
         };

@@ -9,13 +9,13 @@ use std::collections::BTreeMap;
 use candle_core::{DType, Tensor};
 use qat_infer::model::{Layer, Ropes};
 
-use super::objective::Sums;
+use super::{gradients::StepGradients, objective::Sums};
 use crate::{
     Error, Result,
     data::Batch,
     exec::{Matrix, RopeTable, TrainExec},
     loss,
-    ops::{accumulate, cast, embedding, tape::Tape},
+    ops::{cast, embedding, tape::Tape},
     precision::Precision,
     student::{Floats, Moment, Student, Variable},
 };
@@ -32,17 +32,17 @@ pub(super) struct Block<'a> {
 }
 
 impl Block<'_> {
-    /// Adds the gradients of the layer's variables, in their order, to `gradients` (empty before the first micro-batch of a step), and
-    /// returns the squared distance behind the layer, relative to the mean square of what should be there, summed over tokens.
+    /// Adds the gradients of the layer's variables to `gradients`, and returns the squared distance behind the layer, relative to the mean
+    /// square of what should be there, summed over tokens.
     ///
     /// # Errors
-    /// A variable that receives no gradient, by name; a device out of memory.
+    /// A variable that receives no gradient, by name; a device out of memory; a rank that can't be reached.
     pub fn accumulate(
         &self,
         batch: &Batch,
         moment: Option<Moment>,
         step_tokens: usize,
-        gradients: &mut Vec<Tensor>,
+        gradients: &mut StepGradients,
     ) -> Result<Sums> {
         let (input, target) = self.streams(batch)?;
         let (distance, tape) = Tape::of(|| -> Result<Tensor> {
@@ -51,13 +51,13 @@ impl Block<'_> {
             Ok(loss::hidden(&found, &target, batch.rows)?)
         });
         let distance = distance?;
-        let mut store = tape.gradients(&[(&distance, 1.0 / step_tokens as f64)])?;
-        for (at, variable) in of_layer(self.student.variables(), self.index).enumerate() {
-            let gradient = store.take(variable.var.as_tensor()).ok_or_else(|| silent(variable))?;
-            let gradient = gradient.contiguous()?;
-            match gradients.get(at) {
-                Some(sum) => accumulate(sum, &gradient)?,
-                None => gradients.push(gradient),
+        let (mut found, taken) = gradients.walk_back(tape, &[(&distance, 1.0 / step_tokens as f64)])?;
+        for variable in of_layer(self.student.variables(), self.index) {
+            let of = variable.var.as_tensor();
+            match found.take(of) {
+                Some(gradient) => gradients.add(of.id(), gradient)?,
+                None if taken.contains(&of.id()) => {}
+                None => return Err(silent(variable)),
             }
         }
         let sum = f64::from(distance.to_scalar::<f32>()?);

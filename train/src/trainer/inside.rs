@@ -11,6 +11,7 @@ use crate::{
     Error, Result,
     loss::{self, Features},
     ops::{self, tape::Gradients},
+    ranks::Ranks,
     recipe::FeaturePlan,
     student::{Kind, Student},
 };
@@ -140,15 +141,16 @@ fn common(a: usize, b: usize) -> usize {
     if b == 0 { a } else { common(b, a % b) }
 }
 
-/// Length of the gradient by the matrices of the layers.
-pub fn length(mut gradients: Gradients, student: &Student) -> Result<f64> {
+/// Length of the gradient by the matrices of the layers, summed over `ranks`.
+pub fn length(mut gradients: Gradients, student: &Student, ranks: &Ranks) -> Result<f64> {
     let mut squares = 0.0;
     for variable in student.variables().iter().filter(|variable| variable.kind == Kind::Weight) {
         if let Some(gradient) = gradients.take(variable.var.as_tensor()) {
-            squares += f64::from(gradient.sqr()?.sum_all()?.to_scalar::<f32>()?);
+            let part = ranks.part_of_sum(&gradient)?;
+            squares += f64::from(part.sqr()?.sum_all()?.to_scalar::<f32>()?);
         }
     }
-    Ok(squares.sqrt())
+    Ok(ranks.sum(&[squares])?[0].sqrt())
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use qat_infer::model::Ropes;
 use super::{
     blocks::{Block, of_layer},
     course::{self, Part, Target},
+    gradients::StepGradients,
     inside::{Inside, length},
     objective::{Objective, Sums},
     teacher::Teacher,
@@ -20,6 +21,7 @@ use crate::{
     device::set_tf32,
     exec::RopeTable,
     optim::{Optimizer, of_grid},
+    ranks::Ranks,
     recipe::{Plan, Quantization},
     schedule,
     student::{Draw, Floats, Moment, Student, Variable},
@@ -34,12 +36,13 @@ pub(super) struct Learner {
     /// The float model of the start, where layers are compared with its.
     start: Option<Floats>,
     part: Part,
+    ranks: Ranks,
     /// Of the variables that the part moves.
     pub optimizer: Optimizer,
 }
 
 impl Learner {
-    /// The student that starts from `floats`, quantized so, before `teacher`.
+    /// The student that starts from `floats`, quantized so, before `teacher`, on one of `ranks`.
     ///
     /// # Errors
     /// A format that can't hold a tensor; a device out of memory.
@@ -48,7 +51,7 @@ impl Learner {
         floats: &Floats,
         quantization: Quantization,
         teacher: Teacher,
-        device: &Device,
+        (device, ranks): (&Device, &Ranks),
     ) -> Result<Self> {
         set_tf32(plan.recipe.train.tf32);
         let ctx = plan.recipe.data.ctx;
@@ -56,9 +59,9 @@ impl Learner {
         let rope = RopeTable::new(&Ropes::new(&student.config), ctx, device)?;
         course::check(plan, student.config.layers)?;
         let part = Part::at(plan, student.config.layers, 0);
-        let optimizer = Optimizer::new(plan.optim.clone(), &moved(&student, part.target))?;
+        let optimizer = Optimizer::new(plan.optim.clone(), &moved(&student, part.target), ranks)?;
         let start = plan.blocks.map(|_| floats.clone());
-        Ok(Self { student, teacher, rope, inside: None, start, part, optimizer })
+        Ok(Self { student, teacher, rope, inside: None, start, part, ranks: ranks.clone(), optimizer })
     }
 
     /// The part of the course that `step` belongs to.
@@ -70,7 +73,8 @@ impl Learner {
     fn turn_to(&mut self, plan: &Plan, step: usize) -> Result<()> {
         let part = self.part(plan, step);
         if part != self.part {
-            self.optimizer = Optimizer::new(plan.optim.clone(), &moved(&self.student, part.target))?;
+            let moved = moved(&self.student, part.target);
+            self.optimizer = Optimizer::new(plan.optim.clone(), &moved, &self.ranks)?;
             self.part = part;
         }
         Ok(())
@@ -87,7 +91,7 @@ impl Learner {
     }
 
     /// Adds the terms on what happens inside, where the plan has any: before anything is learned, because their factors may follow from
-    /// the gradients of `batch` at the start. Says what these are.
+    /// the gradients at the start of a batch of which `batch` are this rank's rows. Says what these are.
     ///
     /// # Errors
     /// A layer that the student doesn't have; gradients that can't be compared.
@@ -100,7 +104,7 @@ impl Learner {
         let length_of = |index| {
             let moment = Moment { precision: plan.precision, ..Moment::full() };
             let parts = self.objective(plan).parts(&self.student, batch, Some(moment))?;
-            length(parts.gradients_of(index)?, &self.student)
+            length(parts.gradients_of(index)?, &self.student, &self.ranks)
         };
         let terms = self.inside.as_ref().map_or(0, |inside| inside.weights().len());
         let whole = length_of(None)?;
@@ -129,10 +133,11 @@ impl Learner {
         if begin > 0 && step <= begin { self.student.choose_grids() } else { Ok(()) }
     }
 
-    /// Sums of the losses over the micro-batches of step `step`, counted from 0, and the gradient of each variable that it moves.
+    /// Sums of the losses over the micro-batches of step `step`, counted from 0, of all ranks, of which `batches` are this one's rows; and
+    /// the gradient of what it moves.
     ///
     /// # Errors
-    /// A variable that receives no gradient, by name; a device out of memory.
+    /// A variable that receives no gradient, by name; a device out of memory; another rank has failed.
     pub fn gradients(
         &mut self,
         plan: &Plan,
@@ -144,10 +149,13 @@ impl Learner {
             self.keep_up_grids(plan, step)?;
         }
         let moment = moment(plan, step);
-        let (mut sums, mut gradients) = (Sums::default(), Vec::new());
+        let (mut sums, mut gradients) = (Sums::default(), StepGradients::new(&self.optimizer));
         let batches: Vec<Batch> = batches.collect();
-        let tokens = batches.iter().map(Batch::learned).sum();
-        for batch in batches {
+        let learned: usize = batches.iter().map(Batch::learned).sum();
+        let tokens = self.ranks.sum(&[learned as f64])?[0] as usize;
+        let last = batches.len().saturating_sub(1);
+        for (at, batch) in batches.into_iter().enumerate() {
+            gradients.begin(at == last);
             sums.add(&match (self.part.target, &self.start) {
                 (Target::Layer(index), Some(start)) => {
                     let (student, rope, precision) = (&self.student, &self.rope, plan.precision);
@@ -159,12 +167,9 @@ impl Learner {
                 }
             });
         }
+        let gradients = gradients.finish()?;
         sums.tokens = tokens;
-        if self.part.target == Target::Scales {
-            let mut variables = self.student.variables().iter();
-            gradients.retain(|_| variables.next().is_some_and(|variable| of_grid(variable.kind)));
-        }
-        Ok((sums, gradients))
+        Ok((sums.over(&self.ranks)?, gradients))
     }
 
     /// Moves the variables, but for weights that are held; returns the norm of the gradient of weights and norms before clipping.

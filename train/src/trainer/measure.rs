@@ -3,7 +3,10 @@
 //! Reads no text, writes no file and prints nothing. Invariant: what is timed is what [`super::train`] does in a step; tokens are
 //! a function of the seed and the vocabulary alone, simple enough to be made by any other program that is measured beside it.
 
-use std::time::{Duration, Instant};
+use std::{
+    ops::Range,
+    time::{Duration, Instant},
+};
 
 use candle_core::Device;
 
@@ -12,7 +15,7 @@ use super::{
     prepare::{Beginning, prune_student, teacher_floats},
     teacher::Teacher,
 };
-use crate::{Result, data::Batch, recipe::Plan};
+use crate::{Result, data::Batch, ranks::Ranks, recipe::Plan};
 
 /// What a few steps took.
 #[derive(Debug, Clone)]
@@ -66,26 +69,32 @@ fn median(times: impl Iterator<Item = Duration>) -> Duration {
     times.get(times.len() / 2).copied().unwrap_or_default()
 }
 
-/// Takes `warm_up` steps of `plan` on `device`, then times `steps` more.
+/// Takes `warm_up` steps of `plan` on `device` as one of `ranks`, then times `steps` more.
 ///
 /// # Errors
-/// A model that can't be read or doesn't fit the formats; a device out of memory.
-pub fn measure(plan: &Plan, device: &Device, warm_up: usize, steps: usize) -> Result<Measured> {
+/// A model that can't be read or doesn't fit the formats; a device out of memory; another rank has failed.
+pub fn measure(
+    plan: &Plan,
+    (device, ranks): (&Device, &Ranks),
+    warm_up: usize,
+    steps: usize,
+) -> Result<Measured> {
     plan.precision.check(device)?;
     let beginning = Beginning::open(&plan.origin, plan.recipe.seed)?;
     let teacher = teacher_floats(plan, &beginning)?;
     let settings = &plan.recipe;
-    let (ctx, rows) = (settings.data.ctx, settings.train.batch);
+    let (ctx, all) = (settings.data.ctx, settings.train.batch);
+    let rows = ranks.divide("train.batch", all)?;
     let vocab = beginning.floats.config.vocab_size;
     let mut tokens = RandomTokens::new(settings.seed, vocab);
     let windows = std::iter::repeat_with(|| tokens.batch(1, ctx).inputs);
     let floats = prune_student(&beginning.floats, plan, windows, device)?;
     // At hand also where the recipe has a cache: random tokens are in none.
     let at_hand = Teacher::new(plan, teacher.as_ref().unwrap_or(&beginning.floats), device)?;
-    let mut learner = Learner::new(plan, &floats, plan.quantization.clone(), at_hand, device)?;
+    let mut learner = Learner::new(plan, &floats, plan.quantization.clone(), at_hand, (device, ranks))?;
     drop((floats, teacher, beginning));
     // With tokens of its own: those of the steps are the same in every recipe.
-    let others = RandomTokens::new(settings.seed + 1, vocab).batch(rows, ctx);
+    let others = RandomTokens::new(settings.seed + 1, vocab).rows((all, rows.clone()), ctx);
     learner.look_inside(plan, &others)?;
     let mut measured = Measured {
         parameters: learner.student.variables().iter().map(|v| v.var.elem_count()).sum(),
@@ -94,7 +103,7 @@ pub fn measure(plan: &Plan, device: &Device, warm_up: usize, steps: usize) -> Re
         losses: Vec::new(),
     };
     for step in 0..warm_up + steps {
-        let batches = (0..settings.train.accumulate).map(|_| tokens.batch(rows, ctx)).collect();
+        let batches = (0..settings.train.accumulate).map(|_| tokens.rows((all, rows.clone()), ctx)).collect();
         let (took, loss) = take(&mut learner, plan, step, batches, device)?;
         if step >= warm_up {
             measured.steps.push(took);
@@ -140,13 +149,20 @@ impl RandomTokens {
 
     /// `rows` windows of `context + 1` tokens.
     pub fn batch(&mut self, rows: usize, context: usize) -> Batch {
+        self.rows((rows, 0..rows), context)
+    }
+
+    /// The windows `rows` of a batch of `all`.
+    fn rows(&mut self, (all, rows): (usize, Range<usize>), context: usize) -> Batch {
         let (mut inputs, mut targets) = (Vec::new(), Vec::new());
-        for _ in 0..rows {
+        for row in 0..all {
             let window: Vec<u32> = (0..=context).map(|_| self.next()).collect();
-            inputs.extend(&window[..context]);
-            targets.extend(&window[1..]);
+            if rows.contains(&row) {
+                inputs.extend(&window[..context]);
+                targets.extend(&window[1..]);
+            }
         }
-        Batch { inputs, targets, rows, context, windows: Vec::new(), packed: None }
+        Batch { inputs, targets, rows: rows.len(), context, windows: Vec::new(), packed: None }
     }
 }
 

@@ -11,6 +11,7 @@ mod conversations;
 mod course;
 mod event;
 mod flips;
+mod gradients;
 mod inside;
 mod learner;
 mod lock;
@@ -51,6 +52,7 @@ use self::{
 use crate::{
     Error, Result,
     checkpoint::{State, VERSION},
+    ranks::Ranks,
     recipe::Plan,
     schedule,
     student::Variable,
@@ -69,6 +71,8 @@ pub struct Job<'a> {
     pub device: Device,
     /// What to do about a run that is there already.
     pub start: Start,
+    /// Who trains it together.
+    pub ranks: Ranks,
 }
 
 /// How a run ended.
@@ -83,11 +87,11 @@ pub enum Outcome {
     },
 }
 
-/// Trains until the plan's last step, or until `stop` is raised; then saves and returns.
+/// Trains until the plan's last step, or until `stop` is raised on any rank; then saves and returns. Files are written by the first rank alone.
 ///
 /// # Errors
-/// Bad input of any kind before the first step; after it, a loss that is not finite or diverges, and a full disk. The last
-/// checkpoint is whole in every case.
+/// Bad input of any kind before the first step; after it, a loss that is not finite or diverges, a full disk, and what another rank ends
+/// with. The last checkpoint is whole in every case.
 pub fn train(job: &Job, report: &mut dyn FnMut(Event), stop: &AtomicBool) -> Result<Outcome> {
     let mut run = Prepared::new(job, report, stop)?;
     let settings = &job.plan.recipe.train;
@@ -95,7 +99,7 @@ pub fn train(job: &Job, report: &mut dyn FnMut(Event), stop: &AtomicBool) -> Res
     let mut flips = Flips::default();
     observe(job, &run, &mut flips)?;
     while run.step < settings.steps {
-        if stop.load(Ordering::Relaxed) {
+        if job.ranks.any(stop.load(Ordering::Relaxed))? {
             save(job, &mut run, report)?;
             return Ok(Outcome::Stopped { step: run.step });
         }
@@ -107,7 +111,7 @@ pub fn train(job: &Job, report: &mut dyn FnMut(Event), stop: &AtomicBool) -> Res
             let mut line = interval.close(job.plan, &part, run.step, norm);
             line.flips = observe(job, &run, &mut flips)?;
             line.frozen = run.learner.student.held()?;
-            run.log.add(&line)?;
+            job.ranks.on_first(|| run.log.iter_mut().try_for_each(|log| log.add(&line)))?;
             report(Event::Step(line));
         }
         if last || (settings.valid_every > 0 && run.step % settings.valid_every == 0) {
@@ -134,7 +138,9 @@ fn take_step(job: &Job, run: &mut Prepared) -> Result<(Sums, f64)> {
         }
         None => {
             let first = run.step * settings.accumulate;
-            (first..first + settings.accumulate).map(|at| run.batches.at(at as u64)).collect()
+            (first..first + settings.accumulate)
+                .map(|at| run.batches.rows(at as u64, run.rows.clone()))
+                .collect()
         }
     };
     let (sums, gradients) = run.learner.gradients(plan, run.step, batches.into_iter())?;
@@ -142,7 +148,9 @@ fn take_step(job: &Job, run: &mut Prepared) -> Result<(Sums, f64)> {
     let begins = run.step == run.learner.part(plan, run.step).first;
     if begins || run.step == plan.warmup.begin {
         let rounded = run.step >= plan.warmup.begin;
-        every_variable_learns(&run.learner.student, run.learner.optimizer.variables(), &gradients, rounded)?;
+        let optimizer = &run.learner.optimizer;
+        let silent = optimizer.silent(&gradients)?;
+        every_variable_learns(&run.learner.student, optimizer.variables(), &silent, rounded)?;
     }
     if begins {
         (run.start_loss, run.steps_above) = (Some(loss), 0);
@@ -159,15 +167,16 @@ fn take_step(job: &Job, run: &mut Prepared) -> Result<(Sums, f64)> {
 /// Which codes have changed since the line before, where that is asked for and there are codes.
 fn observe(job: &Job, run: &Prepared, flips: &mut Flips) -> Result<Option<FlipLog>> {
     let asked = job.plan.recipe.quant.log_flips && run.step >= job.plan.warmup.begin;
-    if asked { flips.observe(&run.learner.student) } else { Ok(None) }
+    if asked && job.ranks.is_first() { flips.observe(&run.learner.student) } else { Ok(None) }
 }
 
 fn validate(job: &Job, run: &mut Prepared, report: &mut dyn FnMut(Event)) -> Result<()> {
     run.learner.keep_up_grids(job.plan, run.step)?;
     let objective = run.learner.objective(job.plan);
-    let (valid_cross_entropy, valid_kl) = objective.validate(&run.learner.student, run.valid.iter())?;
+    let (valid_cross_entropy, valid_kl) =
+        objective.validate(&run.learner.student, run.valid.iter(), &job.ranks)?;
     let line = ValidLog { step: run.step, valid_cross_entropy, valid_kl };
-    run.log.add(&line)?;
+    job.ranks.on_first(|| run.log.iter_mut().try_for_each(|log| log.add(&line)))?;
     report(Event::Valid(line));
     Ok(())
 }
@@ -191,9 +200,10 @@ fn save(job: &Job, run: &mut Prepared, report: &mut dyn FnMut(Event)) -> Result<
     };
     let keep = job.plan.recipe.train.keep_checkpoints;
     let Learner { student, optimizer, .. } = &run.learner;
-    let path = run.checkpoints.save(state, student, optimizer, keep)?;
+    let moments = optimizer.state()?;
+    let path = job.ranks.on_first(|| run.checkpoints.save(state, student, moments, keep))?;
     run.saved = Some(run.step);
-    report(Event::Saved { step: run.step, path });
+    path.into_iter().for_each(|path| report(Event::Saved { step: run.step, path }));
     Ok(())
 }
 

@@ -7,6 +7,7 @@ use std::{borrow::Cow, collections::BTreeMap};
 use candle_core::Tensor;
 
 use super::{
+    gradients::StepGradients,
     inside::{Found, Inside},
     teacher::{Pass, Predictions, Teacher, forward_batch},
 };
@@ -15,12 +16,10 @@ use crate::{
     data::{Batch, Packed},
     exec::RopeTable,
     loss::{Answers, Divergence, Head, Losses, Term},
-    ops::{
-        accumulate,
-        tape::{Gradients, Tape, silent},
-    },
+    ops::tape::{Gradients, Tape, silent},
     optim::of_grid,
     precision::Precision,
+    ranks::Ranks,
     recipe::LossPlan,
     student::{Moment, Student, Variable},
 };
@@ -44,6 +43,18 @@ impl Sums {
         for (name, value) in &other.terms {
             *self.terms.entry(name.clone()).or_default() += value;
         }
+    }
+
+    /// These sums of all ranks together; the tokens are those of all already.
+    ///
+    /// # Errors
+    /// Another rank has failed.
+    pub fn over(mut self, ranks: &Ranks) -> Result<Self> {
+        let own: Vec<f64> = std::iter::once(self.loss).chain(self.terms.values().copied()).collect();
+        let mut sums = ranks.sum(&own)?.into_iter();
+        let loss = std::iter::once(&mut self.loss);
+        loss.chain(self.terms.values_mut()).zip(&mut sums).for_each(|(own, sum)| *own = sum);
+        Ok(self)
     }
 }
 
@@ -96,38 +107,51 @@ impl Parts {
         let inside = index.and_then(|index| self.inside.get(index)).map(|(_, _, sum)| sum);
         Ok(self.tape.gradients(&[(inside.unwrap_or(&self.total), 1.0)])?)
     }
+
+    /// The gradients of the sum of all terms, each told as it comes.
+    #[cfg(test)]
+    pub(crate) fn gradients_told(
+        self,
+        variables: &[Variable],
+        tell: &mut dyn FnMut(candle_core::TensorId, Tensor) -> candle_core::Result<()>,
+    ) -> Result<()> {
+        let within = self.inside.iter().map(|(_, factor, sum)| (sum, *factor));
+        let all: Vec<_> = std::iter::once((&self.total, 1.0)).chain(within).collect();
+        let wanted = variables.iter().map(|variable| variable.var.as_tensor().id()).collect();
+        self.tape.gradients_told(&all, &wanted, tell)?;
+        Ok(())
+    }
 }
 
 impl Objective<'_> {
-    /// Adds the gradient of one micro-batch to `gradients` (empty before the first of a step) and returns the sums. The student is
-    /// rounded as `moment` says, not at all where there is none.
+    /// Adds the gradient of one micro-batch to `gradients` and returns the sums. The student is rounded as `moment` says, not at all
+    /// where there is none.
     ///
     /// # Errors
-    /// A variable that receives no gradient, by name; a device out of memory.
+    /// A variable that receives no gradient, by name; a device out of memory; a rank that can't be reached.
     pub fn accumulate(
         &self,
         student: &Student,
         batch: &Batch,
         moment: Option<Moment>,
         step_tokens: usize,
-        gradients: &mut Vec<Tensor>,
+        gradients: &mut StepGradients,
     ) -> Result<Sums> {
         let Parts { total, sums, inside, tape } = self.parts(student, batch, moment)?;
         let share = 1.0 / step_tokens as f64;
         let within = inside.iter().map(|(_, factor, sum)| (sum, factor * share));
-        let mut found =
-            tape.gradients(&std::iter::once((&total, share)).chain(within).collect::<Vec<_>>())?;
-        for (index, variable) in student.variables().iter().enumerate() {
-            let gradient = match found.take(variable.var.as_tensor()) {
+        let all = std::iter::once((&total, share)).chain(within).collect::<Vec<_>>();
+        let (mut found, taken) = gradients.walk_back(tape, &all)?;
+        for variable in student.variables() {
+            let of = variable.var.as_tensor();
+            let gradient = match found.take(of) {
                 Some(gradient) => gradient,
+                None if taken.contains(&of.id()) => continue,
                 // Without rounding, grids take no part.
                 None if moment.is_none() && of_grid(variable.kind) => variable.var.zeros_like()?,
                 None => return Err(no_gradient(variable)),
             };
-            match gradients.get(index) {
-                Some(sum) => accumulate(sum, &gradient.contiguous()?)?,
-                None => gradients.push(gradient.contiguous()?),
-            }
+            gradients.add(of.id(), gradient)?;
         }
         // Read last, so that a GPU has all of the step to do meanwhile.
         let mut values = vec![sums];
@@ -186,15 +210,17 @@ impl Objective<'_> {
         Answers { text: &targets.text, teacher: teacher.reference(), temperature }
     }
 
-    /// Cross entropy and, where there is a teacher, KL(teacher ‖ student) of held-out windows, on the grid that would ship. Of a teacher
-    /// with a cache, the KL over its most probable tokens and the rest, which is never more than over all.
+    /// Cross entropy and, where there is a teacher, KL(teacher ‖ student) of the held-out windows of all `ranks`, of which this one scores
+    /// `batches`, on the grid that would ship. Of a teacher with a cache, the KL over its most probable tokens and the rest, which is never more
+    /// than over all.
     ///
     /// # Errors
-    /// The device is out of memory.
+    /// The device is out of memory; another rank has failed.
     pub fn validate<'b>(
         &self,
         student: &Student,
         batches: impl Iterator<Item = &'b Batch>,
+        ranks: &Ranks,
     ) -> Result<(f64, Option<f64>)> {
         let decoder = silent(|| student.decoder(Some(1.0)))?;
         let (mut scores, mut tokens) = ([0.0; 2], 0usize);
@@ -210,7 +236,9 @@ impl Objective<'_> {
             scores.iter_mut().zip(sums).for_each(|(score, sum)| *score += f64::from(sum));
             tokens += targets.text.len();
         }
-        let per_token = |sum: f64| sum / tokens.max(1) as f64;
+        let sums = ranks.sum(&[scores[0], scores[1], tokens as f64])?;
+        let (scores, tokens) = (&sums[..2], sums[2]);
+        let per_token = |sum: f64| sum / tokens.max(1.0);
         Ok((per_token(scores[0]), (terms.len() > 1).then(|| per_token(scores[1]))))
     }
 }
@@ -267,7 +295,7 @@ fn no_gradient(variable: &Variable) -> Error {
     ))
 }
 
-/// Refuses a first step in which a variable's gradient is zero throughout: something on its way cuts or rounds it off. Unless the
+/// Refuses a first step in which a variable's gradient is zero throughout, as `is_zero` says: something on its way cuts or rounds it off. Unless the
 /// student is `rounded`, grids have none; nor have those whose matrix begins on them, until it has moved.
 ///
 /// # Errors
@@ -275,18 +303,17 @@ fn no_gradient(variable: &Variable) -> Error {
 pub fn every_variable_learns(
     student: &Student,
     variables: &[Variable],
-    gradients: &[Tensor],
+    is_zero: &[bool],
     rounded: bool,
 ) -> Result<()> {
     let mut silent = Vec::new();
     let mut awaited = 0;
-    for (variable, gradient) in variables.iter().zip(gradients).filter(|(v, _)| rounded || !of_grid(v.kind)) {
-        let is_zero = gradient.abs()?.sum_all()?.to_scalar::<f32>()? == 0.0;
-        if is_zero && of_grid(variable.kind) && student.begins_on_grid(variable)? {
+    for (variable, is_zero) in variables.iter().zip(is_zero).filter(|(v, _)| rounded || !of_grid(v.kind)) {
+        if *is_zero && of_grid(variable.kind) && student.begins_on_grid(variable)? {
             continue;
         }
         awaited += 1;
-        if is_zero {
+        if *is_zero {
             silent.push(variable);
         }
     }

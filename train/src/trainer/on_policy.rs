@@ -5,7 +5,10 @@
 //! old.) What is written is kept in the run's folder, because the weights that wrote it are gone when a run is resumed. Invariant: a token
 //! depends on the seed, the step at which it was written, its window and the weights of that step.
 
-use std::path::{Path, PathBuf};
+use std::{
+    ops::Range,
+    path::{Path, PathBuf},
+};
 
 use qat_infer::{
     RuntimeMatrix as _,
@@ -23,6 +26,7 @@ use sha2::{Digest as _, Sha256};
 use crate::{
     Error, Result,
     data::{Batch, Batches},
+    ranks::Ranks,
     recipe::{OnPolicyPlan, Plan},
     student::{Shipped, Student},
 };
@@ -41,13 +45,17 @@ pub(super) struct Author {
     ctx: usize,
     accumulate: usize,
     steps: usize,
+    ranks: Ranks,
+    /// The rows of each batch that are this rank's.
+    rows: Range<usize>,
+    batch: usize,
     /// What was written last, and at which step.
     written: Option<(usize, Vec<u32>)>,
 }
 
 impl Author {
-    /// What `plan` asks for, in the run's folder `out`; none where all windows are the text's.
-    pub fn new(plan: &Plan, out: &Path) -> Option<Self> {
+    /// What `plan` asks for, in the run's folder `out`, on a rank that takes `rows` of each batch; none where all windows are the text's.
+    pub fn new(plan: &Plan, out: &Path, (ranks, rows): (&Ranks, Range<usize>)) -> Option<Self> {
         let recipe = &plan.recipe;
         Some(Self {
             folder: out.join("on-policy"),
@@ -56,11 +64,14 @@ impl Author {
             ctx: recipe.data.ctx,
             accumulate: recipe.train.accumulate,
             steps: recipe.train.steps,
+            ranks: ranks.clone(),
+            rows,
+            batch: recipe.train.batch,
             written: None,
         })
     }
 
-    /// The micro-batches of `step`, of each of which the last windows are the student's.
+    /// This rank's rows of the micro-batches of `step`, of each of which the last windows are the student's. All ranks write together.
     ///
     /// # Errors
     /// What was written before the run was interrupted is gone or damaged; a full disk.
@@ -78,13 +89,21 @@ impl Author {
         let Some((_, ids)) = &self.written else { return Ok(Vec::new()) };
         let per_batch = self.plan.rows * self.ctx;
         let first = (step - begun) * self.accumulate * per_batch;
-        let parts = ids[first..].chunks_exact(per_batch).zip(self.of_step(batches, step));
-        Ok(parts.map(|(ids, batch)| with_written(batch, ids)).collect())
+        // Of the windows written, those that stand in this rank's rows.
+        let before = self.batch - self.plan.rows;
+        let [from, to] = [self.rows.start, self.rows.end].map(|row| row.saturating_sub(before) * self.ctx);
+        let own = self.numbers(step).map(|at| batches.rows(at, self.rows.clone()));
+        let parts = ids[first..].chunks_exact(per_batch).zip(own);
+        Ok(parts.map(|(ids, batch)| with_written(batch, &ids[from..to])).collect())
+    }
+
+    fn numbers(&self, step: usize) -> impl Iterator<Item = u64> + use<> {
+        let first = step * self.accumulate;
+        (first..first + self.accumulate).map(|at| at as u64)
     }
 
     fn of_step<'b>(&self, batches: &'b Batches, step: usize) -> impl Iterator<Item = Batch> + use<'b> {
-        let first = step * self.accumulate;
-        (first..first + self.accumulate).map(|at| batches.at(at as u64))
+        self.numbers(step).map(|at| batches.at(at))
     }
 
     /// Windows for the steps from `step` to the next time.
@@ -100,23 +119,31 @@ impl Author {
         let mut random = ChaCha8Rng::seed_from_u64(self.seed);
         random.set_stream(step as u64);
         let seeds: Vec<u64> = prompts.iter().map(|_| random.next_u64()).collect();
+        let ctx = self.ctx;
         let window = |(prompt, seed): (&Vec<u32>, &u64)| -> Result<Vec<u32>> {
             // One thread each: a small model keeps no more of them busy.
-            let options = RunOptions { context: self.ctx, kv: KvType::F32, threads: Some(1) };
+            let options = RunOptions { context: ctx, kv: KvType::F32, threads: Some(1) };
             let mut session = Session::new(&decoder, &options)?;
             let top_k = LIKELIEST.min(student.config.vocab_size);
             let sampling = Sampling { temperature: 1.0, top_k, top_p: 1.0, min_p: 0.0, seed: *seed };
-            let most = self.ctx - prompt.len();
+            let most = ctx - prompt.len();
             let told = &mut |_| std::ops::ControlFlow::Continue(());
             let written = generate(&mut session, prompt, most, &[], &sampling, told)?;
             Ok([prompt.as_slice(), &written.tokens].concat())
         };
-        let windows: Vec<Result<Vec<u32>>> = prompts.par_iter().zip(&seeds).map(window).collect();
-        let ids = windows.into_iter().collect::<Result<Vec<_>>>()?.concat();
-        std::fs::create_dir_all(&self.folder)
-            .map_err(|e| Error::io("cannot make the folder", &self.folder, e))?;
-        let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
-        write_file_atomic(path, &[&self.checksum(step, &bytes)[..], &bytes].concat())?;
+        // Each rank writes a share, and tells it to all.
+        let place = |rank: usize| prompts.len() * rank / self.ranks.size();
+        let share = place(self.ranks.rank())..place(self.ranks.rank() + 1);
+        let windows: Vec<Result<Vec<u32>>> =
+            prompts[share.clone()].par_iter().zip(&seeds[share]).map(window).collect();
+        let ids = windows.into_iter().collect::<Result<Vec<_>>>().map(|windows| windows.concat());
+        let ids = self.ranks.concat(ids)?;
+        self.ranks.on_first(|| {
+            std::fs::create_dir_all(&self.folder)
+                .map_err(|e| Error::io("cannot make the folder", &self.folder, e))?;
+            let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+            Ok(write_file_atomic(path, &[&self.checksum(step, &bytes)[..], &bytes].concat())?)
+        })?;
         Ok(ids)
     }
 

@@ -3,7 +3,7 @@
 //! Invariant: when it returns, nothing that the user can have got wrong is left to be found out in the loop.
 
 use std::{
-    ops::ControlFlow,
+    ops::{ControlFlow, Range},
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
 };
@@ -31,6 +31,7 @@ use crate::{
     Error, Result,
     checkpoint::{Checkpoint, Checkpoints, same_recipe},
     data::{self, Batch, Batches, Corpus, Source, Tokenization, Tokens},
+    ranks::Ranks,
     recipe::{Origin, Plan, Rounding, TeacherPlan},
     student::{Floats, gptq, prune, read_config},
 };
@@ -53,11 +54,15 @@ pub(super) const PROBE_WINDOWS: usize = 16;
 pub(super) struct Prepared {
     pub learner: Learner,
     pub batches: Batches,
+    /// Those rows of each that are this rank's.
+    pub rows: Range<usize>,
     /// Who writes a part of them, if anybody does.
     pub author: Option<Author>,
+    /// Held-out windows that this rank scores.
     pub valid: Vec<Batch>,
     pub checkpoints: Checkpoints,
-    pub log: Log,
+    /// The first rank's alone.
+    pub log: Option<Log>,
     /// Loss of the first step of the part of the course, once it is known.
     pub start_loss: Option<f64>,
     /// Steps done.
@@ -66,23 +71,24 @@ pub(super) struct Prepared {
     pub saved: Option<usize>,
     /// Steps in a row with a loss above the limit.
     pub steps_above: usize,
-    /// Held while the run lives: nobody else may write here.
-    _lock: RunLock,
+    /// Held by the first rank while the run lives: nobody else may write here.
+    _lock: Option<RunLock>,
 }
 
 impl Prepared {
     pub fn new(job: &Job, report: &mut dyn FnMut(Event), stop: &AtomicBool) -> Result<Self> {
-        let plan = job.plan;
+        let (plan, ranks) = (job.plan, &job.ranks);
         plan.precision.check(&job.device)?;
-        let lock = RunLock::take(job.out)?;
+        let rows = ranks.divide("train.batch", plan.recipe.train.batch)?;
+        let lock = ranks.on_first(|| RunLock::take(job.out))?;
         let checkpoints = Checkpoints::of(job.out);
-        let found = find_checkpoint(job, &checkpoints, report)?;
+        let found = ranks.from_first(|| find_checkpoint(job, &checkpoints, report))?;
         let source = Beginning::open(&plan.origin, plan.recipe.seed)?;
         let (train, valid) = tokens(job, source.words(), report, stop)?;
         let teacher_floats = teacher_floats(plan, &source)?;
         let ctx = plan.recipe.data.ctx;
         let (batches, all) = training_batches(train, plan)?;
-        let valid = valid_batches(valid, plan)?;
+        let valid = valid_batches(valid, plan, ranks)?;
         let floats = prune_student(&source.floats, plan, windows(&batches, ctx), &job.device)?;
         let of_teacher = teacher_floats.as_ref().unwrap_or(&source.floats);
         let teacher = match &plan.cache {
@@ -90,22 +96,28 @@ impl Prepared {
             None => Teacher::new(plan, of_teacher, &job.device)?,
         };
         let chosen = match &found {
-            None => calibration::choose_formats(job, &floats, &batches, report)?,
+            None => ranks.from_first(|| calibration::choose_formats(job, &floats, &batches, report))?,
             Some(_) => None,
         };
         let quantization = match &chosen {
             Some(chosen) => chosen.applied(&plan.quantization)?,
             None => mixed::settled(plan, job.out)?,
         };
-        let mut learner = Learner::new(plan, &floats, quantization.clone(), teacher, &job.device)?;
+        let mut learner = Learner::new(plan, &floats, quantization.clone(), teacher, (&job.device, ranks))?;
         // What balances terms is measured at the start, also by a run that goes on from elsewhere.
         let balances = plan.loss.features.as_ref().is_some_and(|features| features.balance);
         if quantization.start == Rounding::Gptq && (found.is_none() || balances) {
-            let text = calibration::text(plan, &batches);
-            report(Event::Note(format!("GPTQ on {} windows of the training text", text.windows.len())));
-            learner.student.start_from(&gptq::round(&floats, &quantization, &text, &job.device)?)?;
+            ranks.on_first(|| {
+                let text = calibration::text(plan, &batches);
+                report(Event::Note(format!("GPTQ on {} windows of the training text", text.windows.len())));
+                learner.student.start_from(&gptq::round(&floats, &quantization, &text, &job.device)?)
+            })?;
         }
-        learner.look_inside(plan, &batches.at(0))?.into_iter().for_each(|said| report(Event::Note(said)));
+        ranks.align(learner.student.kept())?;
+        learner
+            .look_inside(plan, &batches.rows(0, rows.clone()))?
+            .into_iter()
+            .for_each(|said| report(Event::Note(said)));
         let (mut step, mut start_loss) = (0, None);
         if let Some(checkpoint) = &found {
             learner.restore(plan, checkpoint)?;
@@ -113,15 +125,18 @@ impl Prepared {
             batches.resume(&checkpoint.state.cursor)?;
         }
         // Damaged ones, and with --restart all; nothing of the earlier run goes before all that the new one needs is there.
-        checkpoints.discard_beyond(found.as_ref())?;
-        checkpoints.keep_newest(plan.recipe.train.keep_checkpoints)?;
-        match &found {
-            Some(_) => mend_start(job.out, &floats, &source, report)?,
-            None => {
-                write_start(job.out, &floats, &source)?;
-                chosen.iter().try_for_each(|chosen| chosen.write(job.out))?;
+        let log = ranks.on_first(|| {
+            checkpoints.discard_beyond(found.as_ref())?;
+            checkpoints.keep_newest(plan.recipe.train.keep_checkpoints)?;
+            match &found {
+                Some(_) => mend_start(job.out, &floats, &source, report)?,
+                None => {
+                    write_start(job.out, &floats, &source)?;
+                    chosen.iter().try_for_each(|chosen| chosen.write(job.out))?;
+                }
             }
-        }
+            Log::open(job.out, step)
+        })?;
         report(Event::Begin {
             from: step,
             steps: plan.recipe.train.steps,
@@ -131,11 +146,12 @@ impl Prepared {
         });
         Ok(Self {
             valid,
-            log: Log::open(job.out, step)?,
+            log,
             saved: found.map(|c| c.state.step),
             steps_above: 0,
             _lock: lock,
-            author: Author::new(plan, job.out),
+            author: Author::new(plan, job.out, (ranks, rows.clone())),
+            rows,
             learner,
             batches,
             checkpoints,
@@ -309,13 +325,16 @@ pub(super) fn tokens(
     let mut tokenize = |list: &[String]| -> Result<Tokens> {
         if let Some(chat) = &job.plan.data.chat {
             let model = conversations::Model { config, tokenizer, bos, eos };
-            return conversations::windows(job, (chat, list), model, report, stop);
+            // What the first has made the others find.
+            return job
+                .ranks
+                .first_then_others(|| conversations::windows(job, (chat, list), model, report, stop));
         }
         let sources = Source::resolve(list, Path::new(""))?;
         let corpus = Corpus::new(sources, Some(&settings.field), settings.separator.as_deref())?;
         let vocab_size = config.vocab_size;
         let how = Tokenization { corpus: &corpus, tokenizer, vocab_size, bos, eos };
-        let (tokens, origin) = how.tokens(job.cache, &mut |progress| {
+        let (tokens, origin) = how.tokens_on(&job.ranks, job.cache, &mut |progress| {
             report(progress.into());
             if stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })?;
@@ -343,14 +362,14 @@ pub(super) fn report_origin(origin: &data::Origin, report: &mut dyn FnMut(Event)
     }
 }
 
-/// The held-out windows that every validation scores, in micro-batches, always the same.
-fn valid_batches(valid: Tokens, plan: &Plan) -> Result<Vec<Batch>> {
-    let rows = plan.recipe.train.batch;
+/// The held-out windows that every validation scores on this rank, in micro-batches, always the same.
+fn valid_batches(valid: Tokens, plan: &Plan, ranks: &Ranks) -> Result<Vec<Batch>> {
+    let rows = plan.recipe.train.batch / ranks.size();
     let batches = Batches::new(valid, plan.recipe.data.ctx, rows, 0)
         .map_err(|e| Error::Data(format!("validation: {e}")))?;
     let windows = plan.recipe.train.valid_windows.min(batches.windows_per_epoch() as usize);
     let batch = |step: usize| batches.rows(step as u64, 0..rows.min(windows - step * rows));
-    Ok((0..windows.div_ceil(rows)).map(batch).collect())
+    Ok((ranks.rank()..windows.div_ceil(rows)).step_by(ranks.size()).map(batch).collect())
 }
 
 /// Depth first, then width by activations on the first of `windows`, then padding.

@@ -13,6 +13,7 @@ use super::{
 use crate::{
     Result,
     forecast::Shapes,
+    ranks::Ranks,
     recipe::{Plan, TeacherPlan},
     student::Floats,
 };
@@ -69,7 +70,8 @@ fn sample(
         }
         _ => Teacher::new(&plan, &floats, device)?,
     };
-    let mut learner = Learner::new(&plan, &floats, plan.quantization.clone(), teacher, device)?;
+    let mut learner =
+        Learner::new(&plan, &floats, plan.quantization.clone(), teacher, (device, &Ranks::alone()))?;
     drop(floats);
     // In the last step rounding is there in full.
     let last = plan.recipe.train.steps - 1;

@@ -158,7 +158,7 @@ impl Teacher {
             Ok(records)
         };
         let mut note = |text| (*report.borrow_mut())(Event::Note(text));
-        let cache = Cache::open(&plan.dir, identity, wanted, &mut make, &mut note)?;
+        let cache = Cache::open(&plan.dir, identity, wanted, &mut make, (&job.ranks, &mut note))?;
         // Scores of held-out text don't depend on the temperature of the training.
         let plain = teacher_cache::Layout { temperature: 1.0, ..layout };
         let valid = valid.iter().map(|batch| rows_of(plain, &ask(plain, batch)?, &job.device));

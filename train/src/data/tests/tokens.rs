@@ -7,7 +7,7 @@ use qat_infer::files::load_tokenizer;
 
 use super::super::{Corpus, Origin, Progress, Stage, Tokenization, Tokens};
 use super::{Folder, texts};
-use crate::{Error, Result};
+use crate::{Error, Result, ranks::threads::together};
 
 /// A tokenizer with one id for each of a few words; every other word is `[UNK]`, id 0.
 const WORDS: &str = r#"{"version": "1.0", "added_tokens": [], "normalizer": null,
@@ -46,6 +46,46 @@ fn listing(folder: &Path) -> Vec<String> {
         .collect();
     names.sort();
     names
+}
+
+#[test]
+fn several_ranks_make_the_file_that_one_makes_and_end_together() {
+    let folder = Folder::new();
+    let words = ["one", "two two", "three four", "five six one two"];
+    let text: Vec<&str> = (0..5000).map(|i| words[i * i % 7 % 4]).collect();
+    folder.file("a.txt", text.join("\n--\n"));
+    let corpus = folder.corpus(&["a.txt"], Some("--"));
+    let tokenizer = folder.file("tokenizer.json", WORDS);
+    let request = Tokenization { eos: Some(9), ..request(&corpus, &tokenizer) };
+    let [alone, shared, stopped] = ["alone", "shared", "stopped"].map(|name| folder.path().join(name));
+    make(&request, &alone).unwrap();
+    let found = together(3, |ranks| {
+        let (tokens, _) = request.tokens_on(&ranks, &shared, &mut |_| ControlFlow::Continue(())).unwrap();
+        ids(&tokens)
+    });
+    assert!(found.iter().all(|ids| *ids == found[0]));
+    assert_eq!(listing(&alone), listing(&shared));
+    let name = &listing(&alone)[0];
+    assert!(std::fs::read(alone.join(name)).unwrap() == std::fs::read(shared.join(name)).unwrap());
+    let ends = together(2, |ranks| {
+        let mut stop_one = |progress: Progress| match (ranks.rank(), progress.stage) {
+            (1, Stage::Tokenizing) => ControlFlow::Break(()),
+            _ => ControlFlow::Continue(()),
+        };
+        matches!(request.tokens_on(&ranks, &stopped, &mut stop_one), Err(Error::Interrupted))
+    });
+    assert_eq!(
+        (ends, listing(&stopped).len()),
+        (vec![true, true], 2),
+        "the part, and a note of how far it is"
+    );
+    let ends = together(2, |ranks| {
+        let (tokens, origin) =
+            request.tokens_on(&ranks, &stopped, &mut |_| ControlFlow::Continue(())).unwrap();
+        assert!(matches!(origin, Origin::Continued { text_bytes: 1.. }), "{origin:?}");
+        ids(&tokens) == found[0]
+    });
+    assert_eq!((ends, listing(&stopped)), (vec![true, true], listing(&alone)));
 }
 
 #[test]

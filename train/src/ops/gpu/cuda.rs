@@ -16,8 +16,8 @@ use candle_core::{
         CudaStorageSlice, WrapErr,
         cudarc::{
             driver::{
-                CudaFunction, CudaModule, CudaSlice, DevicePtr, DeviceRepr, LaunchConfig, PushKernelArg,
-                SyncOnDrop,
+                CudaContext, CudaFunction, CudaModule, CudaSlice, DevicePtr, DeviceRepr, LaunchConfig,
+                PushKernelArg, SyncOnDrop,
                 result::{device::get_default_mem_pool, mem_pool},
                 sys::CUmemPool_attribute as Attribute,
             },
@@ -30,13 +30,14 @@ use half::bf16;
 
 use super::{Bind, Task, Work, translate};
 
-/// Opens the first NVIDIA GPU.
+/// Opens the NVIDIA GPU number `nth`, counted from 0 over those that this process sees: where it sees one, that.
 ///
 /// # Errors
 /// No driver, or no device.
-pub(crate) fn open() -> Result<Device> {
+pub(crate) fn open(nth: usize) -> Result<Device> {
+    let seen = CudaContext::device_count().w()?.max(1) as usize;
     // Without a stream of its own a device reads wrong values from another host thread.
-    let device = Device::new_cuda_with_stream(0)?;
+    let device = Device::new_cuda_with_stream(nth % seen)?;
     #[expect(unsafe_code, reason = "events between streams are switched off")]
     // SAFETY: there is one stream, the device's own; nothing is used or freed on another.
     unsafe {

@@ -83,7 +83,14 @@ fn a_run_stopped_before_its_first_step_is_resumed() {
     let place = Place::new();
     let plan = place.plan(&["train.steps=2"]);
     let (out, cache) = (place.path("early"), place.path("cache"));
-    let job = |start| Job { plan: &plan, out: &out, cache: &cache, device: Device::Cpu, start };
+    let job = |start| Job {
+        plan: &plan,
+        out: &out,
+        cache: &cache,
+        device: Device::Cpu,
+        start,
+        ranks: Ranks::alone(),
+    };
     let stop = AtomicBool::new(false);
     let mut raise = |event: Event| stop.store(matches!(event, Event::Begin { .. }), Ordering::Relaxed);
     assert_eq!(train(&job(Start::Fresh), &mut raise, &stop).expect("stopped"), Outcome::Stopped { step: 0 });

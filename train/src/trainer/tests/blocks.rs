@@ -10,7 +10,10 @@ use crate::{
     ops::check::flat,
     recipe::{Quantization, Rounding, Rules},
     student::{Moment, Student},
-    trainer::blocks::{Block, of_layer},
+    trainer::{
+        blocks::{Block, of_layer},
+        gradients::StepGradients,
+    },
 };
 
 const CTX: usize = 8;
@@ -46,8 +49,10 @@ fn a_layer_is_compared_with_the_float_one_behind_rounded_layers() {
     for index in 0..3 {
         let block =
             Block { student: &student, start: &floats, rope: &rope, index, precision: Default::default() };
-        let mut gradients = Vec::new();
+        let moved: Vec<_> = of_layer(student.variables(), index).cloned().collect();
+        let mut gradients = StepGradients::of(&moved);
         let sums = block.accumulate(&batch, Some(Moment::full()), 1, &mut gradients).expect("gradients");
+        let gradients = gradients.finish().expect("gradients");
         let [ours, theirs] = [&rounded, &float].map(|decoder| behind(decoder, &rope, index, &batch.inputs));
         let squares = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>();
         let distance = squares(&mut ours.iter().zip(&theirs).map(|(a, b)| a - b));

@@ -19,7 +19,7 @@ use crate::{
     precision::Precision,
     recipe::{LossPlan, Quantization, Rounding, Rules},
     student::{Moment, Student},
-    trainer::{objective::Objective, teacher::Teacher},
+    trainer::{gradients::StepGradients, objective::Objective, teacher::Teacher},
 };
 
 /// Ids of a document, the first of which are a question.
@@ -64,10 +64,10 @@ fn learned(student: &Student, batch: &Batch, recompute: bool, device: &Device) -
     let (teacher, rope) = (&teacher, &rope);
     let objective =
         Objective { plan: &plan, teacher, rope, inside: None, recompute, precision: Precision::F32 };
-    let mut gradients = Vec::new();
+    let mut gradients = StepGradients::of(student.variables());
     let moment = Some(Moment::full());
     let sums = objective.accumulate(student, batch, moment, 1, &mut gradients).expect("gradients");
-    (sums.loss, gradients)
+    (sums.loss, gradients.finish().expect("gradients"))
 }
 
 fn student(config: qat_infer::model::Config, device: &Device) -> Student {

@@ -10,6 +10,7 @@ mod on_policy;
 mod phases;
 mod pieces;
 mod precision;
+mod ranks;
 mod rounding;
 mod trouble;
 
@@ -112,10 +113,21 @@ impl Place {
 
     /// Trains in the folder `out`, until `stop_after` steps are done if a number is given.
     fn train(&self, plan: &Plan, out: &str, start: Start, stop_after: Option<usize>) -> Run {
+        self.train_as(Ranks::alone(), plan, out, (start, stop_after))
+    }
+
+    /// The same as one of `ranks`.
+    fn train_as(
+        &self,
+        ranks: Ranks,
+        plan: &Plan,
+        out: &str,
+        (start, stop_after): (Start, Option<usize>),
+    ) -> Run {
         let stop = AtomicBool::new(false);
         let mut events = Vec::new();
         let (out, cache) = (self.path(out), self.path("cache"));
-        let job = Job { plan, out: &out, cache: &cache, device: Device::Cpu, start };
+        let job = Job { plan, out: &out, cache: &cache, device: Device::Cpu, start, ranks };
         let mut report = |event: Event| {
             if matches!(&event, Event::Step(line) if Some(line.step) == stop_after) {
                 stop.store(true, Ordering::Relaxed);
@@ -123,6 +135,7 @@ impl Place {
             events.push(event);
         };
         let outcome = train(&job, &mut report, &stop);
+        let _ = outcome.as_ref().inspect_err(|error| job.ranks.part(error));
         Run { outcome, events, out }
     }
 

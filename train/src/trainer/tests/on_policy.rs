@@ -35,7 +35,14 @@ fn half_of_the_windows_are_the_students_own_from_the_prompt_on() {
     let counts = [0, 4, 8].map(|step| windows(&run, step).len());
     assert_eq!(counts, [8, 8, 4]);
     let cache = place.path("cache");
-    let job = Job { plan: &plan, out: &run.out, cache: &cache, device: Device::Cpu, start: Start::Resume };
+    let job = Job {
+        plan: &plan,
+        out: &run.out,
+        cache: &cache,
+        device: Device::Cpu,
+        start: Start::Resume,
+        ranks: Ranks::alone(),
+    };
     let prepared = Prepared::new(&job, &mut |_| {}, &AtomicBool::new(false)).expect("the finished run");
     for (at, pair) in windows(&run, 4).chunks(2).enumerate() {
         let batch = prepared.batches.at(4 + at as u64);

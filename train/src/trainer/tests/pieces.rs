@@ -185,6 +185,7 @@ fn the_packed_model_scores_what_the_last_validation_said() {
         cache: &place.path("cache"),
         device: Device::Cpu,
         start: Start::Resume,
+        ranks: Ranks::alone(),
     };
     let prepared = Prepared::new(&job, &mut |_| {}, &AtomicBool::new(false)).expect("the finished run");
     let (mut nats, mut tokens) = (0.0, 0);

@@ -15,7 +15,7 @@ fn bf16_on_the_cpu_is_refused_before_anything_is_read_with_key_and_way_out() {
     for part in ["train.precision = \"bf16\" is for GPUs", "train.precision = \"f32\"", "--device cuda"] {
         assert!(message.contains(part), "{message}");
     }
-    let message = measure(&plan, &Device::Cpu, 1, 1).expect_err("refused").to_string();
+    let message = measure(&plan, (&Device::Cpu, &Ranks::alone()), 1, 1).expect_err("refused").to_string();
     assert!(message.contains("train.precision"), "{message}");
 }
 

@@ -43,7 +43,14 @@ fn trained(run: &Run) -> PathBuf {
 /// The start of the run, rounded without training.
 fn rounded(place: &Place, plan: &Plan, run: &Run, rounding: Rounding) -> PathBuf {
     let cache = place.path("cache");
-    let job = Job { plan, out: &run.out, cache: &cache, device: Device::Cpu, start: Start::Resume };
+    let job = Job {
+        plan,
+        out: &run.out,
+        cache: &cache,
+        device: Device::Cpu,
+        start: Start::Resume,
+        ranks: Ranks::alone(),
+    };
     let target = run.out.join(format!("rounded-{rounding}"));
     Shipment::of_start(&job, rounding).expect("a start").write(&target).expect("written");
     target
@@ -72,6 +79,7 @@ fn gptq_is_nearer_to_the_float_model_than_rounding_is_and_the_same_each_time() {
                     cache: &place.path("cache"),
                     device: Device::Cpu,
                     start: Start::Resume,
+                    ranks: Ranks::alone(),
                 },
                 &mut |_| {},
                 &AtomicBool::new(false),

@@ -1,0 +1,146 @@
+//! Runs of several ranks, which are threads here: what they end with is what one process ends with.
+
+use super::*;
+use crate::ranks::threads::together;
+
+/// A run of `size` ranks from `start`, as each of them saw it.
+fn on(size: usize, place: &Place, plan: &Plan, out: &str, from: (Start, Option<usize>)) -> Vec<Run> {
+    together(size, |ranks| place.train_as(ranks, plan, out, from))
+}
+
+/// The same from its beginning to its end, as the first saw it.
+fn finish_on(size: usize, place: &Place, plan: &Plan, out: &str) -> Run {
+    let mut runs = on(size, place, plan, out, (Start::Fresh, None));
+    for run in &runs {
+        assert_eq!(run.outcome.as_ref().expect("a run that goes through"), &Outcome::Finished);
+        assert_eq!(run.losses(), runs[0].losses());
+    }
+    runs.swap_remove(0)
+}
+
+/// Sums in another order move the losses of these runs by at most 3·10⁻⁶ (see `bits.rs`).
+fn assert_near(name: &str, one: &Run, other: &Run) {
+    let (one, other) = (one.losses(), other.losses());
+    let furthest = one.iter().zip(&other).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+    assert!(furthest < 1e-4 && one.len() == other.len(), "{name}: {one:?} and {other:?}");
+}
+
+#[test]
+fn ranks_end_with_the_bits_of_one_process_that_adds_up_their_rows_one_after_the_other() {
+    let place = Place::new();
+    let common = ["optim.clip=0", "quant.weights=int3-affine-g32", "quant.warmup_steps=4"];
+    for (size, kind) in [(2, "adamw"), (2, "muon"), (4, "adamw")] {
+        let optimizer = format!("optim.kind={kind}");
+        let parts = [format!("train.batch={}", 4 / size), format!("train.accumulate={size}")];
+        let sets = [&common[..], &[&*optimizer, &parts[0], &parts[1]]].concat();
+        let alone = place.finish(&place.plan(&sets), &format!("{kind}-{size}/alone"));
+        let plan = place.plan(&[&common[..], &[&optimizer]].concat());
+        let together = finish_on(size, &place, &plan, &format!("{kind}-{size}/together"));
+        assert_eq!(together.losses(), alone.losses(), "{kind} on {size}");
+        let (ours, theirs) = (together.checkpoint(10), alone.checkpoint(10));
+        assert!(ours[0] == theirs[0], "{kind} on {size}: variables differ");
+        assert!(ours[1] == theirs[1], "{kind} on {size}: moments differ");
+    }
+}
+
+#[test]
+fn ranks_have_the_loss_curve_of_one_process_whatever_they_train() {
+    let place = Place::new();
+    let teacher = place.model("teacher", 8);
+    let model = format!("teacher.model={teacher}");
+    let cache = format!("teacher.cache={}", place.path("kept").display());
+    let of_teacher = [&*model, "loss.cross_entropy=0.1", "loss.forward_kl=1.0"];
+    let blocks = ["train.mode=blocks", "train.scale_steps=3", "quant.weights=int2-affine-g32"];
+    let written = ["loss.on_policy=0.5", "loss.on_policy_every=4", "loss.on_policy_prompt=5"];
+    let compared = ["loss.hidden=0.5", "loss.relations=0.5"];
+    let mixed = ["quant.candidates=[\"int2-g32\", \"int4-g32\"]", "quant.target_bpw=8.0"];
+    let ways: [(&str, Vec<&str>); 8] = [
+        ("whole", vec!["train.accumulate=2", "train.valid_every=5"]),
+        ("layers again", vec!["train.checkpoint_layers=true", "quant.activations=int8-token"]),
+        ("noise", vec!["quant.noise=0.5", "quant.freeze_after=1"]),
+        ("blocks", blocks.to_vec()),
+        ("cache", [&of_teacher[..], &[&*cache]].concat()),
+        ("on policy", [&of_teacher[..], &written].concat()),
+        ("inside", [&of_teacher[..], &compared].concat()),
+        ("mixed", mixed.to_vec()),
+    ];
+    for (name, sets) in ways {
+        let plan = place.plan_from(&teacher, &sets);
+        let alone = place.finish(&plan, &format!("{name}/alone"));
+        if name == "cache" {
+            std::fs::remove_dir_all(place.path("kept")).expect("the cache of the one process");
+        }
+        let together = finish_on(2, &place, &plan, &format!("{name}/together"));
+        assert_near(name, &alone, &together);
+        let held_out = |run: &Run| -> Vec<f64> {
+            let valid =
+                run.events.iter().filter_map(|e| if let Event::Valid(line) = e { Some(line) } else { None });
+            valid.map(|line| line.valid_cross_entropy).collect()
+        };
+        for (one, two) in held_out(&alone).iter().zip(held_out(&together)) {
+            assert!((one - two).abs() < 1e-4, "{name}: {one} and {two} held out");
+        }
+        let again = finish_on(2, &place, &plan, &format!("{name}/again"));
+        assert!(again.checkpoint(10) == together.checkpoint(10), "{name}: other bits with the same ranks");
+    }
+}
+
+#[test]
+fn a_run_goes_on_with_another_number_of_ranks() {
+    let place = Place::new();
+    for kind in ["adamw", "muon"] {
+        let optimizer = format!("optim.kind={kind}");
+        let plan = place.plan(&["train.accumulate=2", "quant.warmup_steps=8", &optimizer]);
+        let whole = place.finish(&plan, &format!("{kind}/whole"));
+        for (before, after) in [(2, 2), (2, 1), (1, 4), (4, 2)] {
+            let out = format!("{kind}/{before}-{after}");
+            let stopped = on(before, &place, &plan, &out, (Start::Fresh, Some(5)));
+            assert!(stopped.iter().all(|run| matches!(run.outcome, Ok(Outcome::Stopped { step: 5 }))));
+            let resumed = on(after, &place, &plan, &out, (Start::Resume, None)).swap_remove(0);
+            assert_eq!(resumed.outcome.as_ref().expect("finished"), &Outcome::Finished);
+            let (ours, theirs) = (resumed.losses(), &whole.losses()[5..]);
+            let furthest = ours.iter().zip(theirs).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+            assert!(furthest < 1e-4 && ours.len() == 5, "{out}: {ours:?} and {theirs:?}");
+            if before == after {
+                let straight = finish_on(2, &place, &plan, &format!("{kind}/straight"));
+                assert!(
+                    resumed.checkpoint(10) == straight.checkpoint(10),
+                    "{out}: other bits than unstopped"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn only_the_first_rank_writes_and_what_one_is_refused_all_are() {
+    let place = Place::new();
+    let plan = place.plan(&["train.steps=2"]);
+    let runs = on(4, &place, &plan, "run", (Start::Fresh, None));
+    let saved = |run: &Run| run.events.iter().filter(|e| matches!(e, Event::Saved { .. })).count();
+    assert_eq!(runs.iter().map(saved).collect::<Vec<_>>(), [1, 0, 0, 0]);
+    let log = std::fs::read_to_string(runs[0].out.join("log.jsonl")).expect("a log");
+    // Two steps and a validation at the end.
+    assert_eq!(log.lines().count(), 3);
+    let refused: Vec<String> =
+        on(2, &place, &plan, "run", (Start::Fresh, None)).into_iter().map(Run::refusal).collect();
+    assert!(refused[0].contains("holds a run of 2 steps already"), "{refused:?}");
+    assert_eq!(refused[1], format!("rank 0: {}", refused[0]));
+    let uneven = on(3, &place, &plan, "uneven", (Start::Fresh, None)).swap_remove(0).refusal();
+    assert!(uneven.contains("train.batch = 4") && uneven.contains("such as 6"), "{uneven}");
+    assert!(!place.path("uneven").exists());
+}
+
+#[test]
+fn a_rank_that_is_stopped_stops_all_after_the_same_step() {
+    let place = Place::new();
+    let plan = place.plan(&[]);
+    let stop_one = |ranks: Ranks| {
+        let stop_after = (ranks.rank() == 1).then_some(4);
+        place.train_as(ranks, &plan, "run", (Start::Fresh, stop_after))
+    };
+    for run in together(2, stop_one) {
+        assert_eq!(run.outcome.as_ref().expect("stopped"), &Outcome::Stopped { step: 4 });
+        assert_eq!(run.checkpoints(), ["step-00000004"]);
+    }
+}
