@@ -136,8 +136,9 @@ impl Log {
             step: usize,
         }
         let path = out.join("log.jsonl");
-        let old = match fs::read_to_string(&path) {
-            Ok(text) => text,
+        let old = match fs::read(&path) {
+            // A line that is damaged is none.
+            Ok(text) => String::from_utf8_lossy(&text).into_owned(),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
             Err(e) => return Err(Error::io("cannot read", &path, e)),
         };
