@@ -94,12 +94,25 @@ pub fn score(
     chosen: &Chosen,
     text: &EvalText,
     against: Option<&Path>,
+    options: Options,
+) -> anyhow::Result<Report> {
+    score_while(dir, chosen, text, against, options, || ())
+}
+
+/// [`score`], with `each` called for every window.
+pub fn score_while(
+    dir: &Path,
+    chosen: &Chosen,
+    text: &EvalText,
+    against: Option<&Path>,
     mut options: Options,
+    each: impl Fn(),
 ) -> anyhow::Result<Report> {
     options.source_nats = text.nats;
     let style = ProgressStyle::with_template("{prefix} {bar:24} {pos}/{len} windows")?;
     let bar = ProgressBar::new(0).with_style(style).with_prefix(format!("scoring {}", dir.display()));
     let mut progress = |done, total| {
+        each();
         bar.set_length(total as u64);
         bar.set_position(done as u64);
     };

@@ -37,6 +37,10 @@ use crate::{
     table::{self, Row},
 };
 
+/// What is said when training is over and what follows it is not.
+const STOPPED_BEHIND: &str =
+    "stopped behind the last step; saved. The same command with --resume goes on with what is missing";
+
 /// A checked plan with its name and place.
 struct Run {
     name: String,
@@ -93,8 +97,12 @@ fn run_as(ranks: &Ranks, opened: &device::Opened, args: &cli::Train) -> anyhow::
                 return Err(error.into());
             }
         }
-        ranks.on_first(|| finish(&job, run, &mut comparison, &stop).map_err(ranks::told))?;
-        if ranks.any(stop.load(Ordering::SeqCst))? {
+        let finished = ranks.on_first(|| match finish(&job, run, &mut comparison, &stop) {
+            Err(error) if matches!(error.downcast_ref(), Some(Error::Interrupted)) => Ok(false),
+            finished => finished.map(|()| true).map_err(ranks::told),
+        })?;
+        if ranks.any(finished == Some(false))? {
+            say(ranks, STOPPED_BEHIND);
             return Ok(Ending::Stopped);
         }
     }
@@ -218,10 +226,11 @@ fn finish(job: &Job, run: &Run, comparison: &mut Comparison, stop: &AtomicBool) 
     };
     let (shipment, _) = Shipment::of_run(&run.out)?;
     let packed = plan.packed(&run.out);
-    export::announce(&packed, &shipment.write(&packed)?);
+    export::announce(&packed, &shipment.write_unless(&packed, stop)?);
     let changes = told(shipment.changes(&run.out));
     drop(shipment);
-    let scored = run.plan.eval.as_ref().map(|eval| comparison.add(job, run, eval, &packed)).transpose()?;
+    let eval = run.plan.eval.as_ref();
+    let scored = eval.map(|eval| comparison.add((job, stop), run, eval, &packed)).transpose()?;
     let start = student_dir(&run.out);
     let texts = scored.as_ref().zip(run.plan.eval.as_ref()).map(|((_, text), eval)| Texts {
         float: eval.against.as_deref().unwrap_or(&start),
@@ -229,12 +238,19 @@ fn finish(job: &Job, run: &Run, comparison: &mut Comparison, stop: &AtomicBool) 
         text: &text.text,
     });
     report::leave(Leaving { out: &run.out, changes, texts, stop });
+    go_on(stop)?;
     for (target, out) in plan.places(&run.out) {
+        go_on(stop)?;
         let report = scored.as_ref().map(|(report, _)| report);
         let job = Export { target, options: &plan.options, requantize: false, report };
         export::announce_files(target, &job.run(&packed, Export::stage(&out)?)?);
     }
     Ok(())
+}
+
+/// Nothing, or [`Error::Interrupted`].
+fn go_on(stop: &AtomicBool) -> qat_train::Result<()> {
+    if stop.load(Ordering::SeqCst) { Err(Error::Interrupted) } else { Ok(()) }
 }
 
 /// What training did to the matrices, for the page of the run; a warning where that can't be told.
@@ -255,7 +271,7 @@ impl Comparison {
     /// Scores what the run has written, and keeps the scores in its folder; gives its report, and the text that it is about.
     fn add(
         &mut self,
-        job: &Job,
+        (job, stop): (&Job, &AtomicBool),
         run: &Run,
         plan: &EvalPlan,
         packed: &Path,
@@ -268,7 +284,7 @@ impl Comparison {
             let report = match self.references.iter().find(|(path, _)| path == reference) {
                 Some((_, report)) => report.clone(),
                 None => {
-                    let report = score(reference, &text, plan, None)?;
+                    let report = score(reference, &text, (plan, stop), None)?;
                     self.floor = report.entropy_floor_nats;
                     self.push(name.clone(), report.clone(), Vec::new());
                     self.references.push((reference.clone(), report.clone()));
@@ -280,13 +296,13 @@ impl Comparison {
         let mut untrained = Vec::new();
         for rounding in &plan.baselines {
             let out = run.out.join(format!("rounded-{rounding}"));
-            Shipment::of_start(job, *rounding)?.write(&out)?;
-            let report = score(&out, &text, plan, plan.against.as_deref())?;
+            Shipment::of_start(job, *rounding)?.write_unless(&out, stop)?;
+            let report = score(&out, &text, (plan, stop), plan.against.as_deref())?;
             self.push(format!("{}: rounded, {rounding}", run.name), report.clone(), Vec::new());
             scores.push(format!("rounded, {rounding}"), Kind::Rounded, &report);
             untrained.push(report);
         }
-        let report = score(packed, &text, plan, plan.against.as_deref())?;
+        let report = score(packed, &text, (plan, stop), plan.against.as_deref())?;
         evaluate::write_json(&run.out.join("report.json"), &report)?;
         let results = evaluate::check(&gates, &report)?;
         self.failed |= results.iter().any(|result| !result.passed);
@@ -319,12 +335,19 @@ impl Comparison {
     }
 }
 
-fn score(dir: &Path, text: &EvalText, plan: &EvalPlan, against: Option<&Path>) -> anyhow::Result<Report> {
-    evaluate::score(
-        dir,
-        &Chosen::Cpu(Cpu),
-        text,
-        against,
-        Options { ctx: Some(plan.ctx), bos: plan.bos, kv: plan.kv, ..Options::default() },
-    )
+/// Scores, window by window. Scoring writes nothing, so that the process can end in it.
+fn score(
+    dir: &Path,
+    text: &EvalText,
+    (plan, stop): (&EvalPlan, &AtomicBool),
+    against: Option<&Path>,
+) -> anyhow::Result<Report> {
+    go_on(stop)?;
+    let options = Options { ctx: Some(plan.ctx), bos: plan.bos, kv: plan.kv, ..Options::default() };
+    evaluate::score_while(dir, &Chosen::Cpu(Cpu), text, against, options, || {
+        if stop.load(Ordering::SeqCst) {
+            eprintln!("{STOPPED_BEHIND}");
+            std::process::exit(130);
+        }
+    })
 }

@@ -10,9 +10,8 @@ use std::{
 use serde_json::Value;
 
 use crate::{
-    accidents::send,
     model,
-    workshop::{Said, Workshop},
+    workshop::{Said, Workshop, send},
 };
 
 const RANGE: u64 = 1_000_000_000;

@@ -1,6 +1,5 @@
 //! Black-box tests of what users type, and of what the tree promises.
 
-mod accidents;
 mod bench;
 mod conversations;
 mod energy;
@@ -22,6 +21,7 @@ mod recipes;
 mod reports;
 mod runs;
 mod starting;
+mod supply;
 mod talk;
 mod targets;
 mod tasks;

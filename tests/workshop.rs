@@ -8,7 +8,8 @@ use std::{
     ffi::OsStr,
     fs,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
 };
 
 use tempfile::TempDir;
@@ -16,18 +17,30 @@ use tempfile::TempDir;
 /// Name of the token cache in the folder.
 const CACHE: &str = "cache";
 
-/// A temporary folder in which commands run.
-pub struct Workshop(TempDir);
+/// A folder in which commands run.
+pub struct Workshop {
+    root: PathBuf,
+    /// Removes the folder in the end, where it was made for this.
+    _made: Option<TempDir>,
+}
 
 impl Workshop {
     /// An empty one.
     pub fn new() -> Self {
-        Self(TempDir::new().expect("a temporary folder"))
+        let made = TempDir::new().expect("a temporary folder");
+        let mut shop = Self::at(made.path().to_owned());
+        shop._made = Some(made);
+        shop
+    }
+
+    /// The folder `root`, which stays.
+    pub fn at(root: PathBuf) -> Self {
+        Self { root, _made: None }
     }
 
     /// A path in the folder.
     pub fn path(&self, name: impl AsRef<Path>) -> PathBuf {
-        self.0.path().join(name)
+        self.root.join(name)
     }
 
     /// Writes a file in the folder, with the folders above it.
@@ -51,9 +64,14 @@ impl Workshop {
     /// The tool, about to run in the folder.
     pub fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_qat"));
+        command.args(args);
+        self.dressed(command)
+    }
+
+    /// `command`, about to run in the folder.
+    pub fn dressed(&self, mut command: Command) -> Command {
         command
-            .args(args)
-            .current_dir(self.0.path())
+            .current_dir(&self.root)
             .env("QAT_CACHE", self.path(CACHE))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -102,10 +120,26 @@ impl Workshop {
     /// Everything in the folder but the token cache: path → content, none for a folder.
     fn content(&self) -> BTreeMap<PathBuf, Option<Vec<u8>>> {
         let mut found = BTreeMap::new();
-        collect(self.0.path(), &mut found);
+        collect(&self.root, &mut found);
         found.retain(|path, _| !path.starts_with(self.path(CACHE)));
         found
     }
+}
+
+/// Waits until `moment` has come.
+pub fn wait_for(moment: impl Fn() -> bool) {
+    let began = Instant::now();
+    while !moment() {
+        assert!(began.elapsed() < Duration::from_secs(60), "waited for a minute");
+        std::thread::sleep(Duration::from_micros(200));
+    }
+}
+
+/// Sends the signal to a command that runs.
+#[cfg(unix)]
+pub fn send(signal: &str, child: &Child) {
+    let sent = Command::new("sh").args(["-c", &format!("kill -{signal} {}", child.id())]).output();
+    assert!(sent.is_ok(), "sh can be run");
 }
 
 fn collect(folder: &Path, into: &mut BTreeMap<PathBuf, Option<Vec<u8>>>) {

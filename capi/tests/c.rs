@@ -1,6 +1,8 @@
 //! The C interface used from C: compiled by the system's compiler with its sanitizers, linked to the static library.
 //!
 //! Needs a C compiler (`cc`, or what `CC` names), which Rust's linker is on most systems; without one the test is skipped, and says so.
+//! `QAT_C_SANITIZERS` names other sanitizers than `address,undefined`: `scripts/check-sanitizers.sh` does, which builds the library with
+//! the same.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -62,6 +64,7 @@ fn a_program_in_c_reads_writes_chats_cancels_and_is_refused() {
         eprintln!("SKIPPED: no C compiler called {cc} (CC names another)");
         return;
     }
+    let sanitizers = std::env::var("QAT_C_SANITIZERS").unwrap_or_else(|_| "address,undefined".into());
     let folder = tempfile::tempdir().expect("a folder");
     let (model, program) = (folder.path().join("packed"), folder.path().join("journey"));
     packed(&model);
@@ -81,7 +84,7 @@ fn a_program_in_c_reads_writes_chats_cancels_and_is_refused() {
             "-Werror",
             "-fno-omit-frame-pointer",
         ])
-        .arg("-fsanitize=address,undefined")
+        .arg(format!("-fsanitize={sanitizers}"))
         .arg("-fno-sanitize-recover=all")
         .arg("-I")
         .arg(here.join("include"))

@@ -1,10 +1,10 @@
 //! An MLX directory: its `config.json` and its tensors, with a separator between them; a part that is missing is a good one.
-//! What opens is run.
+//! Of what opens a part is run.
 
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use qat_fuzz::{dir, file, run, split};
+use qat_fuzz::{dir, file, is_run, one_thread, open, split};
 use qat_infer::files::{CONFIG_FILE, MODEL_FILE};
 
 const GOOD: [(&str, &[u8]); 2] = [
@@ -12,9 +12,9 @@ const GOOD: [(&str, &[u8]); 2] = [
     (MODEL_FILE, include_bytes!("../seeds/mlx-model/model.safetensors")),
 ];
 
-fuzz_target!(|bytes: &[u8]| {
+fuzz_target!(init: one_thread(), |bytes: &[u8]| {
     for ((name, good), part) in GOOD.into_iter().zip(split(bytes)) {
         file(name, if part.is_empty() { good } else { part });
     }
-    run(dir());
+    open(dir(), is_run(bytes));
 });

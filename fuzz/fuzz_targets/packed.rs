@@ -1,6 +1,6 @@
 //! A packed directory: its manifest and its tensor file, with a separator between them; a part that is missing is a good one.
 //!
-//! Checksums and sums are mended, so that what lies behind them is reached. What opens is run.
+//! Checksums and sums are mended, so that what lies behind them is reached. Of what opens a part is run.
 
 #![no_main]
 
@@ -8,7 +8,7 @@ use std::fs;
 use std::path::Path;
 
 use libfuzzer_sys::fuzz_target;
-use qat_fuzz::{dir, file, run, split};
+use qat_fuzz::{dir, file, is_run, one_thread, open, split};
 use qat_infer::files::{CONFIG_FILE, MANIFEST_FILE, MODEL_FILE, Manifest, TensorFiles, sha256_hex};
 
 const GOOD: [(&str, &[u8]); 3] = [
@@ -17,13 +17,13 @@ const GOOD: [(&str, &[u8]); 3] = [
     (MODEL_FILE, include_bytes!("../seeds/model/model.safetensors")),
 ];
 
-fuzz_target!(|bytes: &[u8]| {
+fuzz_target!(init: one_thread(), |bytes: &[u8]| {
     let [manifest, tensors] = split(bytes);
     for ((name, good), part) in GOOD.into_iter().zip([&[], manifest, tensors]) {
         file(name, if part.is_empty() { good } else { part });
     }
     mend(dir());
-    run(dir());
+    open(dir(), is_run(bytes));
 });
 
 /// Makes the manifest say what sums the tensor file has.

@@ -13,7 +13,16 @@ const WINDOWS: u64 = 2;
 
 fn identity() -> Identity {
     let (teacher, tokens) = ("t".to_owned(), "k".to_owned());
-    Identity { version: VERSION, teacher, tokens, windows: WINDOWS, ctx: 2, vocab: 8, top_k: 2, temperature: 1.0 }
+    Identity {
+        version: VERSION,
+        teacher,
+        tokens,
+        windows: WINDOWS,
+        ctx: 2,
+        vocab: 8,
+        top_k: 2,
+        temperature: 1.0,
+    }
 }
 
 /// The shard with these records.
@@ -38,7 +47,9 @@ fuzz_target!(|bytes: &[u8]| {
     let written = std::fs::create_dir(&folder)
         .and_then(|()| std::fs::write(folder.join("shard-000000"), shard))
         // Without a word on it the folder is claimed by whoever comes first.
-        .and_then(|()| if told.is_empty() { Ok(()) } else { std::fs::write(folder.join("teacher.json"), told) });
+        .and_then(
+            |()| if told.is_empty() { Ok(()) } else { std::fs::write(folder.join("teacher.json"), told) },
+        );
     assert!(written.is_ok(), "{written:?}");
     let mut make = |_| Err(Error::Interrupted);
     let Ok(cache) = Cache::open(&folder, identity(), WINDOWS, &mut make, &mut |_| ()) else { return };

@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::cpu::KvType;
 use crate::files::{Activations, Announced, Bytes, Manifest, Storage, StoredMatrix, entry};
 use crate::metal;
-use crate::model::{Config, Decoder, Param, Role, Weights, params};
+use crate::model::{Config, Decoder, Param, Reach, Role, Weights, params};
 use crate::{Error, Result, RuntimeMatrix as _};
 
 /// Shapes and storages of a model.
@@ -82,10 +82,14 @@ impl Outline {
         Announced::packed(&self.tensors).bytes()
     }
 
-    /// Bytes of keys and values of `tokens` in all layers that attend, kept as `kv`.
+    /// Bytes of keys and values of `tokens` in all layers that attend, kept as `kv`; of layers that see a window, what they keep.
     pub fn kv_bytes(&self, kv: KvType, tokens: usize) -> u64 {
         let Config { kv_heads, head_dim, .. } = self.config;
-        (2 * self.config.attention_layers() * kv_heads * tokens * kv.bytes(head_dim)) as u64
+        let in_sight = Reach::new(&self.config, tokens, metal::PASS).kept().unwrap_or(tokens);
+        let attends = |layer: &usize| self.config.taps(*layer).is_none();
+        let kept = |layer| if self.config.window(layer).is_some() { in_sight } else { tokens };
+        let positions: usize = (0..self.config.layers).filter(attends).map(kept).sum();
+        (2 * positions * kv_heads * kv.bytes(head_dim)) as u64
     }
 
     /// The decoder as Apple's GPUs would run it, over weights that are all zero: its buffers and its lists of calls have the sizes of the

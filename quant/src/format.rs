@@ -376,7 +376,7 @@ mod tests {
 
     #[test]
     fn every_stored_scale_reads_as_half_reads_it() {
-        for bits in 0..=u16::MAX {
+        for bits in (0..=u16::MAX).step_by(if cfg!(miri) { 257 } else { 1 }) {
             let read = |kind: ScaleType| kind.read(bits.to_le_bytes());
             let (want16, want_b16) = (f16::from_bits(bits).to_f32(), bf16::from_bits(bits).to_f32());
             assert!(read(ScaleType::F16).to_bits() == want16.to_bits() || want16.is_nan(), "{bits:#x}");

@@ -99,10 +99,25 @@ impl Checkpoints {
         let json = serde_json::to_vec_pretty(&state).map_err(|e| Error::file(&path, e.to_string()))?;
         fs::write(&path, json).map_err(|e| Error::io("cannot write", &path, e))?;
         staged.commit()?;
+        self.keep_newest(keep)?;
+        Ok(target)
+    }
+
+    /// Removes all but the `keep` newest, and what killed writers have left.
+    ///
+    /// # Errors
+    /// A folder can't be removed.
+    pub fn keep_newest(&self, keep: usize) -> Result<()> {
         for old in self.list()?.iter().rev().skip(keep) {
             remove(old)?;
         }
-        Ok(target)
+        for partial in self.entries()? {
+            let name = partial.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            if name.starts_with(".step-") && name.ends_with(".partial") {
+                remove(&partial)?;
+            }
+        }
+        Ok(())
     }
 
     /// Deletes those that a run which goes on from `from` has no use for: all of them when it begins anew, else the newer
@@ -144,20 +159,23 @@ impl Checkpoints {
 
     /// Folders of checkpoints, oldest first.
     fn list(&self) -> Result<Vec<PathBuf>> {
+        let mut found = self.entries()?;
+        found.retain(|path| {
+            let step = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.strip_prefix("step-"));
+            step.is_some_and(|s| s.len() == 8 && s.bytes().all(|b| b.is_ascii_digit()))
+        });
+        found.sort();
+        Ok(found)
+    }
+
+    /// All that lies in the folder, if there is one.
+    fn entries(&self) -> Result<Vec<PathBuf>> {
         if !self.dir.exists() {
             return Ok(Vec::new());
         }
         let listed = |e| Error::io("cannot list", &self.dir, e);
-        let mut found = Vec::new();
-        for entry in fs::read_dir(&self.dir).map_err(listed)? {
-            let path = entry.map_err(listed)?.path();
-            let step = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.strip_prefix("step-"));
-            if step.is_some_and(|s| s.len() == 8 && s.bytes().all(|b| b.is_ascii_digit())) {
-                found.push(path);
-            }
-        }
-        found.sort();
-        Ok(found)
+        let entries = fs::read_dir(&self.dir).map_err(listed)?;
+        entries.map(|entry| Ok(entry.map_err(listed)?.path())).collect()
     }
 }
 

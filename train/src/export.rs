@@ -5,12 +5,17 @@
 
 mod changes;
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use candle_core::Device;
 use qat_infer::{
     FloatModel,
-    files::{CONFIG_FILE, Manifest, PROVENANCE_FILE, PackedWriter, Storage, companions, read_json},
+    files::{
+        CONFIG_FILE, Manifest, PROVENANCE_FILE, PackedWriter, Storage, check_written, companions, read_json,
+    },
     model::params,
 };
 use qat_quant::kernels::FloatType;
@@ -83,6 +88,10 @@ impl Shipment {
         })?;
         let plan = Plan::new(&checkpoint.state.recipe)?;
         let origin = student_dir(dir);
+        // Its weights are not needed here.
+        check_written(&origin, |name| !name.ends_with(".safetensors")).map_err(|e| {
+            Error::Data(format!("{e}; qat train with --resume writes what the run started from again"))
+        })?;
         let config = read_config(&origin.join(CONFIG_FILE))?;
         let student = Student::new(&Floats::zeros(config), mixed::settled(&plan, dir)?, &Device::Cpu)?;
         checkpoint.restore_variables(student.kept())?;
@@ -151,9 +160,20 @@ impl Shipment {
     /// # Errors
     /// `out` is not ours to replace or can't be written, the disk is full, or it reads back differently.
     pub fn write(&self, out: &Path) -> Result<Manifest> {
+        self.write_unless(out, &AtomicBool::new(false))
+    }
+
+    /// [`Self::write`], unless `stop` is raised before it is done.
+    ///
+    /// # Errors
+    /// Those of [`Self::write`], and [`Error::Interrupted`].
+    pub fn write_unless(&self, out: &Path, stop: &AtomicBool) -> Result<Manifest> {
         let config = self.student.config.to_json();
         let mut writer = PackedWriter::create(out, &config, &self.companions, self.source.clone())?;
         for param in params(&self.student.config) {
+            if stop.load(Ordering::Relaxed) {
+                return Err(Error::Interrupted);
+            }
             match self.student.ship(&param)? {
                 Shipped::Packed(packed) => {
                     writer.packed(&param.name, packed.as_ref(), self.student.activations(&param))?;

@@ -83,7 +83,8 @@ impl Engine {
 
     /// Forgets all but the first `tokens`, and says whether it could. What the cache holds beyond the position is never looked at.
     pub(super) fn rewind(&mut self, tokens: usize) -> bool {
-        let can = tokens == self.position || tokens < self.position && self.recent.is_nothing();
+        let can = tokens == self.position
+            || tokens < self.position && self.recent.is_nothing() && self.cache.reaches(tokens);
         match tokens {
             0 => self.reset(),
             _ if can => self.position = tokens,
@@ -94,7 +95,7 @@ impl Engine {
 
     /// What it has seen, as bytes.
     pub(super) fn past(&self) -> Vec<u8> {
-        let mut bytes = self.cache.past(self.position).to_vec();
+        let mut bytes = self.cache.past(self.position);
         self.recent.append_to(&mut bytes);
         bytes
     }

@@ -13,7 +13,7 @@ use crate::{Error, Result};
 use qat_quant::kernels::Isa;
 
 /// Tokens per forward pass: enough to pay for unpacking the weights, few enough that a product's inputs stay in cache.
-const PASS: usize = 256;
+pub(super) const PASS: usize = 256;
 /// Values of logits computed at a time (64 MiB), whatever the vocabulary.
 const LOGITS: usize = 1 << 24;
 
@@ -75,7 +75,7 @@ impl<'m> Session<'m> {
         self
     }
 
-    fn with(plan: Plan<'m>, config: &'m Config, options: &RunOptions) -> Result<Self> {
+    pub(super) fn with(plan: Plan<'m>, config: &'m Config, options: &RunOptions) -> Result<Self> {
         check_context(config, options.context)?;
         // One number for all that is done side by side, which RAYON_NUM_THREADS sets.
         let threads = options.threads.unwrap_or_else(rayon::current_num_threads);
@@ -100,7 +100,8 @@ impl<'m> Session<'m> {
         self.engine.reset();
     }
 
-    /// Forgets all but the first `tokens`, and says whether it could: convolutions remember only the end of a text.
+    /// Forgets all but the first `tokens`, and says whether it could: convolutions and
+    /// layers with a window remember only the end of a text.
     pub fn rewind(&mut self, tokens: usize) -> bool {
         self.engine.rewind(tokens)
     }
@@ -195,7 +196,7 @@ impl<'m> Session<'m> {
 
     /// Bytes of keys and values of `depth` tokens: what a token decoded after them reads.
     pub fn kv_bytes(&self, depth: usize) -> u64 {
-        self.engine.cache().bytes(depth)
+        self.engine.cache().seen_bytes(depth)
     }
 }
 

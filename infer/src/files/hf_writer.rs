@@ -2,15 +2,19 @@
 //!
 //! Knows no architecture. Invariant: the directory appears whole, read back, or not at all.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use qat_quant::kernels::FloatType;
 use serde_json::{Value, json};
 
+use super::digest::sha256_hex;
 use super::hf::HfDir;
+use super::mapped::Mapped;
 use super::packed_writer::write_surroundings;
 use super::shard_writer::ShardWriter;
 use super::staged::StagedDir;
+use super::tensors::read_json;
 use crate::error::{Error, Result};
 use crate::model::{Config, Param, Stored};
 
@@ -22,6 +26,7 @@ pub const PROVENANCE_FILE: &str = "qat.json";
 pub struct HfWriter {
     tensors: ShardWriter,
     float: FloatType,
+    source: Value,
     staged: StagedDir,
     /// The first rows of a tensor that several of a model's are.
     begun: Vec<f32>,
@@ -30,7 +35,8 @@ pub struct HfWriter {
 impl HfWriter {
     /// Begins the model `target`, all of whose tensors are stored as `float`, with `config` as its `config.json`
     /// (its `torch_dtype` or `dtype` is set to `float`) and copies of `companions`. Without a tokenizer among them the
-    /// model reads token ids, but no text. `source` is told in `qat.json`.
+    /// model reads token ids, but no text. `source` is told in `qat.json`,
+    /// with the SHA-256 of every file.
     ///
     /// # Errors
     /// When `target` is not ours to replace or can't be written, or a companion can't be read.
@@ -42,11 +48,9 @@ impl HfWriter {
         source: &Value,
     ) -> Result<Self> {
         let staged = StagedDir::create(target, PROVENANCE_FILE)?;
-        let files = write_surroundings(&staged, &with_dtype(config, float), companions)?;
-        let provenance = json!({"qat": 1, "source": source, "sha256": files});
-        staged.write(PROVENANCE_FILE, format!("{provenance:#}\n").as_bytes())?;
+        write_surroundings(&staged, &with_dtype(config, float), companions)?;
         let tensors = ShardWriter::create(staged.path());
-        Ok(Self { tensors, float, staged, begun: Vec::new() })
+        Ok(Self { tensors, float, source: source.clone(), staged, begun: Vec::new() })
     }
 
     /// Adds the tensor `name`, rounded to nearest even.
@@ -86,8 +90,34 @@ impl HfWriter {
     pub fn finish(self) -> Result<()> {
         self.tensors.finish()?;
         HfDir::open(self.staged.path())?;
+        let files: BTreeMap<_, _> =
+            self.staged.files()?.into_iter().map(|(name, (_, sha256))| (name, sha256)).collect();
+        let provenance = json!({"qat": 1, "source": self.source, "sha256": files});
+        self.staged.write(PROVENANCE_FILE, format!("{provenance:#}\n").as_bytes())?;
         self.staged.commit()
     }
+}
+
+/// Checks that the files of `dir` whose names are `wanted` are those that [`HfWriter`] wrote there.
+///
+/// # Errors
+/// Names the file that is missing or has another content.
+pub fn check_written(dir: &Path, wanted: impl Fn(&str) -> bool) -> Result<()> {
+    let told = dir.join(PROVENANCE_FILE);
+    let provenance: Value = read_json(&told)?;
+    let Some(files) = provenance["sha256"].as_object() else {
+        return Err(Error::file(&told, "does not say which files belong to it"));
+    };
+    for (name, sum) in files.iter().filter(|(name, _)| wanted(name)) {
+        let file = dir.join(name);
+        let found = sha256_hex(&[&Mapped::open(&file)?]);
+        if Some(found.as_str()) != sum.as_str() {
+            let problem =
+                format!("its SHA-256 is {found}, {PROVENANCE_FILE} says {sum}: the file is damaged");
+            return Err(Error::file(&file, problem));
+        }
+    }
+    Ok(())
 }
 
 /// `config` with the float type under the key that it uses: `dtype` since transformers 5, `torch_dtype` before.

@@ -172,7 +172,7 @@ pub fn write_file_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     }
     let path = resolve(path)?;
     let partial = sibling(&path, ".partial")?;
-    if let Err(error) = write_synced(&partial, bytes).and_then(|()| fs::rename(&partial, &path)) {
+    if let Err(error) = write_and_rename(&partial, bytes, &path) {
         // The error to tell is the first one, about the file that was asked for.
         let _ = fs::remove_file(&partial);
         return Err(write_error(&path, error));
@@ -180,11 +180,36 @@ pub fn write_file_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     path.parent().map_or(Ok(()), sync_dir)
 }
 
-/// Writes `bytes` to a new or emptied file and waits until the disk has them.
-fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = File::create(path)?;
+/// Writes `bytes` to a new or emptied file, waits until the disk has them, and gives it the name `target`. Writers of one file take
+/// turns: what one has half written is not another's to empty or to rename.
+fn write_and_rename(partial: &Path, bytes: &[u8], target: &Path) -> io::Result<()> {
+    let mut file = loop {
+        let file = File::options().write(true).create(true).truncate(false).open(partial)?;
+        // A file system without locks gives none, and is served as well as it can be.
+        let is_locked = file.lock().is_ok();
+        // Whoever held it before has renamed the file between our opening and our locking it.
+        if !is_locked || is_at(&file, partial) {
+            break file;
+        }
+    };
+    file.set_len(0)?;
     file.write_all(bytes)?;
-    file.sync_all()
+    file.sync_all()?;
+    fs::rename(partial, target)
+}
+
+/// Whether `file` is what others find at `path`.
+#[cfg(unix)]
+pub fn is_at(file: &File, path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    let id = |meta: fs::Metadata| (meta.dev(), meta.ino());
+    file.metadata().map(id).ok() == fs::metadata(path).map(id).ok()
+}
+
+/// Whether `file` is what others find at `path`: an open file can't be renamed or removed here.
+#[cfg(not(unix))]
+pub fn is_at(_: &File, path: &Path) -> bool {
+    path.exists()
 }
 
 /// An error of writing to `path`, with the fix that its cause allows.

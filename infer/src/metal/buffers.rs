@@ -47,10 +47,12 @@ pub enum Content {
 /// Where the keys and values of a layer are.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct LayerCache {
-    /// `[kv_heads, capacity, head_dim]`
+    /// Positions that fit; later ones go around.
+    positions: u64,
+    /// `[kv_heads, positions, head_dim]`
     pub keys: BufferId,
     pub values: BufferId,
-    /// `[kv_heads, capacity]` of keys and of values, where codes have scales.
+    /// `[kv_heads, positions]` of keys and of values, where codes have scales.
     pub scales: Option<[BufferId; 2]>,
 }
 
@@ -63,10 +65,10 @@ pub(super) struct Buffers {
     /// The place of each vector in their buffer, by where it begins in memory.
     vector_offsets: BTreeMap<usize, u64>,
     pub vectors: BufferId,
-    /// `[capacity, 2, rotary_dim / 2]` of each rotation: cosines, then sines.
+    /// `[context, 2, rotary_dim / 2]` of each rotation: cosines, then sines.
     pub angles: Vec<BufferId>,
-    /// Heads of keys, and positions of each.
-    cached: [u64; 2],
+    /// Heads of keys.
+    kv_heads: u64,
     /// Keys and values of each layer that attends.
     pub caches: BTreeMap<usize, LayerCache>,
     /// The last products of each layer that convolves, `[taps − 1, hidden]`.
@@ -127,7 +129,7 @@ impl Buffers {
             vector_offsets,
             vectors,
             angles,
-            cached: [config.kv_heads as u64, context],
+            kv_heads: config.kv_heads as u64,
             caches,
             recent,
             body,
@@ -146,17 +148,16 @@ impl Buffers {
         &self.all
     }
 
-    /// Where `tokens` tokens that were read are remembered: keys, values and scales head by head, and what convolutions keep.
+    /// Where is remembered what is left of `tokens` tokens that were read: keys, values and scales head by head, and what convolutions keep.
     pub(super) fn past(&self, tokens: usize) -> impl Iterator<Item = Span> {
-        let [heads, positions] = self.cached;
         let cached = self.caches.values().flat_map(|cache| {
             let scales = cache.scales.into_iter().flatten();
-            [cache.keys, cache.values].into_iter().chain(scales)
+            [cache.keys, cache.values].into_iter().chain(scales).map(|buffer| (buffer, cache.positions))
         });
-        let of_heads = cached.flat_map(move |buffer| {
-            let head = self.all[buffer.0].bytes / heads;
-            let bytes = head / positions * tokens as u64;
-            (0..heads).map(move |at| Span { buffer, offset: at * head, bytes })
+        let of_heads = cached.flat_map(move |(buffer, positions)| {
+            let head = self.all[buffer.0].bytes / self.kv_heads;
+            let bytes = head / positions * positions.min(tokens as u64);
+            (0..self.kv_heads).map(move |at| Span { buffer, offset: at * head, bytes })
         });
         of_heads.chain(self.recent.values().map(|buffer| self.whole(*buffer)))
     }
@@ -273,15 +274,17 @@ fn add_caches(
     options: &Options,
     add: &mut impl FnMut(String, u64, Content) -> BufferId,
 ) -> BTreeMap<usize, LayerCache> {
-    let rows = (config.kv_heads as u64).saturating_mul(options.context as u64);
     let (code, has_scales) = match options.kv {
         KvType::Int8 => (1, true),
         _ => (2, false),
     };
-    let bytes = rows.saturating_mul(config.head_dim as u64 * code);
     let of_layer = |layer| {
+        let positions = options.cached(config, config.window(layer).is_some()) as u64;
+        let rows = (config.kv_heads as u64).saturating_mul(positions);
+        let bytes = rows.saturating_mul(config.head_dim as u64 * code);
         let mut blank = |what: &str, bytes| add(format!("{what} of layer {layer}"), bytes, Content::Blank);
         let cache = LayerCache {
+            positions,
             keys: blank("keys", bytes),
             values: blank("values", bytes),
             scales: has_scales

@@ -5,7 +5,7 @@
 use std::ops::RangeInclusive;
 
 use crate::cpu::{KvType, check_context};
-use crate::model::Config;
+use crate::model::{Config, Reach};
 use crate::{Error, Result};
 
 /// Tokens of a pass at most: the longest prompt that attention takes at once.
@@ -45,6 +45,17 @@ impl Options {
     /// Tokens of a pass at most.
     pub(super) fn pass(&self) -> usize {
         PASS.min(self.context)
+    }
+
+    /// How far back the layers of a model reach that see a window.
+    pub(super) fn reach(&self, config: &Config) -> Reach {
+        Reach::new(config, self.context, self.pass())
+    }
+
+    /// Positions that a layer keeps keys and values of, which sees a window or everything.
+    pub(super) fn cached(&self, config: &Config, sees_window: bool) -> usize {
+        let kept = if sees_window { self.reach(config).kept() } else { None };
+        kept.unwrap_or(self.context)
     }
 
     /// Refuses what the kernels can't do.

@@ -11,6 +11,7 @@ use super::list::{BufferId, Span};
 use super::options::Options;
 use super::record::{Pass, Script, Tail};
 use super::{Decoder, check_working_set};
+use crate::model::Reach;
 use crate::sequence::check_past;
 use crate::{Error, Result};
 
@@ -31,6 +32,7 @@ pub struct Session<'m, D: Device> {
     lists: BTreeMap<Key, D::List>,
     /// Tokens in the cache; the position of the next one.
     position: usize,
+    reach: Reach,
     logits: Vec<f32>,
 }
 
@@ -49,7 +51,8 @@ impl<'m, D: Device> Session<'m, D> {
         for (buffer, bytes) in script.constants() {
             device.write(buffer, 0, &bytes)?;
         }
-        Ok(Self { script, device, lists: BTreeMap::new(), position: 0, logits: Vec::new() })
+        let reach = options.reach(&decoder.config);
+        Ok(Self { script, device, lists: BTreeMap::new(), position: 0, reach, logits: Vec::new() })
     }
 
     /// Tokens of the vocabulary.
@@ -65,18 +68,21 @@ impl<'m, D: Device> Session<'m, D> {
     /// Begins a new text.
     pub fn reset(&mut self) {
         self.position = 0;
+        self.reach.clear();
     }
 
-    /// Forgets all but the first `tokens`, and says whether it could: convolutions remember only the end of a text. What the caches
-    /// hold beyond the position is never looked at.
+    /// Forgets all but the first `tokens`, and says whether it could: convolutions and layers with a window remember only the end of a
+    /// text. What the caches hold beyond the position is never looked at.
     pub fn rewind(&mut self, tokens: usize) -> bool {
         let config = &self.script.decoder.config;
         let attends = config.attention_layers() == config.layers;
-        let can = tokens == 0 || tokens == self.position || tokens < self.position && attends;
-        if can {
-            self.position = tokens;
+        let can = tokens == self.position || tokens < self.position && attends && self.reach.reaches(tokens);
+        match tokens {
+            0 => self.reset(),
+            _ if can => self.position = tokens,
+            _ => return false,
         }
-        can
+        true
     }
 
     /// Names how [`past`](Self::past) lays bytes out.
@@ -96,6 +102,7 @@ impl<'m, D: Device> Session<'m, D> {
             self.device.read(buffer, offset, part)?;
             rest = others;
         }
+        bytes.extend_from_slice(&self.reach.to_bytes());
         Ok(bytes)
     }
 
@@ -105,7 +112,7 @@ impl<'m, D: Device> Session<'m, D> {
     /// When there is no room for so many tokens, or the length is not theirs; when the device fails.
     pub fn restore(&mut self, ids: &[u32], past: &[u8]) -> Result<()> {
         let tokens = ids.len();
-        let wanted = self.script.buffers.past_bytes(tokens);
+        let wanted = self.script.buffers.past_bytes(tokens) + self.reach.to_bytes().len() as u64;
         check_past(tokens, self.script.options.context, past.len(), wanted)?;
         let mut rest = past;
         for Span { buffer, offset, bytes } in self.script.buffers.past(tokens) {
@@ -113,6 +120,7 @@ impl<'m, D: Device> Session<'m, D> {
             self.device.write(buffer, offset, part)?;
             rest = others;
         }
+        self.reach.restore(rest);
         self.position = tokens;
         Ok(())
     }
@@ -182,7 +190,7 @@ impl<'m, D: Device> Session<'m, D> {
                 break;
             }
             self.run(Pass::Body { tokens: 1, past: self.position, tail: Tail::Argmax })?;
-            self.position += 1;
+            self.advance(1);
         }
         Ok(())
     }
@@ -267,8 +275,15 @@ impl<'m, D: Device> Session<'m, D> {
         self.device.write(self.script.buffers.ids, 0, &words(ids))?;
         self.device.write(self.script.buffers.step, 0, &words(&step))?;
         self.run(Pass::Body { tokens: ids.len(), past: self.position, tail })?;
-        self.position += ids.len();
+        self.advance(ids.len());
         Ok(())
+    }
+
+    /// So many tokens more were read.
+    fn advance(&mut self, tokens: usize) {
+        self.position += tokens;
+        let kept = self.reach.kept().unwrap_or(self.position);
+        self.reach.leave(self.position.saturating_sub(kept));
     }
 
     /// Runs the list of a pass. Those that will be asked for again are kept.

@@ -7,6 +7,8 @@
 mod gemma3;
 mod keys;
 mod lfm2;
+#[cfg(test)]
+mod properties;
 mod rope;
 
 use std::path::Path;

@@ -9,6 +9,7 @@ mod exec;
 mod hf_config;
 mod mixer;
 pub mod names;
+mod reach;
 mod rope;
 mod stored;
 #[cfg(test)]
@@ -19,5 +20,6 @@ pub use decoder::{Decoder, Layer, Linear};
 pub use exec::{AttentionShape, Exec, Sight};
 pub use mixer::{Attention, Mixer, ShortConv};
 pub use names::{Param, Part, Role, Weights, params};
+pub use reach::Reach;
 pub use rope::{Rope, Ropes};
 pub use stored::{FileTensor, Stored, file_tensors};

@@ -106,8 +106,9 @@ mod tests {
         codes: Range<usize>,
         legal: impl Fn(u8) -> bool,
     ) {
-        for place in codes {
-            for byte in 0..=255 {
+        for place in codes.step_by(if cfg!(miri) { 7 } else { 1 }) {
+            // Miri interprets: there, a byte of each kind of bits.
+            for byte in (0..=255).step_by(if cfg!(miri) { 51 } else { 1 }) {
                 let mut block = vec![0; layout.bytes()];
                 block[place] = byte;
                 assert_eq!(layout.legal(&block), legal(byte), "byte {byte:#x} at {place}");

@@ -46,6 +46,11 @@ pub fn adversarial() -> Vec<(&'static str, Vec<f32>)> {
     ]
 }
 
+/// All of these; under Miri, which interprets every instruction, only the first of each `step`.
+pub fn few<T>(all: impl IntoIterator<Item = T>, step: usize) -> impl Iterator<Item = T> {
+    all.into_iter().step_by(if cfg!(miri) { step } else { 1 })
+}
+
 /// Sum of squared differences, in f64.
 pub fn squared_error(a: &[f32], b: &[f32]) -> f64 {
     assert_eq!(a.len(), b.len());

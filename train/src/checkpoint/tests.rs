@@ -77,6 +77,22 @@ fn the_newest_are_kept_and_foreign_files_are_left_alone() {
 }
 
 #[test]
+fn what_a_kill_left_beside_the_newest_goes() {
+    let dir = tempfile::tempdir().expect("temporary folder");
+    let checkpoints = Checkpoints::of(dir.path());
+    let (student, optimizer) = student(1, 1);
+    for step in [1, 2, 3] {
+        checkpoints.save(state(step), &student, optimizer.state().expect("a state"), 3).expect("saved");
+    }
+    // Killed before the oldest was removed, and in the middle of the next.
+    let half = dir.path().join("checkpoints/.step-00000004.partial");
+    fs::create_dir(&half).expect("a free disk");
+    checkpoints.keep_newest(2).expect("removed");
+    assert_eq!(names(&checkpoints), ["step-00000002", "step-00000003"]);
+    assert!(!half.exists());
+}
+
+#[test]
 fn variables_and_moments_come_back_as_they_were() {
     let dir = tempfile::tempdir().expect("temporary folder");
     let checkpoints = Checkpoints::of(dir.path());

@@ -129,21 +129,29 @@ fn glob(pattern: &str, base: &Path) -> Result<Vec<PathBuf>> {
     })?;
     found.sort();
     if found.is_empty() {
-        return Err(Error::Config(format!("data: {pattern}: no file under {} matches", root.display())));
+        return Err(Error::Config(format!(
+            "data: {pattern}: no file under {} matches",
+            here(&root).display()
+        )));
     }
     Ok(found)
+}
+
+/// `folder` by a name that the system takes: relative paths begin with the empty one.
+fn here(folder: &Path) -> &Path {
+    if folder.as_os_str().is_empty() { Path::new(".") } else { folder }
 }
 
 /// Calls `visit` with every file at most `depth` names below `folder`. Links to folders are not followed, so a
 /// walk ends.
 fn walk(folder: &Path, depth: usize, visit: &mut dyn FnMut(&Path)) -> Result<()> {
-    let cannot_list = |e| Error::io("cannot list", folder, e);
-    for entry in std::fs::read_dir(folder).map_err(cannot_list)? {
+    let cannot_list = |e| Error::io("cannot list", here(folder), e);
+    for entry in std::fs::read_dir(here(folder)).map_err(cannot_list)? {
         let entry = entry.map_err(cannot_list)?;
         if entry.file_name().to_string_lossy().starts_with('.') {
             continue;
         }
-        let path = entry.path();
+        let path = folder.join(entry.file_name());
         if path.is_file() {
             visit(&path);
         } else if depth > 1 && entry.file_type().map_err(cannot_list)?.is_dir() {
@@ -200,6 +208,12 @@ mod tests {
         assert_eq!(resolve(&dir, &["t/*/d.txt"]).unwrap(), [at("t/deep/d.txt")]);
         let absolute = dir.path().join("t/*.txt").display().to_string();
         assert_eq!(resolve(&dir, &[&absolute]).unwrap(), [at("t/a.txt"), at("t/b.txt")]);
+    }
+
+    #[test]
+    fn a_glob_without_a_folder_looks_where_the_process_is() {
+        let message = Source::resolve(&["no-such-*.txt".to_owned()], Path::new("")).unwrap_err().to_string();
+        assert_eq!(message, "data: no-such-*.txt: no file under . matches");
     }
 
     #[test]

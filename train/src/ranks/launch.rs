@@ -8,7 +8,6 @@ use super::Ranks;
 use crate::{Error, Result};
 
 /// Port at which the first rank is met unless one is named.
-#[cfg_attr(not(feature = "nccl"), expect(dead_code, reason = "NCCL's ranks meet there"))]
 const PORT: u16 = 29500;
 
 /// What starts processes.

@@ -5,6 +5,8 @@
 
 mod data;
 mod plan;
+#[cfg(test)]
+mod properties;
 mod quant;
 mod raw;
 mod rules;

@@ -8,6 +8,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use qat_infer::files::is_at;
+
 use crate::{Error, Result};
 
 const FILE: &str = ".lock";
@@ -59,20 +61,6 @@ impl Drop for RunLock {
             let _ = fs::remove_dir(dir);
         }
     }
-}
-
-/// Whether `file` is what others find at `path`.
-#[cfg(unix)]
-fn is_at(file: &File, path: &Path) -> bool {
-    use std::os::unix::fs::MetadataExt as _;
-    let id = |meta: fs::Metadata| (meta.dev(), meta.ino());
-    file.metadata().map(id).ok() == fs::metadata(path).map(id).ok()
-}
-
-/// An open file can't be removed here.
-#[cfg(not(unix))]
-fn is_at(_: &File, path: &Path) -> bool {
-    path.exists()
 }
 
 #[cfg(test)]

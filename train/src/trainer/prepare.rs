@@ -11,7 +11,10 @@ use std::{
 use candle_core::Device;
 use qat_infer::{
     FloatModel,
-    files::{Base, HfWriter, TOKENIZER_FILE, companions, load_tokenizer, same_tokens},
+    files::{
+        Base, HfWriter, PROVENANCE_FILE, TOKENIZER_FILE, check_written, companions, load_tokenizer,
+        read_json, same_tokens,
+    },
     model::{Config, params},
 };
 use qat_quant::kernels::FloatType;
@@ -124,9 +127,13 @@ impl Prepared {
         // Damaged ones, and with --restart all; nothing of the earlier run goes before all that the new one needs is there.
         let log = ranks.on_first(|| {
             checkpoints.discard_beyond(found.as_ref())?;
-            if found.is_none() {
-                write_start(job.out, &floats, &source)?;
-                chosen.iter().try_for_each(|chosen| chosen.write(job.out))?;
+            checkpoints.keep_newest(plan.recipe.train.keep_checkpoints)?;
+            match &found {
+                Some(_) => mend_start(job.out, &floats, &source, report)?,
+                None => {
+                    write_start(job.out, &floats, &source)?;
+                    chosen.iter().try_for_each(|chosen| chosen.write(job.out))?;
+                }
             }
             Log::open(job.out, step)
         })?;
@@ -388,9 +395,34 @@ pub fn student_dir(out: &Path) -> PathBuf {
     out.join("student")
 }
 
-fn write_start(out: &Path, floats: &Floats, beginning: &Beginning) -> Result<()> {
+/// What the student's directory says of itself.
+fn told(beginning: &Beginning) -> serde_json::Value {
+    serde_json::json!({"method": "start of a run", "base": beginning.base})
+}
+
+/// Writes the start of a run again when what is there is not what was written.
+fn mend_start(
+    out: &Path,
+    floats: &Floats,
+    beginning: &Beginning,
+    report: &mut dyn FnMut(Event),
+) -> Result<()> {
     let target = student_dir(out);
-    let source = serde_json::json!({"method": "start of a run", "base": beginning.base});
+    let whole = check_written(&target, |_| true).and_then(|()| read_json(&target.join(PROVENANCE_FILE)));
+    let problem = match whole {
+        Ok::<serde_json::Value, _>(found) if found["source"] == told(beginning) => return Ok(()),
+        Ok(_) => format!("{}: tells of another start", target.join(PROVENANCE_FILE).display()),
+        Err(e) => e.to_string(),
+    };
+    report(Event::Note(format!("what the run started from is damaged and is written again: {problem}")));
+    if target.exists() {
+        std::fs::remove_dir_all(&target).map_err(|e| Error::io("cannot remove", &target, e))?;
+    }
+    write_start(out, floats, beginning)
+}
+
+fn write_start(out: &Path, floats: &Floats, beginning: &Beginning) -> Result<()> {
+    let (target, source) = (student_dir(out), told(beginning));
     let mut writer =
         HfWriter::create(&target, &floats.config.to_json(), &beginning.companions, FloatType::F32, &source)?;
     for param in params(&floats.config) {

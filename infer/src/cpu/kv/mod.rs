@@ -2,12 +2,11 @@
 //!
 //! A tile holds [`TILE`] positions of one head. Its keys lie transposed, one element of the head for all positions, so
 //! that the scores of a tile are computed side by side without a sum across lanes; its values lie position by position.
-//! Tiles of all layers and heads follow each other, position after position, so that memory is touched as the text
-//! grows and a reset forgets it all.
 //!
 //! Knows no attention and no rotation. Invariant: what is read back depends on what was written at that position only,
 //! and is finite if that was.
 
+mod cache;
 mod float;
 mod int4;
 mod int8;
@@ -17,8 +16,6 @@ use std::str::FromStr;
 
 use qat_quant::vectorized;
 
-use super::pool::{Chunks, Pool};
-use crate::model::{AttentionShape, Config};
 use crate::{Error, Result};
 
 /// Positions of a tile.
@@ -136,161 +133,12 @@ pub(super) trait Code: Copy + Sync {
     fn values(self, tile: &[u8], head_dim: usize, out: &mut [f32]);
 }
 
+pub use cache::KvCache;
+pub(super) use cache::LayerCache;
 pub(super) use float::{F16, F32};
 pub(super) use int4::Int4;
 pub(super) use int8::Int8;
 pub(super) use with_code;
-
-/// Keys and values of a model for up to `capacity` positions.
-#[derive(Debug)]
-pub struct KvCache {
-    kv: KvType,
-    shape: AttentionShape,
-    /// Layers that attend.
-    layers: usize,
-    /// The place of each layer among these.
-    places: Vec<usize>,
-    capacity: usize,
-    /// `[tiles, layers, kv_heads, keys then values]`; as many tiles as have been needed.
-    tiles: Vec<u8>,
-}
-
-/// The cache of one layer, to read.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct LayerCache<'a> {
-    tiles: &'a [u8],
-    /// From a tile of this layer to the next.
-    stride: usize,
-    /// Bytes of the keys, and of the values, of a tile.
-    side: usize,
-}
-
-impl KvCache {
-    /// Room for `capacity` positions. The system hands out the memory page by page as it is written.
-    ///
-    /// # Errors
-    /// When there is not that much memory: names bytes, type and positions.
-    pub fn new(config: &Config, kv: KvType, capacity: usize) -> Result<Self> {
-        let Config { heads, kv_heads, head_dim, .. } = *config;
-        let shape = AttentionShape { heads, kv_heads, head_dim };
-        let attending_before = |layer| (0..layer).filter(|index| config.taps(*index).is_none()).count();
-        let places = (0..config.layers).map(attending_before).collect();
-        let layers = config.attention_layers();
-        let mut cache = Self { kv, shape, layers, places, capacity, tiles: Vec::new() };
-        let bytes = (cache.stride() as u128) * capacity.div_ceil(TILE) as u128;
-        let reserved = usize::try_from(bytes).ok().map(|bytes| cache.tiles.try_reserve_exact(bytes));
-        if !matches!(reserved, Some(Ok(()))) {
-            return Err(Error::Invalid(format!(
-                "the KV cache of {capacity} tokens in {kv} takes {:.1} GB, more than there is memory; \
-                 choose a shorter context or a smaller type (f16, int8, int4)",
-                bytes as f64 / 1e9
-            )));
-        }
-        Ok(cache)
-    }
-
-    /// How keys and values are kept.
-    pub fn kv(&self) -> KvType {
-        self.kv
-    }
-
-    /// The heads it was made for.
-    pub fn shape(&self) -> &AttentionShape {
-        &self.shape
-    }
-
-    /// Positions that fit.
-    pub fn capacity(&self) -> usize {
-        self.capacity
-    }
-
-    /// Bytes of `positions` positions in all layers that attend.
-    pub fn bytes(&self, positions: usize) -> u64 {
-        (self.stride() / TILE) as u64 * positions as u64
-    }
-
-    /// Bytes of the tiles that hold the first `positions`.
-    pub(super) fn past_bytes(&self, positions: usize) -> usize {
-        positions.div_ceil(TILE) * self.stride()
-    }
-
-    /// The tiles that hold the first `positions`, which were written.
-    pub(super) fn past(&self, positions: usize) -> &[u8] {
-        &self.tiles[..self.past_bytes(positions)]
-    }
-
-    /// Takes over what [`past`](Self::past) gave of `positions`, for which there is room.
-    pub(super) fn restore(&mut self, positions: usize, tiles: &[u8]) {
-        self.clear();
-        self.extend_to(positions);
-        self.tiles.copy_from_slice(tiles);
-    }
-
-    /// Forgets everything.
-    pub fn clear(&mut self) {
-        self.tiles.clear();
-    }
-
-    /// Makes the tiles of the positions below `positions`.
-    pub fn extend_to(&mut self, positions: usize) {
-        let bytes = positions.div_ceil(TILE) * self.stride();
-        if bytes > self.tiles.len() {
-            self.tiles.resize(bytes, 0);
-        }
-    }
-
-    /// Layer `layer`, to read.
-    pub(super) fn layer(&self, layer: usize) -> LayerCache<'_> {
-        let side = self.side();
-        let first = self.places[layer] * self.shape.kv_heads * 2 * side;
-        LayerCache { tiles: self.tiles.get(first..).unwrap_or_default(), stride: self.stride(), side }
-    }
-
-    /// Takes the keys and values `[tokens, kv_heads · head_dim]` of the positions from `position` on into `layer`. Their
-    /// tiles are [there](Self::extend_to).
-    pub fn write(&mut self, pool: &Pool, layer: usize, position: usize, keys: &[f32], values: &[f32]) {
-        let AttentionShape { kv_heads, head_dim, .. } = self.shape;
-        let (width, side, stride) = (kv_heads * head_dim, self.side(), self.stride());
-        let (kv, end, place) = (self.kv, position + keys.len() / width, self.places[layer]);
-        let first_tile = position / TILE;
-        let tiles = &mut self.tiles[first_tile * stride..end.div_ceil(TILE) * stride];
-        pool.each(Chunks::new(tiles, stride), |index, tile| {
-            let heads = &mut tile[place * kv_heads * 2 * side..][..kv_heads * 2 * side];
-            let start = (first_tile + index) * TILE;
-            let positions = start.max(position)..(start + TILE).min(end);
-            with_code!(kv, code => vectorized(
-                #[inline(always)]
-                || for at in positions {
-                    let row = (at - position) * width;
-                    for (head, sides) in heads.chunks_exact_mut(2 * side).enumerate() {
-                        let part = row + head * head_dim..row + (head + 1) * head_dim;
-                        let (key_side, value_side) = sides.split_at_mut(side);
-                        code.write_key(key_side, at - start, &keys[part.clone()]);
-                        code.write_value(value_side, at - start, &values[part]);
-                    }
-                },
-            ));
-        });
-    }
-
-    fn side(&self) -> usize {
-        TILE * self.kv.bytes(self.shape.head_dim)
-    }
-
-    /// Bytes of a tile of all layers.
-    fn stride(&self) -> usize {
-        self.layers * self.shape.kv_heads * 2 * self.side()
-    }
-}
-
-impl<'a> LayerCache<'a> {
-    /// Keys and values of tile `tile` of head `head`.
-    #[inline(always)]
-    pub(super) fn tile(&self, tile: usize, head: usize) -> (&'a [u8], &'a [u8]) {
-        let first = tile * self.stride + head * 2 * self.side;
-        self.tiles[first..first + 2 * self.side].split_at(self.side)
-    }
-}
 
 /// `2^112`: what the exponent of an f16 lacks once its bits stand in an f32.
 const REBIAS: f32 = f32::from_bits((127 + 112) << 23);

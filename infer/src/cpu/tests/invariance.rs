@@ -6,7 +6,7 @@ use crate::cpu::kv::KvCache;
 use crate::model::{AttentionShape, Config, Sight};
 
 /// A model of two layers with these heads, as far as a cache wants to know.
-fn config_of(AttentionShape { heads, kv_heads, head_dim }: AttentionShape) -> Config {
+pub(super) fn config_of(AttentionShape { heads, kv_heads, head_dim }: AttentionShape) -> Config {
     let json = serde_json::json!({
         "model_type": "llama", "vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 2,
         "num_attention_heads": heads, "num_key_value_heads": kv_heads, "head_dim": head_dim,

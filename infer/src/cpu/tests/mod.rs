@@ -3,6 +3,7 @@
 mod invariance;
 mod packed;
 mod reference;
+mod windows;
 
 use serde_json::Value;
 

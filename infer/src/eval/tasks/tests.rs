@@ -1,6 +1,7 @@
 //! Rows become the same items in both layouts, choices are judged as if each stood alone, and scores are those worked out by hand.
 
-use serde_json::{Value, json};
+use proptest::prelude::*;
+use serde_json::{Map, Value, json};
 
 use super::*;
 use crate::cpu::{KvType, Model, RunOptions, Session};
@@ -208,4 +209,64 @@ fn gates_name_a_task_and_a_number_that_it_has() {
         assert!(refused.contains(part), "{text}: {refused}");
     }
     assert!(TaskGate::is_meant("piqa.acc>0") && !TaskGate::is_meant("kl<0.05"));
+}
+
+/// Rows of the names that are read, with anything in them.
+fn any_row() -> impl Strategy<Value = Value> {
+    const NAMES: [&str; 24] = [
+        "text",
+        "context",
+        "continuation",
+        "activity_label",
+        "ctx_a",
+        "ctx_b",
+        "endings",
+        "label",
+        "query",
+        "choices",
+        "gold",
+        "question",
+        "answerKey",
+        "goal",
+        "sol1",
+        "sol2",
+        "sentence",
+        "option1",
+        "option2",
+        "answer",
+        "context_options",
+        "passage",
+        "question_stem",
+        "zz",
+    ];
+    let texts = || prop_oneof![Just("1".to_owned()), Just("a [b] _ ".to_owned()), ".{0,6}"];
+    let value = prop_oneof![
+        Just(Value::Null),
+        (-1i64..4).prop_map(Value::from),
+        any::<bool>().prop_map(Value::from),
+        texts().prop_map(Value::from),
+        prop::collection::vec(texts(), 0..4).prop_map(Value::from),
+        prop::collection::vec(texts(), 0..4).prop_map(|list| json!({ "text": list, "label": list })),
+    ];
+    let pairs = prop::collection::vec((prop::sample::select(&NAMES[..]), value), 0..20);
+    pairs.prop_map(|pairs| {
+        Value::Object(pairs.into_iter().map(|(name, v)| (name.to_owned(), v)).collect::<Map<_, _>>())
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(4000) })]
+
+    #[test]
+    fn any_row_is_an_item_or_refused_with_a_reason(row in any_row()) {
+        for task in Task::ALL {
+            match Item::of(task, &row) {
+                Ok(item) => {
+                    prop_assert!(item.gold < item.choices.len() && item.choices.len() == item.lengths.len());
+                    prop_assert!(item.choices.iter().all(|[_, continuation]| !continuation.trim().is_empty()));
+                }
+                Err(problem) => prop_assert!(!problem.is_empty()),
+            }
+        }
+    }
 }

@@ -170,6 +170,33 @@ fn a_file_is_replaced_whole() {
 }
 
 #[test]
+fn writers_of_one_file_take_turns() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("shard");
+    let content = |writer: u8| vec![writer; 10_000 + usize::from(writer)];
+    std::thread::scope(|scope| {
+        for writer in 0..4 {
+            let path = &path;
+            scope.spawn(move || {
+                (0..50).for_each(|_| write_file_atomic(path, &content(writer)).unwrap());
+            });
+        }
+    });
+    let found = fs::read(&path).unwrap();
+    assert!((0..4).any(|writer| found == content(writer)), "a whole one");
+    assert_eq!(listing(dir.path()), ["shard"]);
+}
+
+#[test]
+fn what_a_killed_writer_left_is_no_part_of_what_is_written() {
+    let dir = TempDir::new().unwrap();
+    fs::write(dir.path().join(".report.json.partial"), "much longer than what will be there").unwrap();
+    write_file_atomic(&dir.path().join("report.json"), b"new").unwrap();
+    assert_eq!(fs::read(dir.path().join("report.json")).unwrap(), b"new");
+    assert_eq!(listing(dir.path()), ["report.json"]);
+}
+
+#[test]
 fn a_directory_that_cannot_be_written_is_named_with_the_fix() {
     let dir = TempDir::new().unwrap();
     let file = dir.path().join("file");

@@ -139,6 +139,14 @@ fn a_float_model_is_a_hugging_face_directory() {
             serde_json::from_slice(&fs::read(target.join(PROVENANCE_FILE)).unwrap()).unwrap();
         assert_eq!((&provenance["qat"], &provenance["source"]), (&json!(1), &source));
         assert!(!PackedDir::is_at(&target));
+        check_written(&target, |_| true).unwrap();
+        fs::write(target.join(CONFIG_FILE), "{}").unwrap();
+        check_written(&target, |name| name != CONFIG_FILE).unwrap();
+        let problem = check_written(&target, |_| true).unwrap_err().to_string();
+        assert!(
+            problem.contains("config.json: its SHA-256 is ") && problem.ends_with("is damaged"),
+            "{problem}"
+        );
     }
 }
 

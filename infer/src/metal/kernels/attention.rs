@@ -45,7 +45,7 @@ const ENOUGH_GROUPS: u32 = 128;
 /// | 0 | queries, f32 `[tokens, heads, head_dim]` | in, out | in | | in |
 /// | 1, 2 | keys and values, f32 `[tokens, kv_heads, head_dim]` | in | in | | |
 /// | 3, 4 | norm weights of query and key heads, f32 `[head_dim]`, with a norm | in | in | | |
-/// | 5 | angles, f32 `[capacity, cosines then sines, rotary / 2]`, with a rotation | in | in | | |
+/// | 5 | angles, f32 `[positions, cosines then sines, rotary / 2]`, with a rotation | in | in | | |
 /// | 6, 7 | caches of keys and values, f16 or i8 `[kv_heads, capacity, head_dim]` | out | in, out | | in |
 /// | 8, 9 | their scales, f16 `[kv_heads, capacity]`, of int8 | out | in, out | | in |
 /// | 10 | [step](#the-step), u32 `[position, tokens]` | in | in | | in |
@@ -58,7 +58,8 @@ const ENOUGH_GROUPS: u32 = 128;
 /// # The step
 ///
 /// `position` is that of the pass's first token; caches have been written below it. `tokens` may be fewer than a launch
-/// was made for: the others are left alone. The host sees to it that `position + tokens` stays within the capacity.
+/// was made for: the others are left alone. Position p is cached in row p modulo the capacity: the host sees to it that this is either as long
+/// as the text, or longer by 16 (a tile of keys) than the window and the tokens of a pass.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Attention {
     /// Heads; `head_dim` is a multiple of 4, at most 256.

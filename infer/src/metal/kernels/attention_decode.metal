@@ -78,20 +78,30 @@ inline Online<CHUNKS> beginning(
     return seen;
 }
 
-// Up to BLOCK keys and values of the cache from row `first` on; there are none from row `end` on.
+// Where the keys and values of a head are: from `row` on, `capacity` positions, around which go those from `begin` on.
+struct Ring {
+    size_t row;
+    uint begin;
+    uint capacity;
+
+    size_t row_of(uint position) const { return row + place_of(position, begin, capacity); }
+};
+
+// Up to BLOCK keys and values of the cache from position `first` on; there are none from `end` on.
 template <typename Kv, uint CHUNKS>
 inline void see_block(
     thread Online<CHUNKS>& seen, thread const float4* query, device const typename Kv::Code* keys,
     device const typename Kv::Code* values, device const half* key_scales, device const half* value_scales,
-    size_t first, size_t end, uint lane
+    Ring ring, uint first, uint end, uint lane
 ) {
     float scores[ROUND];
     float greatest = seen.greatest;
 #pragma unroll
     for (uint n = 0; n < ROUND; ++n) {
-        const size_t row = first + lane / LANES + n * (32 / LANES);
+        const uint position = first + lane / LANES + n * (32 / LANES);
         float score = 0.0f;
-        if (row < end) {
+        if (position < end) {
+            const size_t row = ring.row_of(position);
 #pragma unroll
             for (uint c = 0; c < CHUNKS; ++c) {
                 const uint at = element_of(lane, c);
@@ -100,13 +110,14 @@ inline void see_block(
             score *= Kv::scale(key_scales, row);
         }
         scores[n] = sum_of_key(score);
-        greatest = row < end ? max(greatest, scores[n]) : greatest;
+        greatest = position < end ? max(greatest, scores[n]) : greatest;
     }
     raise(seen, greatest);
 #pragma unroll
     for (uint n = 0; n < ROUND; ++n) {
-        const size_t row = first + lane / LANES + n * (32 / LANES);
-        if (row < end) {
+        const uint position = first + lane / LANES + n * (32 / LANES);
+        if (position < end) {
+            const size_t row = ring.row_of(position);
             const float weight = exp(scores[n] - greatest);
             seen.sum += weight;
             const float scaled = weight * Kv::scale(value_scales, row);
@@ -176,7 +187,7 @@ template <typename Kv, uint WIDTH>
     device const float* v [[buffer(2)]],                                // the same
     device const float* q_norm [[buffer(3), function_constant(NORM)]],  // [HEAD_DIM]
     device const float* k_norm [[buffer(4), function_constant(NORM)]],  // the same
-    device const float* angles [[buffer(5), function_constant(ROPE)]],  // [capacity, cosines then sines, ROTARY / 2]
+    device const float* angles [[buffer(5), function_constant(ROPE)]],  // [positions, cosines then sines, ROTARY / 2]
     device typename Kv::Code* keys [[buffer(6)]],                       // [kv_heads, capacity, HEAD_DIM]
     device typename Kv::Code* values [[buffer(7)]],                     // the same
     device half* key_scales [[buffer(8)]],                              // [kv_heads, capacity]
@@ -203,24 +214,25 @@ template <typename Kv, uint WIDTH>
     threadgroup float* row = seen_by.values + simdgroup * WIDTH;
 
     const uint kv_head = at.x;
-    const size_t first = size_t(kv_head) * shape.capacity;
+    const uint oldest = oldest_of(step.position, shape.window);
+    const Ring ring = {size_t(kv_head) * shape.capacity, round_of(oldest, shape.capacity), shape.capacity};
+    const size_t own_row = ring.row_of(step.position);
     const size_t from = size_t(kv_head) * HEAD_DIM;
     if (at.y == 0 && simdgroup == 0) {
         Head key = turned_head(k + from, k_norm, angles, step.position, shape.eps, lane);
-        Kv::keep(key, keys, key_scales, first + step.position, lane);
+        Kv::keep(key, keys, key_scales, own_row, lane);
         store_head(key, own_key, lane);
     }
     if (at.y == 0 && simdgroup == simdgroups - 1) {
         Head value = load_head(v + from, lane);
-        Kv::keep(value, values, value_scales, first + step.position, lane);
+        Kv::keep(value, values, value_scales, own_row, lane);
         store_head(value, own_value, lane);
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
 
-    const uint oldest = oldest_of(step.position, shape.window);
     const uint len = (step.position - oldest + grid.y - 1) / grid.y;
     const uint begin = min(oldest + at.y * len, step.position);
-    const size_t end = first + min(begin + len, step.position);
+    const uint end = min(begin + len, step.position);
     const uint group = shape.heads / shape.kv_heads;
     const uint at_once = min(group, simdgroups);
     const uint stripes = simdgroups / at_once;
@@ -242,8 +254,8 @@ template <typename Kv, uint WIDTH>
             }
             simdgroup_barrier(mem_flags::mem_threadgroup);
             Online<CHUNKS> seen = beginning<CHUNKS>(query, own_key, own_value, at.y == 0 && stripe == 0, lane);
-            for (size_t key = first + begin + stripe * BLOCK; key < end; key += stripes * BLOCK) {
-                see_block<Kv, CHUNKS>(seen, query, keys, values, key_scales, value_scales, key, end, lane);
+            for (uint key = begin + stripe * BLOCK; key < end; key += stripes * BLOCK) {
+                see_block<Kv, CHUNKS>(seen, query, keys, values, key_scales, value_scales, ring, key, end, lane);
             }
             leave<CHUNKS>(seen, seen_by, WIDTH, simdgroup, lane);
         }

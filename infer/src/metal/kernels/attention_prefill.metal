@@ -14,18 +14,19 @@ constant constexpr uint KEYS = 16;
 // Floats between the rows of a tile, so that rows don't begin in the same bank.
 constant constexpr uint PAD = 4;
 
-// Keys of a tile, or values, as floats; what lies past the head or past `end` is zero.
+// Keys of a tile, or values, as floats; what lies past the head or past `end` is zero. A head's rows begin at `first_row`; `round` is
+// that of the oldest position.
 template <typename Kv, uint WIDTH>
 inline void load_tile(
     threadgroup float* tile, device const typename Kv::Code* cache, device const half* scales, size_t first_row,
-    uint first, uint end, uint thread_index
+    uint round, uint capacity, uint first, uint end, uint thread_index
 ) {
     for (uint i = thread_index; i < KEYS * WIDTH / 4; i += 32 * SIMDGROUPS) {
         const uint key = first + i / (WIDTH / 4);
         const uint element = 4 * (i % (WIDTH / 4));
         float4 x = float4(0.0f);
         if (key < end && element < HEAD_DIM) {
-            const size_t row = first_row + key;
+            const size_t row = first_row + place_of(key, round, capacity);
             x = Kv::codes(cache, row * HEAD_DIM + element) * Kv::scale(scales, row);
         }
         store4(tile + i / (WIDTH / 4) * (WIDTH + PAD) + element, x);
@@ -197,16 +198,18 @@ template <typename Kv, uint WIDTH>
     diagonal[lane + 32] = 0.0f;
     float greatest = LOWEST;
     float sum = 0.0f;
-    for (uint first = oldest_of_all / KEYS * KEYS; first < end; first += KEYS) {
+    const uint oldest_tile = oldest_of_all / KEYS * KEYS;
+    const uint round = round_of(oldest_tile, shape.capacity);
+    for (uint first = oldest_tile; first < end; first += KEYS) {
         const bool is_seen = first < seen;
         threadgroup_barrier(mem_flags::mem_threadgroup);
-        load_tile<Kv, WIDTH>(tile, keys, key_scales, first_row, first, end, thread_index);
+        load_tile<Kv, WIDTH>(tile, keys, key_scales, first_row, round, shape.capacity, first, end, thread_index);
         threadgroup_barrier(mem_flags::mem_threadgroup);
         if (is_seen) {
             score(queries, tile, scores);
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);
-        load_tile<Kv, WIDTH>(tile, values, value_scales, first_row, first, end, thread_index);
+        load_tile<Kv, WIDTH>(tile, values, value_scales, first_row, round, shape.capacity, first, end, thread_index);
         if (is_seen) {
             const float shrink = softmax(scores, oldest - int(first), visible - int(first), greatest, sum, lane);
             if (lane % 4 == 0) {

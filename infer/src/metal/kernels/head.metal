@@ -16,7 +16,7 @@ constant constexpr uint PAIRS = 4;
 struct Shape {
     uint heads;
     uint kv_heads;
-    uint capacity;  // positions of the cache, and of the angles
+    uint capacity;  // positions of the cache, which later ones go around
     float eps;      // of the head norms
     float scale;    // of the scores
     uint window;    // positions that a token sees, its own included
@@ -34,6 +34,15 @@ inline uint right_of(uint i) { return i < ROTARY / 2 ? i + ROTARY / 2 : i + HEAD
 
 // The first position that is seen from `position`.
 inline uint oldest_of(uint position, uint window) { return position < window ? 0 : position - window + 1; }
+
+// The round that `position` stands in, by its first position.
+inline uint round_of(uint position, uint capacity) { return position / capacity * capacity; }
+
+// The place of `position` among the cached ones: it is in round `begin`, or in the one after.
+inline uint place_of(uint position, uint begin, uint capacity) {
+    const uint place = position - begin;
+    return place < capacity ? place : place - capacity;
+}
 
 inline Head load_head(device const float* x, uint lane) {
     Head head;

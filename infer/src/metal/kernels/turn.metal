@@ -10,7 +10,7 @@ template <typename Kv>
     device const float* v [[buffer(2)]],                                // the same
     device const float* q_norm [[buffer(3), function_constant(NORM)]],  // [HEAD_DIM]
     device const float* k_norm [[buffer(4), function_constant(NORM)]],  // the same
-    device const float* angles [[buffer(5), function_constant(ROPE)]],  // [capacity, cosines then sines, ROTARY / 2]
+    device const float* angles [[buffer(5), function_constant(ROPE)]],  // [positions, cosines then sines, ROTARY / 2]
     device typename Kv::Code* keys [[buffer(6)]],                       // [kv_heads, capacity, HEAD_DIM]
     device typename Kv::Code* values [[buffer(7)]],                     // the same
     device half* key_scales [[buffer(8)]],                              // [kv_heads, capacity]
@@ -34,7 +34,7 @@ template <typename Kv>
     const uint place = at.x - shape.heads;
     const uint kv_head = place % shape.kv_heads;
     const size_t from = (size_t(token) * shape.kv_heads + kv_head) * HEAD_DIM;
-    const size_t row = size_t(kv_head) * shape.capacity + position;
+    const size_t row = size_t(kv_head) * shape.capacity + position % shape.capacity;
     if (place < shape.kv_heads) {
         Head key = turned_head(k + from, k_norm, angles, position, shape.eps, lane);
         Kv::keep(key, keys, key_scales, row, lane);

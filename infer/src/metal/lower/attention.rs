@@ -34,7 +34,7 @@ pub(in crate::metal) fn attention_kernel(
     Attention {
         shape: AttentionShape { heads, kv_heads, head_dim },
         kv: options.kv,
-        capacity: options.context as u32,
+        capacity: options.cached(config, sight.window.is_some()) as u32,
         norm: turn.norm.map(|norm| norm.eps),
         rotary: turn.rotation.map(|_| config.rotary_dim),
         sight,

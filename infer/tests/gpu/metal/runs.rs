@@ -189,6 +189,15 @@ fn a_long_past_is_read_in_passes_and_attended_in_parts() {
         // One whole pass, and a rest.
         both.agree(KvType::F16, &[300]);
     }
+    // What is kept of a window of 16 tokens and two passes has been gone around.
+    for (name, path) in others().iter().filter(|(name, _)| *name == "gemma3") {
+        let both = Both::open(*name, path);
+        let script = metal::Script::new(&both.metal.decoder, Options::new(600)).expect("a script");
+        let lengths: Vec<u64> = script.buffers().iter().map(|buffer| buffer.bytes).collect();
+        let keys = |positions| 2 * (positions * both.metal.decoder.config.kv_size()) as u64;
+        assert!(lengths.contains(&keys(16 + 512)) && lengths.contains(&keys(600)), "{lengths:?}");
+        both.agree(KvType::F16, &[570]);
+    }
 }
 
 #[test]

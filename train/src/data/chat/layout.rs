@@ -147,6 +147,7 @@ fn text<'a>(object: &'a Map<String, Value>, name: &str) -> Result<&'a str, Strin
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use serde_json::json;
 
     use super::*;
@@ -217,5 +218,68 @@ mod tests {
             refused(json!({ "messages": image }))
                 .contains("messages[0]: \"content\" has parts that are no text")
         );
+    }
+
+    /// Rows of the names that are read, with anything in them.
+    fn any_row() -> impl Strategy<Value = Map<String, Value>> {
+        const NAMES: [&str; 18] = [
+            "messages",
+            "conversations",
+            "instruction",
+            "instances",
+            "input",
+            "context",
+            "prompt",
+            "question",
+            "response",
+            "output",
+            "completion",
+            "answer",
+            "text",
+            "system",
+            "role",
+            "from",
+            "content",
+            "value",
+        ];
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<f64>().prop_map(Value::from),
+            Just(json!("assistant")),
+            Just(json!("gpt")),
+            ".{0,4}".prop_map(Value::from),
+        ];
+        let row = |value: BoxedStrategy<Value>| {
+            let pairs = prop::collection::vec((prop::sample::select(&NAMES[..]), value), 0..6);
+            pairs.prop_map(|pairs| -> Map<String, Value> {
+                pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+            })
+        };
+        let value = leaf.prop_recursive(3, 32, 4, move |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                row(inner).prop_map(Value::Object),
+            ]
+        });
+        row(value.boxed())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(4000) })]
+
+        #[test]
+        fn any_row_is_understood_or_refused_with_a_reason(row in any_row()) {
+            match read(&row) {
+                Ok(rows) => {
+                    let has_answer = |row: &Row| match row {
+                        Row::Talk(messages) => messages.iter().any(|message| message.role == "assistant"),
+                        Row::Text(_) => true,
+                    };
+                    prop_assert!(rows.iter().all(has_answer));
+                }
+                Err(problem) => prop_assert!(!problem.is_empty()),
+            }
+        }
     }
 }

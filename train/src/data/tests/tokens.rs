@@ -53,7 +53,7 @@ fn several_ranks_make_the_file_that_one_makes_and_end_together() {
     let folder = Folder::new();
     let words = ["one", "two two", "three four", "five six one two"];
     let text: Vec<&str> = (0..5000).map(|i| words[i * i % 7 % 4]).collect();
-    folder.file("a.txt", &text.join("\n--\n"));
+    folder.file("a.txt", text.join("\n--\n"));
     let corpus = folder.corpus(&["a.txt"], Some("--"));
     let tokenizer = folder.file("tokenizer.json", WORDS);
     let request = Tokenization { eos: Some(9), ..request(&corpus, &tokenizer) };

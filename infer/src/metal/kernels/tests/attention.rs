@@ -27,15 +27,19 @@ struct Layer {
 }
 
 impl Layer {
-    fn new(
+    fn new(heads: [usize; 2], head_dim: usize, kv: KvType, position: usize, tokens: usize) -> Self {
+        Self::around(heads, head_dim, kv, [position, tokens], position + tokens + 3)
+    }
+
+    /// With a cache of so many positions, around which later ones go.
+    fn around(
         [heads, kv_heads]: [usize; 2],
         head_dim: usize,
         kv: KvType,
-        position: usize,
-        tokens: usize,
+        [position, tokens]: [usize; 2],
+        capacity: usize,
     ) -> Self {
         let seed = (head_dim * 1000 + position * 10 + tokens + heads + kv.bytes(head_dim)) as u64;
-        let capacity = position + tokens + 3;
         let rows = kv_heads * capacity;
         let mut layer = Self {
             op: Attention {
@@ -53,7 +57,7 @@ impl Layer {
             k: uniform(seed + 1, tokens * kv_heads * head_dim, 3.0),
             v: uniform(seed + 2, tokens * kv_heads * head_dim, 2.0),
             norms: [seed + 3, seed + 4].map(|seed| uniform(seed, head_dim, 2.0)),
-            angles: uniform(seed + 5, capacity * head_dim / 2, 7.0),
+            angles: uniform(seed + 5, (position + tokens + 3) * head_dim / 2, 7.0),
             keys: Side::poisoned(kv, rows, head_dim),
             values: Side::poisoned(kv, rows, head_dim),
         };
@@ -63,7 +67,7 @@ impl Layer {
             .collect();
         let past = uniform(seed + 6, 2 * kv_heads * position * head_dim, 3.0);
         for (row, pair) in past.chunks(2 * head_dim).enumerate() {
-            let at = row / position * capacity + row % position;
+            let at = row / position * capacity + row % position % capacity;
             layer.keys.keep(at, &pair[..head_dim]);
             layer.values.keep(at, &pair[head_dim..]);
         }
@@ -87,7 +91,7 @@ impl Layer {
     }
 
     fn row(&self, kv_head: usize, position: usize) -> usize {
-        kv_head * self.op.capacity as usize + position
+        kv_head * self.op.capacity as usize + position % self.op.capacity as usize
     }
 
     /// Head `head` of token `token`, which has `heads` of them in `x`.
@@ -316,6 +320,28 @@ fn part_of_a_head_is_turned_and_a_window_is_seen() {
             let mut turned = layer([2, 1], [0, 50, 9][m % 3], [1, 9, 40][(m + n) % 3]);
             (turned.op.norm, turned.op.rotary) = (None, None);
             check_prefill(&mut turned);
+        }
+    }
+}
+
+#[test]
+fn positions_go_around_a_cache_that_is_longer_than_the_window() {
+    for (n, kv) in KVS.into_iter().enumerate() {
+        // Just long enough for the window, the pass and the beginning of a tile; the border falls before, into and behind the window.
+        for (m, position) in [100, 128, 130, 150, 170, 270].into_iter().enumerate() {
+            for (tokens, window) in [(1, 33), (9, 40), (40, 7)] {
+                let capacity = window + tokens + 16;
+                let heads = HEADS[(m + n) % 2];
+                let mut layer =
+                    Layer::around(heads, 64, kv, [position, tokens], capacity).with_part(32, window);
+                check_turn(&layer);
+                if tokens == 1 {
+                    check_decode(&layer, [1, 3][m % 2]);
+                } else {
+                    layer.op.rotary = None;
+                    check_prefill(&mut layer);
+                }
+            }
         }
     }
 }
