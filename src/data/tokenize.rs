@@ -29,7 +29,7 @@ pub fn run(args: &cli::DataTokenize) -> anyhow::Result<Ending> {
     if args.bench && plan.data.chat.is_some() {
         bail!("--bench: measures plain text; conversations take a template and windows too");
     }
-    let stop = train::stop_flag()?;
+    let stop = train::stop_flag(true)?;
     let look_of = if args.plain { Look::Lines } else { Look::of_stderr() };
     let mut progress = Progress::new("text", look_of, Path::new(""), &stop)?;
     let mut watch = Watch::default();
