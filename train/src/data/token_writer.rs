@@ -131,7 +131,7 @@ impl TokenWriter {
             documents,
             text_bytes,
             digest: hex(&self.ids.clone().finish()),
-            place: place.clone(),
+            place: *place,
         })?;
         self.noted = Instant::now();
         Ok(())

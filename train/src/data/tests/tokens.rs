@@ -322,7 +322,7 @@ fn two_who_want_one_file_make_it_once() {
             .tokens(&cache, &mut |progress| {
                 if progress.stage == Stage::Tokenizing {
                     // The first has its part by now, and stays here until the second waits for it.
-                    second_thread = Some(scope.spawn(second.clone()));
+                    second_thread = Some(scope.spawn(second));
                     is_waited_for.recv().unwrap();
                 }
                 ControlFlow::Continue(())
