@@ -144,6 +144,7 @@ def texts():
     # CVE-2024-34359 and CVE-2026-5760: out of the sandbox by attributes; and loops without end.
     put("chat_template", "attributes", "{{ messages.__class__.__mro__[1].__subclasses__() }}")
     put("chat_template", "loops", "{% for a in range(99999) %}{% for b in range(99999) %}{{ 'x' * 9999 }}{% endfor %}{% endfor %}")
+    put("chat_template", "signs", "{%} x %}{% generation %}y{% endgeneration %}")
     put("chat_template", "macro", "{% macro f(n) %}{{ n }}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}")
 
 

@@ -2,6 +2,7 @@
 # Fuzzes every parser for some time, and prints what was run.
 #
 #   fuzz/run.sh [--fast] [SECONDS [TARGET…]]      600 seconds each, one after the other, unless told otherwise
+#   fuzz/run.sh [--fast] INPUTS inputs [TARGET…]  until so many inputs have been tried
 #
 # --fast: without AddressSanitizer and without a look at the operands of comparisons, on files of up to 16 KiB: many times as many inputs
 # in the same time. Panics, overflows, time and memory are found all the same; what was learnt is then gone through once with the sanitizer.
@@ -18,8 +19,12 @@ if [ "${1:-}" = --fast ]; then
     build=(--sanitizer none --no-trace-compares --target-dir target/fast)
     length=16384
 fi
-seconds=${1:-600}
+until=(-max_total_time="${1:-600}")
 shift || true
+if [ "${1:-}" = inputs ]; then
+    shift
+    until=(-runs="${until[0]#*=}")
+fi
 mapfile -t all < <(sed -n 's/^path = "fuzz_targets\/\(.*\)\.rs"/\1/p' Cargo.toml)
 [ $# -gt 0 ] || set -- "${all[@]}"
 log=$(mktemp)
@@ -30,7 +35,7 @@ printf '%-14s %12s %10s %10s %8s\n' target inputs corpus coverage ending
 for target in "$@"; do
     mkdir -p "corpus/$target"
     ending=clean
-    cargo +nightly fuzz run "${build[@]}" "$target" "corpus/$target" "seeds/$target" -- -max_total_time="$seconds" "${limits[@]}" \
+    cargo +nightly fuzz run "${build[@]}" "$target" "corpus/$target" "seeds/$target" -- "${until[@]}" "${limits[@]}" \
         -print_final_stats=1 >"$log" 2>&1 || { ending=FOUND; status=1; tail -n 40 "$log" >&2; }
     inputs=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")
     coverage=$(grep -o 'cov: [0-9]*' "$log" | tail -n 1 | tr -dc 0-9 || true)

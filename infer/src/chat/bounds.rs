@@ -455,11 +455,12 @@ fn generation_marks(source: &str, by: impl Fn(&str, &str, &str) -> String) -> Op
     while let Some(at) = rest.find("{%") {
         let (before, tag) = rest.split_at(at);
         text.push_str(before);
-        let Some(end) = tag.find("%}") else {
+        // Behind the opening signs: in `{%}` they share one.
+        let Some(len) = tag[2..].find("%}") else {
             rest = tag;
             break;
         };
-        let (tag, after) = tag.split_at(end + 2);
+        let (tag, after) = tag.split_at(len + 4);
         let inside = &tag[2..tag.len() - 2];
         let name = inside.trim_matches(['-', '+', ' ', '\n', '\t']);
         if [GENERATION, "endgeneration"].contains(&name) {

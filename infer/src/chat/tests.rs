@@ -210,6 +210,16 @@ fn what_is_wrong_is_told_with_its_line() {
     assert!(long.contains("at most 262144 are read"), "{long}");
 }
 
+/// Found by fuzzing: the tag was taken to end inside its opening signs.
+#[test]
+fn a_tag_whose_signs_share_one_is_refused() {
+    for source in ["{%}", "{%} x %}", "{% if true %}{%}{% endif %}"] {
+        let refused =
+            ChatTemplate::new(Path::new("t.jinja"), source.into(), &json!({})).unwrap_err().to_string();
+        assert!(refused.starts_with("t.jinja: line 1: syntax error: "), "{refused}");
+    }
+}
+
 #[test]
 fn nothing_of_the_interpreter_is_within_reach() {
     for source in [

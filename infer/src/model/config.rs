@@ -311,7 +311,7 @@ impl Config {
         }
         if self.sub_norms && self.q_size() != self.hidden_size {
             return Err(format!(
-                "head_dim: {} heads of {} are not hidden_size = {} wide, as the norm behind attention is",
+                "head_dim: {} heads of {} (num_attention_heads of head_dim) are not hidden_size = {} wide, as the norm behind attention is",
                 self.heads, self.head_dim, self.hidden_size
             ));
         }

@@ -25,6 +25,13 @@ const FULL_ATTENTION: &str = "full_attention";
 const SLIDING_ATTENTION: &str = "sliding_attention";
 /// How `layer_types` calls a layer that convolves.
 const CONV: &str = "conv";
+/// Names that LFM2's first configs have for keys, and that count before the usual ones.
+const OF_LFM2: [(&str, &str); 4] = [
+    ("intermediate_size", "block_ff_dim"),
+    ("rms_norm_eps", "norm_eps"),
+    ("rms_norm_eps", "block_norm_eps"),
+    ("rope_theta", "theta"),
+];
 /// Head width of a Qwen3 whose config doesn't give one (transformers' `Qwen3Config`).
 const QWEN3_HEAD_DIM: usize = 128;
 impl Config {
@@ -74,7 +81,7 @@ impl Config {
             bos_token_id: keys.token_ids("bos_token_id")?.first().copied(),
             eos_token_ids: keys.token_ids("eos_token_id")?,
         };
-        config.check().map_err(|problem| Error::file(origin, problem))?;
+        config.check().map_err(|problem| Error::file(origin, keys.spelled(family, problem)))?;
         Ok(config)
     }
 
@@ -124,6 +131,16 @@ impl Config {
 }
 
 impl<'a> Keys<'a> {
+    /// `problem`, which begins with a key, with the name that the file has for it.
+    fn spelled(&self, family: Family, problem: String) -> String {
+        let of_lfm2 = if family == Family::Lfm2 { &OF_LFM2[..] } else { &[] };
+        let other = [("rope_scaling", "rope_parameters")].iter().chain(of_lfm2).find_map(|(key, other)| {
+            let rest = problem.strip_prefix(key).filter(|_| self.get(other).is_some())?;
+            Some(format!("{other}{rest}"))
+        });
+        other.unwrap_or(problem)
+    }
+
     fn family(&self) -> Result<Family> {
         let supported = Family::ALL.map(|family| format!("{:?}", family.model_type())).join(", ");
         let wanted = format!("one of {supported}");

@@ -59,7 +59,7 @@ mod tests {
     fn the_stream_is_little_endian<const BITS: usize>() {
         let top = 1usize << BITS;
         for place in 0..23 {
-            for pair in 0..top * top {
+            for pair in (0..top * top).step_by(if cfg!(miri) { 37 } else { 1 }) {
                 let mut codes = [0.0; 24];
                 (codes[place], codes[place + 1]) = ((pair % top) as f32, (pair / top) as f32);
                 let mut bytes = vec![0; 3 * BITS];
