@@ -21,7 +21,7 @@ if ! command -v mpirun >/dev/null || ! command -v mpicc >/dev/null; then
   DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $packages >/dev/null || give_up
 fi
 
-cargo build --release --features mpi
+cargo build --release -p qat --features mpi
 qat=${CARGO_TARGET_DIR:-target}/release/qat
 out=${1:-$(mktemp -d)}
 [ $# -gt 0 ] || trap 'rm -rf "$out"' EXIT
@@ -74,7 +74,7 @@ done
 # The second rank of this run, by what it was started with.
 victim=
 for process in /proc/[0-9]*; do
-  said=$(tr '\0' '\n' <"$process/environ" 2>/dev/null) || continue
+  said=$({ tr "\0" "\n" <"$process/environ"; } 2>/dev/null) || continue
   if grep -qx OMPI_COMM_WORLD_RANK=1 <<<"$said" && grep -qx "QAT_CACHE=$QAT_CACHE" <<<"$said"; then
     victim=${process#/proc/}
   fi
