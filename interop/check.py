@@ -114,19 +114,22 @@ class Check:
 
     def reference(self, packed, activations):
         """Ids, what qat's own runtime predicts after each, and what it predicts with activations rounded to 8 bits (or, if it rounds them,
-        without)."""
+        without); then short texts and what it predicts of them."""
         key = (packed, activations)
         if key not in self.references:
             vocab = json.loads((packed / "config.json").read_text())["vocab_size"]
             # Knuth's generator, so that every id is as likely.
-            state, prompt = 7, []
-            for _ in range(PROMPT):
+            state, drawn = 7, []
+            for _ in range(PROMPT + comparison.BEGINNINGS * comparison.ALIKE):
                 state = (state * 6364136223846793005 + 1442695040888963407) % 2**64
-                prompt.append((state >> 33) % vocab)
+                drawn.append((state >> 33) % vocab)
+            prompt, rest = drawn[:PROMPT], drawn[PROMPT:]
             out = self.folder / "logits.safetensors"
             ids, logits = self.qat.logits(packed, prompt, GREEDY, activations, out)
             _, other = self.qat.logits(packed, ids, 0, "float" if activations == "int8" else "int8", out)
-            self.references[key] = (ids, logits, other)
+            texts = [rest[at : at + comparison.ALIKE] for at in range(0, len(rest), comparison.ALIKE)]
+            short = [self.qat.logits(packed, text, 0, activations, out) for text in texts if activations == "int8"]
+            self.references[key] = (ids, logits, other, short)
         return self.references[key]
 
     def export(self, packed, target, out):
@@ -136,12 +139,14 @@ class Check:
     def agreement(self, folder, target, reference, mode, exact=comparison.EXACT, more=1):
         """How far the runtime that reads `folder` is from the reference; `exact` are its bounds where it computes in f32, `more` is what it
         rounds elsewhere beside the target's noise."""
-        ids, logits, other = reference
-        alike = comparison.ALIKE if target.activations == "int8" else 0
-        bounds = exact if mode == "exact" else comparison.noise(logits, other, more * target.noise, alike)
+        ids, logits, other, short = reference
+        bounds = exact if mode == "exact" else comparison.noise(logits, other, more * target.noise)
         try:
             runtime = RUNTIMES[target.runtime](folder, mode == "exact")
-            return comparison.compare(ids, logits, runtime.logits(ids, PROMPT), PROMPT, bounds)
+            found = comparison.compare(ids, logits, runtime.logits(ids, PROMPT), PROMPT, bounds)
+            if short and (problem := comparison.nearest([(want, runtime.logits(text, len(text))) for text, want in short])):
+                found.problems.append(problem)
+            return found
         except Exception as error:
             first = (str(error) or type(error).__name__).strip().splitlines()[0][:160]
             return comparison.failed(ids, PROMPT, f"{type(error).__name__}: {first}")

@@ -10,7 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use qat_infer::{cpu::KvType, files};
 
-pub use data::{Data, DataCommand, DataFormat, DataShow};
+pub use data::{Data, DataCommand, DataFormat, DataPlain, DataShow, DataText, DataTokenize};
 pub use init::Init;
 pub use writing::{Chat, Deferral, Generate, Tasks, Writing};
 

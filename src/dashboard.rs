@@ -23,7 +23,7 @@ use ratatui::{
     crossterm::event::{self, Event as Key, KeyCode, KeyEvent, KeyEventKind, KeyModifiers},
 };
 
-use crate::report::Curves;
+use crate::{progress::WAITING, report::Curves};
 
 /// How long keys are waited for between two looks at the run.
 const TICK: Duration = Duration::from_millis(200);
@@ -152,6 +152,8 @@ impl Watched {
     fn hear(&mut self, event: Event) {
         match event {
             Event::Note(text) => self.say(text),
+            Event::Reading { done, total } => self.task = Some(("reading the text", done, total)),
+            Event::Waiting => self.task = Some((WAITING, 0, 1)),
             Event::Tokenizing { done, total } => self.task = Some(("tokenizing", done, total)),
             Event::Teaching { done, total } => self.task = Some(("asking the teacher", done, total)),
             Event::Begin { from, steps, tokens_per_step, .. } => {

@@ -1,63 +1,54 @@
-//! `qat data show`: what a recipe's text looks like to its student, and how much of it is learned.
+//! `qat data`: the text of a recipe, or of files, as its student sees it.
 
-use std::fmt::Write as _;
-use std::io::{ErrorKind, IsTerminal as _, Write as _, stdout};
+mod show;
+mod text;
+mod tokenize;
+
 use std::path::Path;
 
-use anyhow::{anyhow, bail};
+use anyhow::bail;
 use qat_hub::Part;
 use qat_infer::FloatModel;
 use qat_train::{
-    data::Marked,
     device,
     ranks::Ranks,
     recipe::{self, Plan, Recipe},
-    trainer::{Event, Job, Look, Start, look},
+    trainer::{Job, Start},
 };
 use serde_json::json;
 
-use crate::{Ending, cli, hub, table, train};
+use crate::{Ending, cli, hub, train};
 
 /// Longest window unless one is asked for.
 const LONGEST_DEFAULT: usize = 512;
 
 /// Runs the command.
 pub fn run(args: &cli::Data) -> anyhow::Result<Ending> {
-    let cli::DataCommand::Show(args) = &args.command;
+    match &args.command {
+        cli::DataCommand::Show(args) => show::run(args),
+        cli::DataCommand::Tokenize(args) => tokenize::run(args),
+        cli::DataCommand::Text(args) => text::run(args),
+    }
+}
+
+/// The plan whose text is meant, with everything on this machine.
+fn plan(args: &cli::DataText) -> anyhow::Result<Plan> {
     let mut recipe = recipe(args)?;
     Plan::new(&recipe)?;
     let brought = hub::fetch(&mut recipe, || Ok(None), Part::Whole)?;
     let mut plan = Plan::new(&recipe)?;
     brought.put_into(&mut plan);
-    let job = Job {
-        plan: &plan,
-        out: Path::new(""),
-        cache: &crate::cache_dir(),
-        device: device::Choice::Cpu.open()?.device,
-        start: Start::Fresh,
-        ranks: Ranks::alone(),
-    };
-    let mut notes = Vec::new();
-    let seen = look(&job, &mut |event| {
-        if let Event::Note(note) = event {
-            notes.push(note);
-        }
-    })?;
-    let mut said = String::new();
-    let style = Style::of_stdout();
-    for number in 0..args.windows.min(seen.train.len() / seen.stride) {
-        window(&seen, number, &style, &mut said)?;
-    }
-    writeln!(said, "{}", counts(&seen, plan.recipe.data.ctx))?;
-    notes.iter().try_for_each(|note| writeln!(said, "{note}"))?;
-    match stdout().write_all(said.as_bytes()) {
-        Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(e.into()),
-        _ => Ok(Ending::Done),
-    }
+    Ok(plan)
+}
+
+/// The job of `plan`, as far as its text goes.
+fn job<'a>(plan: &'a Plan, cache: &'a Path) -> anyhow::Result<Job<'a>> {
+    let device = device::Choice::Cpu.open()?.device;
+    Ok(Job { plan, out: Path::new(""), cache, device, start: Start::Fresh, ranks: Ranks::alone() })
 }
 
 /// The recipe that is looked at, or one of the files.
-fn recipe(args: &cli::DataShow) -> anyhow::Result<Recipe> {
+fn recipe(args: &cli::DataText) -> anyhow::Result<Recipe> {
     let [first, ..] = args.targets.as_slice() else { bail!("name a recipe, or files of data") };
     if Path::new(first).extension().is_some_and(|ending| ending == "toml") {
         return of_recipe(Path::new(first), args);
@@ -92,7 +83,7 @@ fn recipe(args: &cli::DataShow) -> anyhow::Result<Recipe> {
     Ok(serde_json::from_value(recipe)?)
 }
 
-fn of_recipe(path: &Path, args: &cli::DataShow) -> anyhow::Result<Recipe> {
+fn of_recipe(path: &Path, args: &cli::DataText) -> anyhow::Result<Recipe> {
     let unused = [
         ("--model", args.model.is_some()),
         ("--format", args.format.is_some()),
@@ -113,111 +104,4 @@ fn of_recipe(path: &Path, args: &cli::DataShow) -> anyhow::Result<Recipe> {
         bail!("{}: choose one with --variant: {}", path.display(), names.join(", "));
     }
     Ok(named.remove(0).recipe)
-}
-
-/// How what is learned is told from the rest: by colour on a terminal, elsewhere by brackets.
-struct Style {
-    learned: [&'static str; 2],
-    other: [&'static str; 2],
-}
-
-impl Style {
-    fn of_stdout() -> Self {
-        let colours =
-            stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-        match colours {
-            true => Self { learned: ["\x1b[32m", "\x1b[0m"], other: ["\x1b[2m", "\x1b[0m"] },
-            false => Self { learned: ["⟦", "⟧"], other: ["", ""] },
-        }
-    }
-
-    fn put(&self, text: &str, learned: bool, into: &mut String) {
-        if text.is_empty() {
-            return;
-        }
-        let [before, behind] = if learned { self.learned } else { self.other };
-        into.push_str(before);
-        into.push_str(text);
-        into.push_str(behind);
-    }
-}
-
-/// Writes window `number`, document by document.
-fn window(seen: &Look, number: usize, style: &Style, into: &mut String) -> anyhow::Result<()> {
-    let start = number * seen.stride;
-    let tokens = seen.train.marked(start..start + seen.stride);
-    let count = |f: fn(&Marked) -> bool| tokens.iter().filter(|token| f(token)).count();
-    writeln!(
-        into,
-        "── window {}: {} tokens, {} learned ──",
-        number + 1,
-        tokens.len() - count(|token| token.fills),
-        count(|token| token.learned)
-    )?;
-    let mut stream = seen.tokenizer.decode_stream(false);
-    let (mut run, mut learned, mut documents) = (String::new(), false, 0);
-    for token in tokens.iter().filter(|token| !token.fills) {
-        if token.begins && documents > 0 {
-            style.put(&std::mem::take(&mut run), learned, into);
-            into.push_str("\n── next document ──\n");
-        }
-        documents += usize::from(token.begins);
-        if token.learned != learned {
-            style.put(&std::mem::take(&mut run), learned, into);
-            learned = token.learned;
-        }
-        let piece = stream.step(token.id).map_err(|e| anyhow!("token {}: {e}", token.id))?;
-        run.push_str(&harmless(&piece.unwrap_or_default()));
-        if token.cut {
-            run.push_str(" …(cut)");
-        }
-    }
-    style.put(&run, learned, into);
-    let fill = count(|token| token.fills);
-    if fill > 0 {
-        write!(into, "\n── {fill} tokens left over ──")?;
-    }
-    into.push_str("\n\n");
-    Ok(())
-}
-
-/// Text without what would move the cursor of a terminal.
-fn harmless(text: &str) -> String {
-    let shown = |c: char| match c {
-        '\n' | '\t' => c.to_string(),
-        c if c.is_control() => c.escape_unicode().to_string(),
-        c => c.to_string(),
-    };
-    text.chars().map(shown).collect()
-}
-
-/// How much there is.
-fn counts(seen: &Look, ctx: usize) -> String {
-    let mut lines = table::lines();
-    let mut row = |name: &str, value: String| {
-        lines.add_row([name.to_owned(), value]);
-    };
-    let of = |part: u64, all: u64| {
-        format!("{} ({:.1} %)", table::count(part), 100.0 * part as f64 / all.max(1) as f64)
-    };
-    let tokens = (seen.train.len() + seen.valid.len()) as u64;
-    row("documents", table::count(seen.train.header().documents));
-    if seen.stride == ctx {
-        row("tokens", table::count(tokens));
-        row("learned", of(tokens, tokens));
-    } else {
-        let [mut all, held_out] = [seen.train.census(), seen.valid.census()];
-        all.tokens += held_out.tokens;
-        all.learned += held_out.learned;
-        all.fill += held_out.fill;
-        all.cut += held_out.cut;
-        row("tokens", table::count(all.tokens));
-        row("learned", of(all.learned, all.tokens));
-        row("left over in windows", of(all.fill, tokens));
-        row("documents cut", table::count(all.cut));
-    }
-    row("windows to train on", table::count((seen.train.len() / seen.stride) as u64));
-    row("windows held out", table::count((seen.valid.len() / seen.stride) as u64));
-    row("tokens of a window", table::count(ctx as u64));
-    lines.to_string()
 }

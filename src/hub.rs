@@ -44,7 +44,14 @@ pub fn brought(mut command: Command) -> anyhow::Result<Command> {
         Command::Inspect(args) => model(&mut args.dir)?,
         Command::Plan(args) => shape(&mut args.target)?,
         Command::Data(args) => {
-            let DataCommand::Show(args) = &mut args.command;
+            let args = match &mut args.command {
+                DataCommand::Show(args) => &mut args.text,
+                DataCommand::Tokenize(args) => &mut args.text,
+                DataCommand::Text(args) => {
+                    texts(&mut args.files)?;
+                    return Ok(command);
+                }
+            };
             args.model.iter_mut().try_for_each(model)?;
             texts(&mut args.targets)?;
         }

@@ -4,10 +4,10 @@ use std::{
     io::{IsTerminal as _, stderr, stdout},
     path::Path,
     sync::{Arc, atomic::AtomicBool},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressStyle};
+use indicatif::{HumanBytes, HumanCount, HumanDuration, ProgressBar, ProgressStyle};
 use qat_train::trainer::{Event, StepLog};
 
 use crate::{cli, dashboard::Dashboard};
@@ -34,8 +34,29 @@ impl Look {
         if args.dashboard {
             eprintln!("--dashboard: standard output is no terminal; the run is shown in lines");
         }
-        if args.plain || args.dashboard || !stderr().is_terminal() { Self::Lines } else { Self::Bar }
+        if args.plain || args.dashboard { Self::Lines } else { Self::of_stderr() }
     }
+
+    /// A bar where it can be drawn.
+    pub fn of_stderr() -> Self {
+        if stderr().is_terminal() { Self::Bar } else { Self::Lines }
+    }
+}
+
+/// What is said while another process makes what this one wants.
+pub const WAITING: &str = "another qat is tokenizing this text; waiting for it";
+
+/// Between two lines about a long job, where there is no bar.
+const BETWEEN_LINES: Duration = Duration::from_secs(30);
+
+/// A long job before the first step.
+#[derive(Debug, Clone, Copy)]
+struct Task {
+    name: &'static str,
+    /// When it began, and how much was done then.
+    began: (Instant, u64),
+    /// When it was last spoken of.
+    said: Instant,
 }
 
 /// Shows what a run reports.
@@ -45,6 +66,7 @@ pub struct Progress {
     dashboard: Option<Dashboard>,
     has_begun: bool,
     bar: Option<ProgressBar>,
+    task: Option<Task>,
     steps: usize,
     tokens_per_step: usize,
 }
@@ -65,6 +87,7 @@ impl Progress {
             dashboard,
             has_begun: false,
             bar: None,
+            task: None,
             steps: 0,
             tokens_per_step: 1,
         })
@@ -79,7 +102,9 @@ impl Progress {
         }
         match event {
             Event::Note(text) => self.line(&text),
-            Event::Tokenizing { done, total } => self.tokenizing(done, total),
+            Event::Reading { done, total } => self.bytes("reading the text", done, total),
+            Event::Waiting => self.waiting(),
+            Event::Tokenizing { done, total } => self.bytes("tokenizing", done, total),
             Event::Teaching { done, total } => self.teaching(done, total),
             Event::Begin { from, steps, parameters, tokens, tokens_per_step } => {
                 self.finish();
@@ -141,11 +166,55 @@ impl Progress {
         }
     }
 
-    fn tokenizing(&mut self, done: u64, total: u64) {
-        if self.bar.is_none() {
-            self.start_bar(total, "{prefix} tokenizing {bar:24} {bytes}/{total_bytes}");
+    /// Another process makes what this one wants.
+    fn waiting(&mut self) {
+        if self.begin(WAITING, 0) {
+            self.line(WAITING);
         }
-        self.bar.iter().for_each(|bar| bar.set_position(done));
+    }
+
+    /// Whether the job `name` begins now, with `done` of it done.
+    fn begin(&mut self, name: &'static str, done: u64) -> bool {
+        if self.task.is_some_and(|task| task.name == name) {
+            return false;
+        }
+        self.finish();
+        let now = Instant::now();
+        self.task = Some(Task { name, began: (now, done), said: now });
+        true
+    }
+
+    /// A job that is counted in bytes.
+    fn bytes(&mut self, name: &'static str, done: u64, total: u64) {
+        if self.begin(name, done) {
+            self.start_bar(
+                total,
+                "{prefix} {msg} {bar:24} {bytes}/{total_bytes}, {bytes_per_sec}, {eta} left",
+            );
+            if let Some(bar) = &self.bar {
+                bar.set_message(name);
+                bar.set_position(done);
+                // What was done before is no measure of what is left.
+                bar.reset_eta();
+            }
+        }
+        match (&self.bar, &mut self.task) {
+            (Some(bar), _) => bar.set_position(done),
+            (None, Some(task)) if task.said.elapsed() >= BETWEEN_LINES => {
+                task.said = Instant::now();
+                let (since, before) = task.began;
+                let speed = (done - before) as f64 / since.elapsed().as_secs_f64();
+                let left = Duration::from_secs_f64((total.saturating_sub(done)) as f64 / speed.max(1.0));
+                self.line(&format!(
+                    "{name}: {} of {}, {}/s, {:#} left",
+                    HumanBytes(done),
+                    HumanBytes(total),
+                    HumanBytes(speed as u64),
+                    HumanDuration(left)
+                ));
+            }
+            _ => {}
+        }
     }
 
     fn teaching(&mut self, done: u64, total: u64) {

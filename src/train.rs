@@ -80,7 +80,7 @@ fn run_as(ranks: &Ranks, opened: &device::Opened, args: &cli::Train) -> anyhow::
                 }
             }
             Err(Error::Interrupted) | Ok(Outcome::Stopped { step: 0 }) => {
-                say(ranks, "stopped before the first step; nothing to save");
+                say(ranks, "stopped before the first step; nothing to save (tokens made so far are kept)");
                 return Ok(Ending::Stopped);
             }
             Ok(Outcome::Stopped { step }) => {

@@ -26,6 +26,7 @@ mod talk;
 mod targets;
 mod tasks;
 mod teaching;
+mod texts;
 mod tidy;
 mod tiers;
 mod workshop;

@@ -17,11 +17,51 @@ pub struct Data {
 pub enum DataCommand {
     /// Print the first windows as the model sees them, with what of them is learned, and count what there is.
     Show(DataShow),
+    /// Make the token files of a recipe's text before they are needed, and say how fast.
+    Tokenize(DataTokenize),
+    /// Print the text of files or generated stories, a blank line between two documents.
+    Text(DataPlain),
 }
 
 /// `qat data show`.
 #[derive(Debug, Args)]
 pub struct DataShow {
+    /// What is looked at.
+    #[command(flatten)]
+    pub text: DataText,
+    /// Windows to print.
+    #[arg(long, default_value_t = 2, value_name = "N")]
+    pub windows: usize,
+}
+
+/// `qat data tokenize`.
+#[derive(Debug, Args)]
+pub struct DataTokenize {
+    /// What becomes tokens.
+    #[command(flatten)]
+    pub text: DataText,
+    /// Also measure the tokenizer library by itself, on one thread, on the first 64 MiB of the text.
+    #[arg(long)]
+    pub bench: bool,
+    /// Progress in plain lines, without a bar.
+    #[arg(long)]
+    pub plain: bool,
+}
+
+/// `qat data text`.
+#[derive(Debug, Args)]
+pub struct DataPlain {
+    /// Files, globs, or stories:seed=1,bytes=4000000.
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<String>,
+    /// The field of .jsonl and column of .parquet that holds the text [default: text].
+    #[arg(long, value_name = "NAME")]
+    pub field: Option<String>,
+}
+
+/// Text as commands name it.
+#[derive(Debug, Args)]
+pub struct DataText {
     /// A recipe, or files of data.
     #[arg(required = true, value_name = "RECIPE|FILE")]
     pub targets: Vec<String>,
@@ -40,9 +80,6 @@ pub struct DataShow {
     /// Files: tokens of a window [default: the model's context, at most 512].
     #[arg(long, value_name = "N")]
     pub ctx: Option<usize>,
-    /// Windows to print.
-    #[arg(long, default_value_t = 2, value_name = "N")]
-    pub windows: usize,
     /// Change a key of the recipe, such as data.ctx=256.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub sets: Vec<String>,

@@ -43,6 +43,9 @@ impl Damage {
     }
 }
 
+/// The log, which a run is not resumed from.
+const LOG: &str = "run/log.jsonl";
+
 /// Every file that a stopped run has written, damaged in every way.
 pub fn cases(draw: &mut Draw, extent: Extent, whole: &Whole) -> Vec<Case> {
     let stopped = whole.stopped();
@@ -72,12 +75,20 @@ fn damaged(file: &Path, damage: Damage, place: f64, whole: &Whole) -> Held {
     damage.befall(&shop.path(file), place);
     let said = shop.run(RESUME);
     let name = file.display().to_string();
-    let told = said.err.lines().find(|line| line.contains(&name));
+    let told = said.err.lines().find(|line| {
+        line.contains(&name)
+            || (name.starts_with("run/student") && line.contains("what the run started from"))
+    });
     if said.code == Some(0) {
+        if name == LOG {
+            // What is lost of it is lost: nothing is made of it.
+            shop.write(LOG, whole.shop().read(LOG));
+        }
         whole.is_matched_by(&shop);
         // What the run goes on from, or would have: it says that it can't.
         let is_needed = !name.contains("checkpoints") || name.starts_with(&newest);
-        assert!(told.is_some() || !is_needed || name.ends_with("log.jsonl"), "{name} is not named: {said:?}");
+        let is_made_anew = matches!(damage, Damage::Gone) && !name.starts_with("run/");
+        assert!(told.is_some() || !is_needed || is_made_anew || name == LOG, "{name} is not named: {said:?}");
         return Held::Yes(told.map_or("went unnoticed, the same bits".to_owned(), |told| {
             format!("\"{told}\"; the same bits")
         }));

@@ -14,6 +14,7 @@ mod damage;
 mod disk;
 mod draw;
 mod kill;
+mod long_text;
 #[allow(dead_code, reason = "the bench of all black-box tests; not all of it is needed here")]
 #[path = "../model.rs"]
 mod model;
@@ -81,9 +82,14 @@ struct Kind {
     cases: fn(&mut Draw, Extent, &Whole) -> Vec<Case>,
 }
 
-const KINDS: [Kind; 8] = [
+const KINDS: [Kind; 9] = [
     Kind { name: "kill -9", promise: "resumed to the same bits", cases: kill::once },
     Kind { name: "kill -9, five times in a row", promise: "resumed to the same bits", cases: kill::often },
+    Kind {
+        name: "kill -9 in a long text",
+        promise: "went on where it was, to the same tokens",
+        cases: long_text::cases,
+    },
     Kind {
         name: "Ctrl-C, SIGTERM, SIGHUP",
         promise: "ended with 130, then the same bits",

@@ -20,7 +20,9 @@ pub fn cases(draw: &mut Draw, extent: Extent, whole: &Whole) -> Vec<Case> {
             cases.push(Case::new(name, move |whole| {
                 let (shop, delay) = hit(doing, delay, |child| ended_by(child, signals));
                 // A second signal ends the process where it is.
-                let half = half_made(&shop);
+                let mut half = half_made(&shop);
+                // Tokens that were made are kept, with a note of how far they go.
+                half.retain(|path| !shop.path(path).with_extension("part.json").exists());
                 assert!(half.is_empty() || signals.len() > 1, "left {half:?}");
                 shop.done(RESUME);
                 whole.is_matched_by(&shop);

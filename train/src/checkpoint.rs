@@ -5,6 +5,8 @@
 //! and step, so no generator state is lost. A folder appears under its name only when it is whole and on disk; one that is
 //! damaged afterwards is passed over for the one before it.
 
+mod seal;
+
 use std::{
     collections::{BTreeMap, HashMap},
     fs,
@@ -96,8 +98,8 @@ impl Checkpoints {
             state.sha256.insert(file.to_owned(), digest(&path)?);
         }
         let path = staged.path().join(STATE);
-        let json = serde_json::to_vec_pretty(&state).map_err(|e| Error::file(&path, e.to_string()))?;
-        fs::write(&path, json).map_err(|e| Error::io("cannot write", &path, e))?;
+        let json = serde_json::to_string_pretty(&state).map_err(|e| Error::file(&path, e.to_string()))?;
+        fs::write(&path, seal::sealed(&json)).map_err(|e| Error::io("cannot write", &path, e))?;
         staged.commit()?;
         self.keep_newest(keep)?;
         Ok(target)
@@ -248,10 +250,14 @@ fn digest(path: &Path) -> Result<String> {
 
 fn parse_state(path: &Path) -> Result<State> {
     let text = fs::read(path).map_err(|e| Error::io("cannot read", path, e))?;
-    let state: State = serde_json::from_slice(&text)
+    let (json, is_whole) = seal::opened(&String::from_utf8_lossy(&text));
+    let state: State = serde_json::from_str(&json)
         .map_err(|e| Error::file(path, format!("not a checkpoint's state: {e}")))?;
     if state.qat != VERSION {
         return Err(Error::file(path, format!("layout version {}, this qat reads {VERSION}", state.qat)));
+    }
+    if !is_whole {
+        return Err(Error::file(path, "its checksum differs from its content: the file is damaged"));
     }
     Ok(state)
 }

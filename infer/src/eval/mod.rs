@@ -16,6 +16,7 @@ pub mod tasks;
 mod tests;
 mod text;
 mod windows;
+mod work;
 
 pub use deferral::{Deferral, DeferralOptions, Measured, Point, find_deferral};
 pub use evaluation::{Options, evaluate};
@@ -27,3 +28,4 @@ pub use score::{Score, Versus, WindowScore, compare, score};
 pub use speed::{Speed, measure_speed};
 pub use text::Text;
 pub use windows::{Protocol, Windows};
+pub use work::processor_time;

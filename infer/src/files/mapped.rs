@@ -43,6 +43,13 @@ impl Mapped {
         self.get(range.clone())?;
         Some(Bytes { source: Source::Mapped(self.clone()), range })
     }
+
+    /// Lets go of the memory that the map takes. It stays readable, from the file.
+    pub fn release(&self) {
+        // Advice: what the system makes of it changes no byte.
+        #[cfg(unix)]
+        let _ = release(&self.0, &(0..self.len()));
+    }
 }
 
 /// How a file's pages are let go of.

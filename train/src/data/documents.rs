@@ -3,12 +3,16 @@
 //! Knows no tokens and no file format: each format is a [`Pieces`] behind one door. Memory is bounded by the
 //! longest piece, not by the corpus; the order is the order of the recipe's list.
 
-use super::digest;
+use std::ops::ControlFlow;
+
+use serde::{Deserialize, Serialize};
+
+use super::digest::{self, Digester};
 use super::jsonl::JsonLines;
 use super::parquet::ParquetColumn;
 use super::source::Source;
-use super::stories::{SEPARATOR, Stories, StoriesSpec};
-use super::text::TextPieces;
+use super::stories::{StoriesSpec, Teller};
+use super::text::{LONGEST, TextPieces, next_cut};
 use crate::{Error, Result};
 
 /// The field of JSON Lines and the column of Parquet that hold the text unless a recipe says otherwise.
@@ -32,6 +36,34 @@ impl Piece {
     }
 }
 
+/// How far a source is read. The beginning is the default.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Reached {
+    /// Bytes of the text, or rows of a table.
+    pub at: u64,
+    /// Lines of JSON Lines.
+    pub lines: u64,
+    /// Entries without a text (nulls) met so far.
+    pub skipped: u64,
+    /// Whether `at` lies within a document.
+    pub inside: bool,
+}
+
+/// How far a corpus is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Place {
+    /// Sources that are done.
+    sources: usize,
+    /// Bytes of these.
+    before: u64,
+    /// Nulls of these.
+    skipped: u64,
+    /// How far the next one is read.
+    reached: Reached,
+}
+
 /// What a format's reader offers.
 pub(super) trait Pieces: Send {
     /// The next piece, or `None` after the last. Not called again after an error.
@@ -40,10 +72,8 @@ pub(super) trait Pieces: Send {
     /// How much of the source is read, in bytes of its file.
     fn bytes_read(&self) -> u64;
 
-    /// Entries without a text (nulls) met so far.
-    fn skipped(&self) -> u64 {
-        0
-    }
+    /// Where another reader goes on with what follows the last piece.
+    fn reached(&self) -> Reached;
 
     /// Entropy of the whole source in nats, where it is known.
     fn nats(&self) -> Option<f64> {
@@ -53,33 +83,53 @@ pub(super) trait Pieces: Send {
 
 /// Generated stories, one document each, with the blank line that ends it: a model of them has to know where one ends.
 struct StoryPieces {
-    stories: Stories,
-    /// Bytes of the text handed out.
-    at: usize,
+    teller: Teller,
     /// Size that was announced; the text is a part of a story longer.
-    bytes: usize,
+    bytes: u64,
 }
 
 impl StoryPieces {
-    fn new(spec: &StoriesSpec) -> Self {
-        Self { stories: spec.generate(), at: 0, bytes: spec.bytes }
+    /// Those behind what was `reached`. What comes before is told again, to nobody.
+    fn new(spec: &StoriesSpec, reached: Reached) -> Self {
+        let mut teller = Teller::new(spec);
+        while teller.told() < reached.at && teller.tell().is_some() {}
+        Self { teller, bytes: spec.bytes as u64 }
     }
 }
 
 impl Pieces for StoryPieces {
     fn next_piece(&mut self) -> Result<Option<Piece>> {
-        let story = self.stories.text[self.at..].split_inclusive(SEPARATOR).next().map(str::to_owned);
-        self.at += story.as_ref().map_or(0, String::len);
-        Ok(story.map(Piece::whole))
+        Ok(self.teller.tell().map(Piece::whole))
     }
 
     fn bytes_read(&self) -> u64 {
-        self.at.min(self.bytes) as u64
+        self.teller.told().min(self.bytes)
+    }
+
+    fn reached(&self) -> Reached {
+        Reached { at: self.teller.told(), ..Reached::default() }
     }
 
     fn nats(&self) -> Option<f64> {
-        Some(self.stories.nats)
+        Some(self.teller.nats())
     }
+}
+
+/// The digest of generated stories: the text, not the spelling, since another version of the grammar is another corpus.
+fn digest_of_stories(spec: &StoriesSpec, seen: &mut dyn FnMut(u64) -> ControlFlow<()>) -> Result<[u8; 32]> {
+    /// Between two reports.
+    const SOME: u64 = 64 << 20;
+    let (mut teller, mut digester, mut reported) = (Teller::new(spec), Digester::default(), 0);
+    while let Some(story) = teller.tell() {
+        digester.update(story.as_bytes());
+        if teller.told() - reported >= SOME {
+            reported = teller.told();
+            if seen(reported).is_break() {
+                return Err(Error::Interrupted);
+            }
+        }
+    }
+    Ok(digester.finish())
 }
 
 /// Sources and how their documents are found.
@@ -91,7 +141,8 @@ impl Pieces for StoryPieces {
 ///   bounded. What that changes against tokenizing the file as one string: tokens that would span a cut don't
 ///   (about one in 16,000), and a tokenizer that puts a space before a text puts one at each cut. Begin and end
 ///   marks are put at the ends of documents only.
-/// - A line of JSON Lines, a row of Parquet and a generated story is a document in one piece, whatever its length.
+/// - A line of JSON Lines, a row of Parquet and a generated story is a document in one piece, unless it is longer than 1 MiB: then
+///   it comes in pieces as a text file does.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Corpus {
     sources: Vec<Source>,
@@ -122,15 +173,12 @@ impl Corpus {
 
     /// All documents, source by source.
     pub fn documents(&self) -> Documents<'_> {
-        Documents {
-            corpus: self,
-            opened: 0,
-            current: None,
-            before: 0,
-            skipped: 0,
-            nats: Some(0.0),
-            failed: false,
-        }
+        self.documents_from(Place::default())
+    }
+
+    /// Those that follow `place`.
+    pub(super) fn documents_from(&self, place: Place) -> Documents<'_> {
+        Documents { corpus: self, place, current: None, long: None, nats: Some(0.0), failed: false }
     }
 
     /// Size of all sources, in bytes of their files. [`Documents::bytes_read`] ends there.
@@ -142,21 +190,28 @@ impl Corpus {
     }
 
     /// What decides the documents, in a form to be hashed: the contents of the sources in order (their names
-    /// don't matter), the field and the separator.
-    pub(super) fn identity(&self) -> Result<Vec<Vec<u8>>> {
+    /// don't matter), the field and the separator. `seen` is told how many bytes were read, and may break.
+    pub(super) fn identity(&self, seen: &mut dyn FnMut(u64) -> ControlFlow<()>) -> Result<Vec<Vec<u8>>> {
+        let mut before = 0;
         let mut parts = vec![self.field.clone().into_bytes()];
         parts.push(self.separator.as_ref().map_or(vec![0], |s| [&[1], s.as_bytes()].concat()));
         for source in &self.sources {
+            let mut seen = |read| seen(before + read);
             let (kind, digest) = match source {
-                Source::Text(path) => (0, digest::of_file(path)?),
-                Source::Jsonl(path) => (1, digest::of_file(path)?),
-                Source::Parquet(path) => (2, digest::of_file(path)?),
-                // The text, not the spelling: another version of the grammar is another corpus.
-                Source::Stories(spec) => (3, digest::of_bytes(spec.generate().text.as_bytes())),
+                Source::Text(path) => (0, digest::of_file(path, &mut seen)?),
+                Source::Jsonl(path) => (1, digest::of_file(path, &mut seen)?),
+                Source::Parquet(path) => (2, digest::of_file(path, &mut seen)?),
+                Source::Stories(spec) => (3, digest_of_stories(spec, &mut seen)?),
             };
+            before += source.bytes()?;
             parts.push([&[kind], &digest[..]].concat());
         }
         Ok(parts)
+    }
+
+    /// Whether some of it are rows of tables.
+    pub(super) fn has_rows(&self) -> bool {
+        self.sources.iter().any(|source| matches!(source, Source::Jsonl(_) | Source::Parquet(_)))
     }
 
     /// The sources, in order.
@@ -180,12 +235,12 @@ impl Corpus {
         Error::Data(format!("{}: no text in it{nulls}; training and scoring need some", self.names()))
     }
 
-    fn open(&self, source: &Source) -> Result<Box<dyn Pieces>> {
+    fn open(&self, source: &Source, from: Reached) -> Result<Box<dyn Pieces>> {
         Ok(match source {
-            Source::Text(path) => Box::new(TextPieces::open(path, self.separator.as_deref())?),
-            Source::Jsonl(path) => Box::new(JsonLines::open(path, &self.field)?),
-            Source::Parquet(path) => Box::new(ParquetColumn::open(path, &self.field)?),
-            Source::Stories(spec) => Box::new(StoryPieces::new(spec)),
+            Source::Text(path) => Box::new(TextPieces::open(path, self.separator.as_deref(), from)?),
+            Source::Jsonl(path) => Box::new(JsonLines::open(path, &self.field, from)?),
+            Source::Parquet(path) => Box::new(ParquetColumn::open(path, &self.field, from)?),
+            Source::Stories(spec) => Box::new(StoryPieces::new(spec, from)),
         })
     }
 }
@@ -193,11 +248,11 @@ impl Corpus {
 /// The documents of a corpus, read as they are asked for. Ends after the first error.
 pub struct Documents<'a> {
     corpus: &'a Corpus,
-    opened: usize,
+    /// The sources that are done, and how far the one after them was when it was opened.
+    place: Place,
     current: Option<Box<dyn Pieces>>,
-    /// Bytes and nulls of the sources that are done.
-    before: u64,
-    skipped: u64,
+    /// A document that is too long to be handed out whole, and how much of it was.
+    long: Option<(String, usize)>,
     /// Entropy of the sources that are done, while it is known of all of them.
     nats: Option<f64>,
     failed: bool,
@@ -206,12 +261,12 @@ pub struct Documents<'a> {
 impl Documents<'_> {
     /// How much is read, in bytes of the sources' files.
     pub fn bytes_read(&self) -> u64 {
-        self.before + self.current.as_ref().map_or(0, |pieces| pieces.bytes_read())
+        self.place.before + self.current.as_ref().map_or(0, |pieces| pieces.bytes_read())
     }
 
     /// Entries without a text (nulls of JSON Lines and Parquet) met so far.
     pub fn skipped(&self) -> u64 {
-        self.skipped + self.current.as_ref().map_or(0, |pieces| pieces.skipped())
+        self.place.skipped + self.current.as_ref().map_or(0, |pieces| pieces.reached().skipped)
     }
 
     /// Entropy in nats of the sources that are done; `None` when it is unknown of one of them.
@@ -219,20 +274,51 @@ impl Documents<'_> {
         self.nats
     }
 
+    /// Where another reader goes on with what follows the last piece; `None` within a document that no reader begins in.
+    pub(super) fn place(&self) -> Option<Place> {
+        let reached = self.current.as_ref().map_or(self.place.reached, |pieces| pieces.reached());
+        self.long.is_none().then_some(Place { reached, ..self.place })
+    }
+
     fn next_piece(&mut self) -> Result<Option<Piece>> {
         loop {
-            if let Some(pieces) = &mut self.current {
-                if let Some(piece) = pieces.next_piece()? {
-                    return Ok(Some(piece));
-                }
-                self.before += pieces.bytes_read();
-                self.skipped += pieces.skipped();
-                self.nats = self.nats.zip(pieces.nats()).map(|(before, nats)| before + nats);
-                self.current = None;
+            if let Some((text, at)) = self.long.take() {
+                return Ok(Some(self.part_of(text, at)));
             }
-            let Some(source) = self.corpus.sources.get(self.opened) else { return Ok(None) };
-            self.current = Some(self.corpus.open(source)?);
-            self.opened += 1;
+            if let Some(pieces) = &mut self.current {
+                match pieces.next_piece()? {
+                    Some(piece) if piece.text.len() > LONGEST => self.long = Some((piece.text, 0)),
+                    Some(piece) => return Ok(Some(piece)),
+                    None => self.close(),
+                }
+                continue;
+            }
+            let Some(source) = self.corpus.sources.get(self.place.sources) else { return Ok(None) };
+            self.current = Some(self.corpus.open(source, self.place.reached)?);
+        }
+    }
+
+    /// The next piece of a long document, of which `at` bytes were handed out; the rest is kept.
+    fn part_of(&mut self, text: String, at: usize) -> Piece {
+        let rest = &text[at..];
+        let len = next_cut(rest);
+        let piece = Piece { text: rest[..len].to_owned(), starts: at == 0, ends: len == rest.len() };
+        if !piece.ends {
+            self.long = Some((text, at + len));
+        }
+        piece
+    }
+
+    /// The source is done.
+    fn close(&mut self) {
+        if let Some(pieces) = self.current.take() {
+            self.nats = self.nats.zip(pieces.nats()).map(|(before, nats)| before + nats);
+            self.place = Place {
+                sources: self.place.sources + 1,
+                before: self.place.before + pieces.bytes_read(),
+                skipped: self.place.skipped + pieces.reached().skipped,
+                reached: Reached::default(),
+            };
         }
     }
 }

@@ -19,22 +19,48 @@ pub struct EvalText {
 }
 
 impl Corpus {
-    /// The whole corpus in memory. A text file without a separator is one document, and so comes out verbatim.
+    /// The whole corpus, part by part. A text file without a separator is one document, and so comes out verbatim.
+    pub fn joined(&self) -> impl Iterator<Item = Result<String>> {
+        self.documents().scan(Joint::default(), |joint, piece| {
+            Some(piece.map(|piece| joint.before(&piece.text, piece.starts) + &piece.text))
+        })
+    }
+
+    /// The same in memory.
     ///
     /// # Errors
     /// Everything that can be wrong with the sources, and a corpus without text.
     pub fn read_text(&self) -> Result<EvalText> {
-        let mut text = String::new();
+        let (mut text, mut joint) = (String::new(), Joint::default());
         let mut documents = self.documents();
         while let Some(piece) = documents.next().transpose()? {
-            if piece.starts && !text.is_empty() && !text.ends_with(BETWEEN) {
-                text.push_str(BETWEEN);
-            }
-            text.push_str(&piece.text);
+            text += &joint.before(&piece.text, piece.starts);
+            text += &piece.text;
         }
         if text.trim().is_empty() {
             return Err(self.empty(documents.skipped()));
         }
         Ok(EvalText { text, nats: documents.nats() })
+    }
+}
+
+/// The end of the text so far.
+#[derive(Default)]
+struct Joint {
+    /// Line ends at its end, two at most; none known of an empty text.
+    line_ends: Option<usize>,
+}
+
+impl Joint {
+    /// What comes before `text`, which then belongs to what is there.
+    fn before(&mut self, text: &str, starts: bool) -> String {
+        let is_apart = self.line_ends.is_none_or(|count| count >= BETWEEN.len());
+        let between = if starts && !is_apart { BETWEEN } else { "" };
+        if !text.is_empty() || !between.is_empty() {
+            let own = text.bytes().rev().take_while(|byte| *byte == b'\n').count();
+            let before = if own < text.len() { 0 } else { self.line_ends.unwrap_or(0) + between.len() };
+            self.line_ends = Some((own + before).min(BETWEEN.len()));
+        }
+        between.to_owned()
     }
 }

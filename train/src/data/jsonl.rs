@@ -9,11 +9,15 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use super::documents::{Piece, Pieces};
+use super::documents::{Piece, Pieces, Reached};
+use super::text::open_at;
 use crate::{Error, Result};
 
 /// No line is longer than this, in bytes: it bounds the memory that a file without line ends can take.
 const LONGEST_LINE: u64 = 256 << 20;
+
+/// Room that is kept from line to line.
+const USUAL_LINE: usize = 1 << 20;
 
 /// The documents of one JSON Lines file.
 pub(super) struct JsonLines {
@@ -27,17 +31,17 @@ pub(super) struct JsonLines {
 }
 
 impl JsonLines {
-    /// Opens `path`, whose texts are in `field`.
-    pub(super) fn open(path: &Path, field: &str) -> Result<Self> {
-        let file = File::open(path).map_err(|e| Error::io("cannot read", path, e))?;
+    /// Opens `path`, whose texts are in `field`, behind what was `reached`.
+    pub(super) fn open(path: &Path, field: &str, reached: Reached) -> Result<Self> {
+        let file = open_at(path, reached.at)?;
         Ok(Self {
             path: path.to_owned(),
             reader: BufReader::with_capacity(256 << 10, file),
             field: field.to_owned(),
             buffer: Vec::new(),
-            line: 0,
-            bytes_read: 0,
-            skipped: 0,
+            line: reached.lines,
+            bytes_read: reached.at,
+            skipped: reached.skipped,
         })
     }
 
@@ -84,6 +88,8 @@ impl JsonLines {
     fn next_line(&mut self) -> Result<bool> {
         loop {
             self.buffer.clear();
+            // A long line doesn't keep its room to the end of the file.
+            self.buffer.shrink_to(USUAL_LINE);
             let read = (&mut self.reader)
                 .take(LONGEST_LINE)
                 .read_until(b'\n', &mut self.buffer)
@@ -118,7 +124,7 @@ impl Pieces for JsonLines {
         self.bytes_read
     }
 
-    fn skipped(&self) -> u64 {
-        self.skipped
+    fn reached(&self) -> Reached {
+        Reached { at: self.bytes_read, lines: self.line, skipped: self.skipped, inside: false }
     }
 }

@@ -14,7 +14,7 @@ use parquet::errors::ParquetError;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::schema::types::ColumnDescriptor;
 
-use super::documents::{Piece, Pieces};
+use super::documents::{Piece, Pieces, Reached};
 use super::pages::{CheckedPages, check_footer};
 use crate::{Error, Result};
 
@@ -39,8 +39,9 @@ pub(super) struct ParquetColumn {
 }
 
 impl ParquetColumn {
-    /// Opens `path` and checks that `field` is a string column at the top level, in a compression that is read.
-    pub(super) fn open(path: &Path, field: &str) -> Result<Self> {
+    /// Opens `path` behind the rows that were `reached`, and checks that `field` is a string column at the top level, in a compression
+    /// that is read.
+    pub(super) fn open(path: &Path, field: &str, reached: Reached) -> Result<Self> {
         let handle = File::open(path).map_err(|e| Error::io("cannot read", path, e))?;
         let file_bytes = handle.metadata().map_err(|e| Error::io("cannot read", path, e))?.len();
         let file = opened(path)?;
@@ -48,7 +49,7 @@ impl ParquetColumn {
         check_compression(&file, column).map_err(|problem| Error::file(path, problem))?;
         let rows_total = u64::try_from(file.metadata().file_metadata().num_rows())
             .map_err(|_| Error::file(path, "damaged Parquet file: a negative number of rows"))?;
-        Ok(Self {
+        let mut reader = Self {
             path: path.to_owned(),
             file,
             handle,
@@ -58,9 +59,39 @@ impl ParquetColumn {
             group: None,
             rows: Vec::new(),
             rows_total,
-            rows_read: 0,
-            skipped: 0,
-        })
+            rows_read: reached.at,
+            skipped: reached.skipped,
+        };
+        guarded(path, || reader.pass_over(reached.at))?;
+        Ok(reader)
+    }
+
+    /// Goes behind the first `rows` rows, whole row groups unread.
+    fn pass_over(&mut self, mut rows: u64) -> Result<(), ParquetError> {
+        while rows > 0 && self.next_group < self.file.num_row_groups() {
+            let group = self.file.metadata().row_group(self.next_group).num_rows();
+            let group = u64::try_from(group)
+                .map_err(|_| ParquetError::General("a negative number of rows".to_owned()))?;
+            if rows < group {
+                let passed = self.next_column()?.skip_records(rows as usize)?;
+                let problem = || ParquetError::General(format!("{passed} rows where {rows} are to be"));
+                return if passed as u64 == rows { Ok(()) } else { Err(problem()) };
+            }
+            rows -= group;
+            self.next_group += 1;
+        }
+        Ok(())
+    }
+
+    /// The reader of the next row group.
+    fn next_column(&mut self) -> Result<&mut ColumnReaderImpl<ByteArrayType>, ParquetError> {
+        let group = self.file.get_row_group(self.next_group)?;
+        self.next_group += 1;
+        let column = group.metadata().column(self.column);
+        let handle = self.handle.try_clone()?;
+        let pages = group.get_column_page_reader(self.column)?;
+        let pages = CheckedPages::new(pages, handle, column.byte_range());
+        Ok(self.group.insert(ColumnReaderImpl::new(column.column_descr_ptr(), Box::new(pages))))
     }
 
     /// Takes the next rows; `false` at the end of the file.
@@ -80,14 +111,7 @@ impl ParquetColumn {
             if self.next_group == self.file.num_row_groups() {
                 return Ok(false);
             }
-            let group = self.file.get_row_group(self.next_group)?;
-            self.next_group += 1;
-            let column = group.metadata().column(self.column);
-            let handle = self.handle.try_clone()?;
-            let pages = group.get_column_page_reader(self.column)?;
-            let pages = CheckedPages::new(pages, handle, column.byte_range());
-            let descriptor = column.column_descr_ptr();
-            self.group = Some(ColumnReaderImpl::new(descriptor, Box::new(pages)));
+            self.next_column()?;
         }
     }
 }
@@ -122,8 +146,8 @@ impl Pieces for ParquetColumn {
         }
     }
 
-    fn skipped(&self) -> u64 {
-        self.skipped
+    fn reached(&self) -> Reached {
+        Reached { at: self.rows_read, skipped: self.skipped, ..Reached::default() }
     }
 }
 

@@ -53,14 +53,52 @@ pub struct Stories {
 ///
 /// The same `seed` gives the same text, and a longer text begins with the shorter one.
 pub fn generate(seed: u64, bytes: usize) -> Stories {
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let mut teller = Teller::new(&StoriesSpec { seed, bytes });
     let mut all = Stories { text: String::with_capacity(bytes + 2048), nats: 0.0, stories: 0 };
-    while all.text.len() < bytes {
-        all.nats += GRAMMAR.sample(&mut rng, &mut all.text);
-        all.text.push_str(SEPARATOR);
+    while let Some(story) = teller.tell() {
+        all.text.push_str(&story);
         all.stories += 1;
     }
-    all
+    Stories { nats: teller.nats, ..all }
+}
+
+/// The stories of [`generate`], one after the other, none of which is kept.
+#[derive(Debug, Clone)]
+pub struct Teller {
+    rng: ChaCha8Rng,
+    wanted: u64,
+    told: u64,
+    nats: f64,
+}
+
+impl Teller {
+    /// At the beginning of the text that `spec` asks for.
+    pub fn new(spec: &StoriesSpec) -> Self {
+        let rng = ChaCha8Rng::seed_from_u64(spec.seed);
+        Self { rng, wanted: spec.bytes as u64, told: 0, nats: 0.0 }
+    }
+
+    /// The next story, with its separator; none when the text has its length.
+    pub fn tell(&mut self) -> Option<String> {
+        if self.told >= self.wanted {
+            return None;
+        }
+        let mut story = String::new();
+        self.nats += GRAMMAR.sample(&mut self.rng, &mut story);
+        story.push_str(SEPARATOR);
+        self.told += story.len() as u64;
+        Some(story)
+    }
+
+    /// Bytes of the text so far.
+    pub fn told(&self) -> u64 {
+        self.told
+    }
+
+    /// −ln p of the text so far, in nats.
+    pub fn nats(&self) -> f64 {
+        self.nats
+    }
 }
 
 /// −ln p(story) in nats, from the text of one story (without its separator) alone.

@@ -3,10 +3,10 @@
 //! Knows no tokens. Without a separator the pieces of a file, one after the other, are its text to the byte.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use super::documents::{Piece, Pieces};
+use super::documents::{Piece, Pieces, Reached};
 use crate::{Error, Result};
 
 /// A piece longer than this is cut at the next blank line. Small enough that a batch of pieces feeds many cores,
@@ -36,24 +36,25 @@ pub(super) struct TextPieces {
 }
 
 impl TextPieces {
-    /// Opens `path`. Documents lie between occurrences of `separator`; without one the file is one document.
-    pub(super) fn open(path: &Path, separator: Option<&str>) -> Result<Self> {
+    /// Opens `path` behind what was `reached`. Documents lie between occurrences of `separator`; without one the file is one document.
+    pub(super) fn open(path: &Path, separator: Option<&str>, reached: Reached) -> Result<Self> {
         Ok(Self {
             path: path.to_owned(),
-            file: File::open(path).map_err(|e| Error::io("cannot read", path, e))?,
+            file: open_at(path, reached.at)?,
             separator: separator.map(str::to_owned),
             buffer: String::new(),
             at: 0,
             partial: Vec::new(),
-            bytes_read: 0,
+            bytes_read: reached.at,
             at_end: false,
-            starts: true,
+            starts: !reached.inside,
         })
     }
 
-    /// Reads on until the buffer holds at least one longest piece and a separator, or the rest of the file.
+    /// Reads on until the buffer holds more than one longest piece and a separator, or the rest of the file: so where pieces are cut
+    /// doesn't depend on where reads end.
     fn fill(&mut self) -> Result<()> {
-        let wanted = LONGEST + self.separator.as_ref().map_or(0, String::len);
+        let wanted = LONGEST + self.separator.as_ref().map_or(0, String::len) + 1;
         if self.at_end || self.buffer.len() - self.at >= wanted {
             return Ok(());
         }
@@ -122,6 +123,20 @@ impl Pieces for TextPieces {
     fn bytes_read(&self) -> u64 {
         self.bytes_read - (self.partial.len() + self.buffer.len() - self.at) as u64
     }
+
+    fn reached(&self) -> Reached {
+        Reached { at: self.bytes_read(), inside: !self.starts, ..Reached::default() }
+    }
+}
+
+/// The file at `path`, to be read behind its first `at` bytes.
+pub(super) fn open_at(path: &Path, at: u64) -> Result<File> {
+    let open = || -> std::io::Result<File> {
+        let mut file = File::open(path)?;
+        file.seek(SeekFrom::Start(at))?;
+        Ok(file)
+    };
+    open().map_err(|e| Error::io("cannot read", path, e))
 }
 
 /// Where the next piece ends.
@@ -149,6 +164,11 @@ impl Cut {
         let len = piece_len(rest, is_last);
         before(len).unwrap_or(Self { len, skipped: 0, ends: is_last && len == rest.len() })
     }
+}
+
+/// Length of the first piece of `rest`, which is all that is left of a document.
+pub(super) fn next_cut(rest: &str) -> usize {
+    piece_len(rest, true)
 }
 
 /// Length of the next piece when no separator stands in the way.

@@ -21,8 +21,10 @@
 //!
 //! The digest of the ids is SHA-256 over the SHA-256s of their consecutive 16 MiB chunks.
 
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use qat_infer::files::Mapped;
 use sha2::{Digest, Sha256};
@@ -34,8 +36,7 @@ use crate::{Error, Result};
 
 const MAGIC: &[u8; 8] = b"QATTOKEN";
 
-/// Version of the layout and of the rules by which text becomes ids (the cutting of long documents). Part of the
-/// key, so that a file of other rules is never used.
+/// Version of the layout.
 pub(super) const VERSION: u32 = 1;
 
 /// The same of files whose ids carry marks ([`super::packed`]): windows of whole documents. Their ids take 4 bytes.
@@ -68,6 +69,11 @@ pub struct Header {
 }
 
 impl Header {
+    /// Version of the file.
+    pub(super) fn version(&self) -> u32 {
+        if self.marked { MARKED } else { VERSION }
+    }
+
     /// Bytes that an id takes.
     pub(super) fn id_bytes(&self) -> usize {
         if self.vocab_size <= 1 << 16 && !self.marked { 2 } else { 4 }
@@ -77,8 +83,7 @@ impl Header {
     pub(super) fn to_bytes(self, ids: [u8; 32]) -> [u8; HEADER_BYTES] {
         let mut bytes = [0; HEADER_BYTES];
         bytes[..8].copy_from_slice(MAGIC);
-        let version = if self.marked { MARKED } else { VERSION };
-        bytes[8..12].copy_from_slice(&version.to_le_bytes());
+        bytes[8..12].copy_from_slice(&self.version().to_le_bytes());
         bytes[12..16].copy_from_slice(&(self.id_bytes() as u32).to_le_bytes());
         let numbers = [self.vocab_size, self.tokens, self.documents, self.skipped, self.text_bytes];
         for (slot, number) in bytes[16..56].chunks_exact_mut(8).zip(numbers) {
@@ -90,8 +95,8 @@ impl Header {
         bytes
     }
 
-    /// The header of a whole, undamaged token file, or what is wrong with it.
-    fn of(file: &[u8]) -> Result<Self, String> {
+    /// The header of a whole, undamaged token file, or what is wrong with it; `digest` is that of a number of bytes of ids.
+    fn of(file: &[u8], digest: impl FnOnce(usize) -> Result<[u8; 32]>) -> Result<Self, String> {
         let Some((header, ids)) = file.split_at_checked(HEADER_BYTES) else {
             return Err(format!("{} bytes, too short for the header of a token file", file.len()));
         };
@@ -124,7 +129,7 @@ impl Header {
         if wanted != ids.len() as u128 {
             return Err(format!("{} bytes of ids, want {wanted}", ids.len()));
         }
-        if found.to_bytes(digest::of_bytes(ids)) != header {
+        if found.to_bytes(digest(ids.len()).map_err(|e| e.to_string())?) != header {
             return Err("the checksum does not match the content".to_owned());
         }
         Ok(found)
@@ -139,7 +144,15 @@ pub struct Tokens {
     path: PathBuf,
     header: Header,
     range: Range<usize>,
+    /// Bytes of the map that may be in memory, about.
+    touched: Arc<AtomicU64>,
 }
+
+/// Bytes of the map that stay in memory, about: a batch of windows is looked at once in an epoch.
+const HELD: u64 = 64 << 20;
+
+/// What the system maps around a byte that is touched, about.
+const AROUND: u64 = 64 << 10;
 
 impl Tokens {
     /// Maps the token file at `path` and checks it whole, in parallel.
@@ -148,10 +161,14 @@ impl Tokens {
     /// A file that can't be read, and one that is truncated, damaged or no token file.
     pub fn open(path: &Path) -> Result<Self> {
         let file = Mapped::open(path)?;
-        let header = Header::of(&file).map_err(|problem| Error::file(path, problem))?;
+        // Read and not mapped, so that looking at a file doesn't take the memory of the file.
+        let digest = |len: usize| {
+            digest::of_range(path, HEADER_BYTES as u64, len as u64, &mut |_| ControlFlow::Continue(()))
+        };
+        let header = Header::of(&file, digest).map_err(|problem| Error::file(path, problem))?;
         let tokens = usize::try_from(header.tokens)
             .map_err(|_| Error::file(path, "more tokens than this machine can address"))?;
-        Ok(Self { file, path: path.to_owned(), header, range: 0..tokens })
+        Ok(Self { file, path: path.to_owned(), header, range: 0..tokens, touched: Arc::default() })
     }
 
     /// Number of tokens of this run.
@@ -203,10 +220,16 @@ impl Tokens {
         let width = self.header.id_bytes();
         let at = |token: usize| HEADER_BYTES + (self.range.start + token) * width;
         let bytes = &self.file[at(range.start)..at(range.end)];
-        match width {
+        let ids = match width {
             2 => bytes.chunks_exact(2).map(|b| u32::from(u16::from_le_bytes([b[0], b[1]]))).collect(),
             _ => bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+        };
+        let touched = bytes.len() as u64 + AROUND;
+        if self.touched.fetch_add(touched, Ordering::Relaxed) + touched >= HELD {
+            self.touched.store(0, Ordering::Relaxed);
+            self.file.release();
         }
+        ids
     }
 
     /// Divides the run into a part to train on and a held-out tail of `held_out` of the tokens, in whole windows of

@@ -11,10 +11,15 @@ use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use tokenizers::Tokenizer;
 
-use super::documents::{Corpus, Documents, Piece};
-use super::token_file::{Header, Tokens, VERSION};
+use super::documents::{Corpus, Documents, Piece, Place};
+use super::part::Part;
+use super::token_file::{Header, Tokens};
 use super::token_writer::TokenWriter;
 use crate::{Error, Result, ranks::Ranks};
+
+/// Version of the rules by which text becomes ids, of text files and stories, and of rows, which once were never cut. Part of the key, so
+/// that a file of other rules is never used.
+const RULES: [u32; 2] = [1, 2];
 
 /// Text that is encoded at a time, in bytes for each thread. Bounds memory; the ids don't depend on it.
 const BATCH_BYTES: usize = 2 << 20;
@@ -34,15 +39,33 @@ pub struct Tokenization<'a> {
     pub eos: Option<u32>,
 }
 
-/// How far a tokenization is. The numbers only grow.
+/// What is being done with a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// It is read, to know which text it is.
+    Reading,
+    /// Another process is tokenizing it.
+    Waiting,
+    /// It becomes tokens.
+    Tokenizing,
+}
+
+/// How far a tokenization is. The numbers of a stage only grow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
-    /// Bytes of the sources that are tokenized.
+    /// What is being done.
+    pub stage: Stage,
+    /// Bytes of the sources with which that is done.
     pub bytes_done: u64,
     /// Bytes of all sources.
     pub bytes_total: u64,
     /// Tokens so far.
     pub tokens: u64,
+}
+
+impl Progress {
+    /// Nothing is done here.
+    const WAITING: Self = Self { stage: Stage::Waiting, bytes_done: 0, bytes_total: 0, tokens: 0 };
 }
 
 /// Where the tokens came from.
@@ -52,6 +75,11 @@ pub enum Origin {
     Reused,
     /// The file was made now.
     Made,
+    /// The file was made now, but for its beginning, which a run that was stopped or killed has left.
+    Continued {
+        /// Bytes of text that were tokenized by then.
+        text_bytes: u64,
+    },
     /// A file was there but could not be used, and was made anew.
     Remade {
         /// What was wrong with it.
@@ -62,8 +90,8 @@ pub enum Origin {
 impl Tokenization<'_> {
     /// The tokens, from the file `KEY.tokens` in the folder `cache`, which is made if it isn't there or is damaged.
     ///
-    /// `progress` is called after each batch; when it breaks, the tokenization ends with [`Error::Interrupted`] and
-    /// nothing is left behind.
+    /// `progress` is called now and then; when it breaks, this ends with [`Error::Interrupted`]. What is tokenized by then is kept, and gone
+    /// on with the next time, as it is after a kill. A file that another process is making is waited for.
     ///
     /// # Errors
     /// Everything that can be wrong with the sources and the tokenizer, a corpus without text, and a folder that
@@ -95,79 +123,123 @@ impl Tokenization<'_> {
                 return Err(Error::Config(problem));
             }
         }
-        let key = self.key()?;
-        let path = place(cache, &key);
+        let key = ranks.agree(self.key(progress))?;
+        let path = path_of(cache, &key);
         let missing = || Ok(!matches!(find(&path, &key), Ok(Some(_))));
+        let mut before = None;
         if ranks.size() > 1 && ranks.from_first(missing)? {
-            let made = self.make((&tokenizer, ranks), key, &path, progress);
-            ranks.agree(made)?;
+            let part = ranks.on_first(|| Part::claim(&path, &mut || progress(Progress::WAITING)))?;
+            if ranks.from_first(missing)? {
+                let made = self.make((&tokenizer, ranks), key, part, progress);
+                before = Some(ranks.agree(made)?);
+            }
         }
         // A rank that doesn't see what the first has written makes it for itself.
         let alone = Ranks::alone();
-        let (tokens, origin, _) =
-            found_or_made(cache, key, |path| self.make((&tokenizer, &alone), key, path, progress))?;
-        Ok((tokens, origin))
+        let (tokens, origin, made) = found_or_made(cache, key, progress, |part, progress| {
+            self.make((&tokenizer, &alone), key, Some(part), progress)
+        })?;
+        Ok(match (origin, made.or(before)) {
+            (Origin::Made | Origin::Reused, Some(text_bytes @ 1..)) => {
+                (tokens, Origin::Continued { text_bytes })
+            }
+            (origin, _) => (tokens, origin),
+        })
     }
 
     /// SHA-256 over the version, the contents of the sources, the tokenizer and the settings, each with its length.
-    fn key(&self) -> Result<[u8; 32]> {
+    fn key(&self, progress: &mut dyn FnMut(Progress) -> ControlFlow<()>) -> Result<[u8; 32]> {
         let tokenizer =
             std::fs::read(self.tokenizer).map_err(|e| Error::io("cannot read", self.tokenizer, e))?;
         let mut parts = vec![
-            VERSION.to_le_bytes().to_vec(),
+            RULES[usize::from(self.corpus.has_rows())].to_le_bytes().to_vec(),
             (self.vocab_size as u64).to_le_bytes().to_vec(),
             mark(self.bos),
             mark(self.eos),
             tokenizer,
         ];
-        parts.extend(self.corpus.identity()?);
+        parts.extend(identity(self.corpus, progress)?);
         Ok(key_of(parts))
     }
 
+    /// Makes the file; bytes of text that an earlier run had tokenized.
     fn make(
         &self,
         (tokenizer, ranks): (&Tokenizer, &Ranks),
         key: [u8; 32],
-        path: &Path,
+        part: Option<Part>,
         progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
-    ) -> Result<()> {
+    ) -> Result<u64> {
         let vocab_size = self.vocab_size as u64;
         let counts =
             Header { vocab_size, tokens: 0, documents: 0, skipped: 0, text_bytes: 0, key, marked: false };
-        let mut writer = ranks.on_first(|| TokenWriter::create(path, counts))?;
+        // The first rank writes; all know where the text goes on.
+        let begun = ranks.agree(part.map(|part| TokenWriter::go_on(part, counts)).transpose())?;
+        let (mut writer, place) = begun.unzip();
+        let before = writer.as_mut().map_or(counts, |writer| *writer.header());
+        let told = || Ok((place.flatten().unwrap_or_default(), before.text_bytes, before.tokens));
+        let (place, text_bytes, tokens) = ranks.from_first(told)?;
+        let mut place = Some(place);
+        let counts = Header { tokens, text_bytes, ..counts };
+        let filled = self.fill((tokenizer, ranks), &mut writer, counts, &mut place, progress);
+        let Some(mut writer) = writer else { return filled.map(|_| text_bytes) };
+        match filled {
+            Ok(skipped) => writer.header().skipped = skipped,
+            Err(error) => {
+                // What is wrong with the text or the tokenizer will be another text or tokenizer when it is mended.
+                if matches!(error, Error::Interrupted | Error::Io { .. }) {
+                    writer.leave(place.as_ref());
+                }
+                return Err(error);
+            }
+        }
+        writer.finish()?;
+        Ok(text_bytes)
+    }
+
+    /// Writes the tokens of everything behind `place`, which moves along where that can be said; `counts` is what there was before. How many
+    /// nulls there were.
+    fn fill(
+        &self,
+        (tokenizer, ranks): (&Tokenizer, &Ranks),
+        writer: &mut Option<TokenWriter>,
+        counts: Header,
+        place: &mut Option<Place>,
+        progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+    ) -> Result<u64> {
         let threads = ranks.sum(&[rayon::current_num_threads() as f64])?[0] as usize;
-        let bytes_total = self.corpus.bytes()?;
-        let mut documents = self.corpus.documents();
-        let (mut batch, mut bytes_done) = read_batch(&mut documents, threads)?;
-        let (mut tokens, mut text_bytes) = (0, 0);
-        while !batch.is_empty() {
-            let cut = |rank: usize| batch.len() * rank / ranks.size();
-            let share = &batch[cut(ranks.rank())..cut(ranks.rank() + 1)];
+        let (bytes_total, stage) = (self.corpus.bytes()?, Stage::Tokenizing);
+        let mut documents = self.corpus.documents_from(place.unwrap_or_default());
+        let mut batch = Batch::read(&mut documents, threads)?;
+        let Header { mut tokens, mut text_bytes, .. } = counts;
+        while !batch.pieces.is_empty() {
+            let cut = |rank: usize| batch.pieces.len() * rank / ranks.size();
+            let share = &batch.pieces[cut(ranks.rank())..cut(ranks.rank() + 1)];
             // The next batch is read while this one is encoded.
             let (encoded, next) =
-                rayon::join(|| self.encode(tokenizer, share), || read_batch(&mut documents, threads));
+                rayon::join(|| self.encode(tokenizer, share), || Batch::read(&mut documents, threads));
             let ids = encoded.into_iter().collect::<Result<Vec<_>>>().map(|ids| ids.concat());
             let ids = ranks.concat(ids)?;
             tokens += ids.len() as u64;
-            text_bytes += batch.iter().map(|piece| piece.text.len() as u64).sum::<u64>();
+            text_bytes += batch.text_bytes();
+            *place = None;
             let written: Result<()> = writer.as_mut().map_or(Ok(()), |writer| {
                 writer.write(&ids)?;
                 let counts = writer.header();
-                counts.documents += batch.iter().filter(|piece| piece.starts).count() as u64;
+                counts.documents += batch.pieces.iter().filter(|piece| piece.starts).count() as u64;
                 counts.text_bytes = text_bytes;
-                Ok(())
+                *place = batch.place;
+                place.iter().try_for_each(|place| writer.reached(place))
             });
-            let is_stopped = progress(Progress { bytes_done, bytes_total, tokens }).is_break();
+            let is_stopped =
+                progress(Progress { stage, bytes_done: batch.bytes_done, bytes_total, tokens }).is_break();
             ranks.agree(if is_stopped { written.and(Err(Error::Interrupted)) } else { written })?;
-            (batch, bytes_done) = next?;
+            batch = next?;
         }
         if text_bytes == 0 {
             return Err(self.corpus.empty(documents.skipped()));
         }
-        writer.map_or(Ok(()), |mut writer| {
-            writer.header().skipped = documents.skipped();
-            writer.finish()
-        })
+        Ok(documents.skipped())
     }
 
     /// The ids of each piece, in the order of the pieces.
@@ -199,24 +271,46 @@ pub(super) fn mark(id: Option<u32>) -> Vec<u8> {
     id.map_or(vec![], |id| id.to_le_bytes().to_vec())
 }
 
+/// What decides the documents of `corpus`, with reports of how far it is read.
+pub(super) fn identity(
+    corpus: &Corpus,
+    progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+) -> Result<Vec<Vec<u8>>> {
+    let bytes_total = corpus.bytes()?;
+    corpus.identity(&mut |bytes_done| {
+        progress(Progress { stage: Stage::Reading, bytes_done, bytes_total, tokens: 0 })
+    })
+}
+
 /// The token file `KEY.tokens` in the folder `cache`; where it isn't there or is damaged, it is what `make` writes, whose result comes with it.
+/// What another process makes is waited for.
 pub(super) fn found_or_made<T>(
     cache: &Path,
     key: [u8; 32],
-    make: impl FnOnce(&Path) -> Result<T>,
+    progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+    make: impl FnOnce(Part, &mut dyn FnMut(Progress) -> ControlFlow<()>) -> Result<T>,
 ) -> Result<(Tokens, Origin, Option<T>)> {
-    let path = place(cache, &key);
-    let origin = match find(&path, &key) {
-        Ok(Some(tokens)) => return Ok((tokens, Origin::Reused, None)),
-        Ok(None) => Origin::Made,
-        Err(e) => Origin::Remade { reason: e.to_string() },
+    let path = path_of(cache, &key);
+    let found = |path: &Path| match find(path, &key) {
+        Ok(Some(tokens)) => Ok(tokens),
+        Ok(None) => Err(Origin::Made),
+        Err(e) => Err(Origin::Remade { reason: e.to_string() }),
     };
-    let made = make(&path)?;
+    let origin = match found(&path) {
+        Ok(tokens) => return Ok((tokens, Origin::Reused, None)),
+        Err(origin) => origin,
+    };
+    let part = Part::claim(&path, &mut || progress(Progress::WAITING))?;
+    // Another process may have made it before the part was ours.
+    if let Ok(tokens) = found(&path) {
+        return Ok((tokens, Origin::Reused, None));
+    }
+    let made = make(part, progress)?;
     Ok((Tokens::open(&path)?, origin, Some(made)))
 }
 
 /// Where the token file with `key` is in the folder `cache`.
-fn place(cache: &Path, key: &[u8; 32]) -> PathBuf {
+fn path_of(cache: &Path, key: &[u8; 32]) -> PathBuf {
     cache.join(format!("{}.tokens", hex(key)))
 }
 
@@ -232,18 +326,33 @@ fn find(path: &Path, key: &[u8; 32]) -> Result<Option<Tokens>> {
     Ok(Some(tokens))
 }
 
-/// The next documents, enough for so many `threads`, and how much of the sources is read with them.
-fn read_batch(documents: &mut Documents<'_>, threads: usize) -> Result<(Vec<Piece>, u64)> {
-    let enough = BATCH_BYTES * threads;
-    let mut batch = Vec::new();
-    let mut bytes = 0;
-    while bytes < enough {
-        let Some(piece) = documents.next().transpose()? else { break };
-        // A short document costs an allocation and a call too: 64 bytes bound their number.
-        bytes += piece.text.len() + 64;
-        batch.push(piece);
+/// Some documents, one after the other.
+struct Batch {
+    pieces: Vec<Piece>,
+    /// How much of the sources is read with them.
+    bytes_done: u64,
+    /// What follows them, where another reader can begin there.
+    place: Option<Place>,
+}
+
+impl Batch {
+    /// The next ones, enough for so many `threads`; none at the end.
+    fn read(documents: &mut Documents<'_>, threads: usize) -> Result<Self> {
+        let enough = BATCH_BYTES * threads;
+        let mut pieces = Vec::new();
+        let mut bytes = 0;
+        while bytes < enough {
+            let Some(piece) = documents.next().transpose()? else { break };
+            // A short document costs an allocation and a call too: 64 bytes bound their number.
+            bytes += piece.text.len() + 64;
+            pieces.push(piece);
+        }
+        Ok(Self { pieces, bytes_done: documents.bytes_read(), place: documents.place() })
     }
-    Ok((batch, documents.bytes_read()))
+
+    fn text_bytes(&self) -> u64 {
+        self.pieces.iter().map(|piece| piece.text.len() as u64).sum()
+    }
 }
 
 /// A key as it is spelled in file names and cursors.

@@ -279,12 +279,13 @@ mod tests {
                 let told = meeting.gather(&[1]);
                 assert!(told.expect_err("gone").to_string().contains("another rank is gone"));
                 let began = Instant::now();
-                while rank == 0 && LOST.lock().expect("whole").is_empty() && began.elapsed() < COMING {
+                let noticed = || LOST.lock().expect("whole").contains(&"rank 1 is gone".to_owned());
+                while rank == 0 && !noticed() {
+                    assert!(began.elapsed() < COMING, "nobody noticed");
                     thread::sleep(RETRY);
                 }
             },
         );
-        assert!(LOST.lock().expect("whole").contains(&"rank 1 is gone".to_owned()));
     }
 
     #[test]

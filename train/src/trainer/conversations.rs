@@ -10,10 +10,10 @@ use std::{
 
 use qat_infer::model::Config;
 
-use super::{Event, Job};
+use super::{Event, Job, prepare::report_origin};
 use crate::{
     Result,
-    data::{ChatTokenization, Corpus, Frame, Lost, Origin, Source, Tokens},
+    data::{ChatTokenization, Corpus, Frame, Lost, Source, Tokens},
     recipe::ChatPlan,
 };
 
@@ -49,12 +49,10 @@ pub(super) fn windows(
         window: job.plan.recipe.data.ctx + 1,
     };
     let (tokens, origin, lost) = how.tokens(job.cache, &mut |progress| {
-        report(Event::Tokenizing { done: progress.bytes_done, total: progress.bytes_total });
+        report(progress.into());
         if stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     })?;
-    if let Origin::Remade { reason } = origin {
-        report(Event::Note(format!("a token file was damaged and is made anew: {reason}")));
-    }
+    report_origin(&origin, report);
     report(Event::Note(summary(&tokens, lost, how.window)));
     Ok(tokens)
 }

@@ -12,13 +12,22 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::FlipLog;
-use crate::{Error, Result};
+use crate::{Error, Result, data};
 
 /// A moment of a run.
 #[derive(Debug, Clone)]
 pub enum Event {
     /// Something the user should know, in a sentence.
     Note(String),
+    /// Text is being read, to know which text it is.
+    Reading {
+        /// Bytes read.
+        done: u64,
+        /// Bytes in all.
+        total: u64,
+    },
+    /// Another process is tokenizing the text.
+    Waiting,
     /// Text is being tokenized.
     Tokenizing {
         /// Bytes read.
@@ -57,6 +66,17 @@ pub enum Event {
         /// Its folder.
         path: PathBuf,
     },
+}
+
+impl From<data::Progress> for Event {
+    fn from(progress: data::Progress) -> Self {
+        let (done, total) = (progress.bytes_done, progress.bytes_total);
+        match progress.stage {
+            data::Stage::Reading => Self::Reading { done, total },
+            data::Stage::Waiting => Self::Waiting,
+            data::Stage::Tokenizing => Self::Tokenizing { done, total },
+        }
+    }
 }
 
 /// Means over the steps since the line before.
@@ -116,8 +136,9 @@ impl Log {
             step: usize,
         }
         let path = out.join("log.jsonl");
-        let old = match fs::read_to_string(&path) {
-            Ok(text) => text,
+        let old = match fs::read(&path) {
+            // A line that is damaged is none.
+            Ok(text) => String::from_utf8_lossy(&text).into_owned(),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
             Err(e) => return Err(Error::io("cannot read", &path, e)),
         };

@@ -29,8 +29,9 @@ pub struct Look {
 /// Looks at the text of `job`.
 ///
 /// # Errors
-/// Everything that can be wrong with a recipe's text and with the model whose tokens it becomes.
-pub fn look(job: &Job, report: &mut dyn FnMut(Event)) -> Result<Look> {
+/// Everything that can be wrong with a recipe's text and with the model whose tokens it becomes; [`Error::Interrupted`](crate::Error) when
+/// `stop` is raised.
+pub fn look(job: &Job, report: &mut dyn FnMut(Event), stop: &AtomicBool) -> Result<Look> {
     let (config, tokenizer): (Config, PathBuf);
     // A GGUF file's tokenizer lasts as long as it is open.
     let _opened = match &job.plan.origin {
@@ -44,7 +45,7 @@ pub fn look(job: &Job, report: &mut dyn FnMut(Event)) -> Result<Look> {
             None
         }
     };
-    let (train, valid) = tokens(job, (&config, &tokenizer), report, &AtomicBool::new(false))?;
+    let (train, valid) = tokens(job, (&config, &tokenizer), report, stop)?;
     let apart = job.plan.data.chat.is_some();
     let stride = job.plan.recipe.data.ctx + usize::from(apart);
     Ok(Look { train, valid, tokenizer: load_tokenizer(&tokenizer, config.vocab_size)?, stride })

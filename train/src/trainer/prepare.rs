@@ -335,12 +335,10 @@ pub(super) fn tokens(
         let vocab_size = config.vocab_size;
         let how = Tokenization { corpus: &corpus, tokenizer, vocab_size, bos, eos };
         let (tokens, origin) = how.tokens_on(&job.ranks, job.cache, &mut |progress| {
-            report(Event::Tokenizing { done: progress.bytes_done, total: progress.bytes_total });
+            report(progress.into());
             if stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })?;
-        if let data::Origin::Remade { reason } = origin {
-            report(Event::Note(format!("a token file was damaged and is made anew: {reason}")));
-        }
+        report_origin(&origin, report);
         Ok(tokens)
     };
     let listed = &job.plan.data;
@@ -349,6 +347,19 @@ pub(super) fn tokens(
         return all.split(settings.held_out, settings.ctx + 1);
     }
     Ok((all, tokenize(&listed.valid)?))
+}
+
+/// What is worth knowing of where a token file came from.
+pub(super) fn report_origin(origin: &data::Origin, report: &mut dyn FnMut(Event)) {
+    match origin {
+        data::Origin::Remade { reason } => {
+            report(Event::Note(format!("a token file was damaged and is made anew: {reason}")));
+        }
+        data::Origin::Continued { text_bytes } => report(Event::Note(format!(
+            "went on tokenizing behind the first {text_bytes} bytes, which an earlier run has left"
+        ))),
+        data::Origin::Reused | data::Origin::Made => {}
+    }
 }
 
 /// The held-out windows that every validation scores on this rank, in micro-batches, always the same.
@@ -410,7 +421,12 @@ fn mend_start(
     let target = student_dir(out);
     let whole = check_written(&target, |_| true).and_then(|()| read_json(&target.join(PROVENANCE_FILE)));
     let problem = match whole {
-        Ok::<serde_json::Value, _>(found) if found["source"] == told(beginning) => return Ok(()),
+        Ok::<serde_json::Value, _>(found)
+            if found
+                == serde_json::json!({"qat": 1, "source": told(beginning), "sha256": found["sha256"]}) =>
+        {
+            return Ok(());
+        }
         Ok(_) => format!("{}: tells of another start", target.join(PROVENANCE_FILE).display()),
         Err(e) => e.to_string(),
     };

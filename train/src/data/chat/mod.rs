@@ -19,9 +19,10 @@ use self::pack::Packer;
 use self::records::{Record, Records};
 use super::documents::Corpus;
 use super::packed::{FIRST, LEARNED};
+use super::part::Part;
 use super::token_file::{Header, MARKED, Tokens};
 use super::token_writer::TokenWriter;
-use super::tokenize::{Origin, Progress, found_or_made, key_of, mark};
+use super::tokenize::{Origin, Progress, Stage, found_or_made, identity, key_of, mark};
 use crate::{Error, Result};
 
 /// Rows that are read at a time. Bounds memory; the windows don't depend on it.
@@ -112,11 +113,11 @@ impl ChatTokenization<'_> {
         progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<(Tokens, Origin, Option<Lost>)> {
         let tokenizer = load_tokenizer(self.tokenizer, self.vocab_size)?;
-        let key = self.key()?;
-        found_or_made(cache, key, |path| self.make(&tokenizer, key, path, progress))
+        let key = self.key(progress)?;
+        found_or_made(cache, key, progress, |part, progress| self.make(&tokenizer, key, part, progress))
     }
 
-    fn key(&self) -> Result<[u8; 32]> {
+    fn key(&self, progress: &mut dyn FnMut(Progress) -> ControlFlow<()>) -> Result<[u8; 32]> {
         let tokenizer =
             std::fs::read(self.tokenizer).map_err(|e| Error::io("cannot read", self.tokenizer, e))?;
         let frame = match self.frame {
@@ -133,7 +134,7 @@ impl ChatTokenization<'_> {
             frame,
             tokenizer,
         ];
-        parts.extend(self.corpus.identity()?);
+        parts.extend(identity(self.corpus, progress)?);
         Ok(key_of(parts))
     }
 
@@ -141,13 +142,13 @@ impl ChatTokenization<'_> {
         &self,
         tokenizer: &Tokenizer,
         key: [u8; 32],
-        path: &Path,
+        part: Part,
         progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<Lost> {
         let vocab_size = self.vocab_size as u64;
         let counts =
             Header { vocab_size, tokens: 0, documents: 0, skipped: 0, text_bytes: 0, key, marked: true };
-        let mut writer = TokenWriter::create(path, counts)?;
+        let mut writer = TokenWriter::begin(part, counts)?;
         let (bytes_total, mut bytes_done) = (self.corpus.bytes()?, 0);
         let mut packer = Packer::new(self.window, self.eos.or(self.bos).unwrap_or(0));
         let mut lost = Lost::default();
@@ -168,7 +169,8 @@ impl ChatTokenization<'_> {
                     }
                 }
                 let tokens = writer.header().tokens;
-                if progress(Progress { bytes_done, bytes_total, tokens }).is_break() {
+                if progress(Progress { stage: Stage::Tokenizing, bytes_done, bytes_total, tokens }).is_break()
+                {
                     return Err(Error::Interrupted);
                 }
             }

@@ -9,6 +9,7 @@ use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::{Field, Row, reader::RowIter};
 use serde_json::{Map, Value};
 
+use crate::data::documents::Reached;
 use crate::data::jsonl::JsonLines;
 use crate::data::parquet::{check_compressions, guarded, opened};
 use crate::data::source::Source;
@@ -30,7 +31,7 @@ impl Records {
     /// A file that can't be read, and one that holds text and no rows.
     pub(super) fn open(source: &Source) -> Result<Self> {
         match source {
-            Source::Jsonl(path) => Ok(Self::Lines(JsonLines::open(path, "messages")?)),
+            Source::Jsonl(path) => Ok(Self::Lines(JsonLines::open(path, "messages", Reached::default())?)),
             Source::Parquet(path) => Ok(Self::Rows(ParquetRows::open(path)?)),
             Source::Text(_) | Source::Stories(_) => Err(Error::Config(format!(
                 "{source}: data.format = \"chat\" reads rows (.jsonl, .parquet); for plain text leave data.format out"

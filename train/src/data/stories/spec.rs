@@ -21,7 +21,7 @@ impl StoriesSpec {
     /// What the spelling begins with; nothing that begins so is a path.
     pub const SCHEME: &str = "stories:";
 
-    /// The stories themselves.
+    /// The stories themselves, in memory.
     pub fn generate(&self) -> Stories {
         generate(self.seed, self.bytes)
     }
@@ -80,8 +80,8 @@ impl FromStr for StoriesSpec {
     }
 }
 
-/// The text is held in memory, so a slip of the zeros must not ask for all of it.
-const MOST_BYTES: usize = 4_000_000_000;
+/// A slip of the zeros is not meant.
+const MOST_BYTES: usize = 1_000_000_000_000;
 
 #[cfg(test)]
 mod tests {
@@ -107,7 +107,7 @@ mod tests {
         assert!(message("stories:seed").contains("`seed` has no value"));
         assert!(message("stories:seed=").contains("`seed` wants a whole number, found ``"));
         assert!(message("stories:bytes=4MB").contains("`bytes` wants a whole number, found `4MB`"));
-        assert!(message("stories:bytes=0").contains("`bytes` wants 1 to 4000000000, found 0"));
+        assert!(message("stories:bytes=0").contains("`bytes` wants 1 to 1000000000000, found 0"));
         assert!(message("stories:seed=1,seed=2").contains("`seed` is given twice"));
         assert!(message("stories:seed=1,").contains("`` has no value"));
         assert!(message("tales:seed=1").contains("want it to begin with `stories:`"));

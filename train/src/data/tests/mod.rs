@@ -3,6 +3,7 @@
 mod batches;
 mod chat;
 mod jsonl;
+mod large;
 mod parquet;
 mod text;
 mod tokens;
@@ -71,6 +72,8 @@ fn several_files_are_joined_by_a_blank_line_and_one_is_verbatim() {
     assert_eq!(folder.corpus(&["a.txt"], None).read_text().unwrap().text, "\n one \n\n");
     let both = folder.corpus(&["b.txt", "a.txt"], None).read_text().unwrap();
     assert_eq!(both.text, "two\r\n\n\n\n one \n\n");
+    let parts: String = folder.corpus(&["b.txt", "a.txt"], None).joined().map(Result::unwrap).collect();
+    assert_eq!(parts, both.text, "part by part");
     assert_eq!(both.nats, None, "nobody knows the entropy of these files");
 }
 
@@ -123,4 +126,64 @@ fn the_bytes_read_grow_to_the_bytes_there_are() {
     }
     assert_eq!(read, [8, 17, 22, 41, 59]);
     assert_eq!(corpus.bytes().unwrap(), 59);
+}
+
+#[test]
+fn another_reader_goes_on_at_every_place() {
+    let folder = Folder::new();
+    let paragraph = "Où est le café ? 雪が降る。 🦀 and so on, line after line,\nuntil it ends.\n\n";
+    let words = "some words ".repeat(70_000);
+    folder.file("a.txt", format!("{}\n==\n{words}\n==\nThe end.\n", paragraph.repeat(4000)));
+    let line = |i: usize| match i % 3 {
+        0 => "{\"text\": null}\n".to_owned(),
+        1 => format!("\n{{\"text\": \"row {i}\"}}\n"),
+        _ => format!("{{\"text\": \"{}\"}}\n", "é ".repeat(i)),
+    };
+    folder.file("b.jsonl", (0..40).map(line).collect::<String>());
+    let texts: Vec<String> = (0..300).map(|i| format!("row {i}")).collect();
+    let rows: Vec<Option<&str>> =
+        texts.iter().enumerate().map(|(i, text)| Some(text.as_str()).filter(|_| i % 5 != 0)).collect();
+    parquet::write_optional(
+        &folder.path().join("c.parquet"),
+        &[rows[..130].to_vec(), vec![], rows[130..].to_vec()],
+    );
+    let names = ["a.txt", "b.jsonl", "c.parquet", "stories:seed=3,bytes=20000"];
+    for (names, separator) in
+        names.map(|name| (vec![name], Some("=="))).into_iter().chain([(names.to_vec(), None)])
+    {
+        let corpus = folder.corpus(&names, separator);
+        let mut documents = corpus.documents();
+        let (mut pieces, mut places) = (Vec::new(), vec![documents.place().unwrap()]);
+        while let Some(piece) = documents.next().transpose().unwrap() {
+            pieces.push(piece);
+            places.push(documents.place().unwrap());
+        }
+        let skipped = documents.skipped();
+        assert!(pieces.len() > 3, "{names:?}");
+        for (at, place) in places.iter().enumerate() {
+            let mut rest = corpus.documents_from(*place);
+            let found: Vec<Piece> = rest.by_ref().map(Result::unwrap).collect();
+            assert!(found == pieces[at..], "{names:?} behind piece {at}");
+            assert_eq!(
+                (rest.skipped(), rest.bytes_read()),
+                (skipped, documents.bytes_read()),
+                "{names:?} {at}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_row_beyond_a_mebibyte_comes_in_pieces_as_a_text_does() {
+    let folder = Folder::new();
+    let text = "A line of words.\n\n".repeat(150_000);
+    folder.file("a.txt", &text);
+    folder.file("a.jsonl", serde_json::json!({ "text": text }).to_string());
+    let pieces = |name: &str| folder.corpus(&[name], None).documents().collect::<Result<Vec<_>>>().unwrap();
+    assert!(pieces("a.txt").len() > 20);
+    assert_eq!(pieces("a.txt"), pieces("a.jsonl"));
+    let corpus = folder.corpus(&["a.jsonl"], None);
+    let mut documents = corpus.documents();
+    documents.next();
+    assert_eq!(documents.place(), None, "no reader of lines begins within one");
 }

@@ -37,6 +37,11 @@ fn write(path: &Path, schema: &str, properties: WriterProperties, groups: &[Vec<
 const REQUIRED: &str = "message m { required binary text (STRING); }";
 const OPTIONAL: &str = "message m { optional binary text (STRING); }";
 
+/// Row groups of texts and nulls, in the column `text`.
+pub(super) fn write_optional(path: &Path, groups: &[Vec<Option<&str>>]) {
+    write(path, OPTIONAL, WriterProperties::builder().build(), groups);
+}
+
 fn numbered(count: usize) -> Vec<String> {
     (0..count).map(|i| format!("Row {i} über {}", i % 7)).collect()
 }

@@ -62,6 +62,17 @@ fn bytes_that_are_not_utf8_are_named_by_their_offset() {
 }
 
 #[test]
+fn a_file_that_ends_with_a_longest_piece_ends_its_document() {
+    let folder = Folder::new();
+    for len in [LONGEST, 2 * LONGEST, 2 * LONGEST + 1, 4 * LONGEST] {
+        folder.file("a.txt", "a".repeat(len));
+        let pieces: Vec<_> = folder.corpus(&["a.txt"], None).documents().map(Result::unwrap).collect();
+        assert!(pieces.last().is_some_and(|piece| piece.ends), "{len} bytes");
+        assert_eq!(pieces.iter().filter(|piece| piece.ends).count(), 1, "{len} bytes");
+    }
+}
+
+#[test]
 fn nothing_follows_an_error() {
     let folder = Folder::new();
     folder.file("a.txt", b"\xff");

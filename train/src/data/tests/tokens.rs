@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use qat_infer::files::load_tokenizer;
 
-use super::super::{Corpus, Origin, Progress, Tokenization, Tokens};
+use super::super::{Corpus, Origin, Progress, Stage, Tokenization, Tokens};
 use super::{Folder, texts};
 use crate::{Error, Result, ranks::threads::together};
 
@@ -68,13 +68,24 @@ fn several_ranks_make_the_file_that_one_makes_and_end_together() {
     let name = &listing(&alone)[0];
     assert!(std::fs::read(alone.join(name)).unwrap() == std::fs::read(shared.join(name)).unwrap());
     let ends = together(2, |ranks| {
-        let mut stop_one = |_: Progress| match ranks.rank() {
-            1 => ControlFlow::Break(()),
+        let mut stop_one = |progress: Progress| match (ranks.rank(), progress.stage) {
+            (1, Stage::Tokenizing) => ControlFlow::Break(()),
             _ => ControlFlow::Continue(()),
         };
         matches!(request.tokens_on(&ranks, &stopped, &mut stop_one), Err(Error::Interrupted))
     });
-    assert_eq!((ends, listing(&stopped)), (vec![true, true], Vec::new()));
+    assert_eq!(
+        (ends, listing(&stopped).len()),
+        (vec![true, true], 2),
+        "the part, and a note of how far it is"
+    );
+    let ends = together(2, |ranks| {
+        let (tokens, origin) =
+            request.tokens_on(&ranks, &stopped, &mut |_| ControlFlow::Continue(())).unwrap();
+        assert!(matches!(origin, Origin::Continued { text_bytes: 1.. }), "{origin:?}");
+        ids(&tokens) == found[0]
+    });
+    assert_eq!((ends, listing(&stopped)), (vec![true, true], listing(&alone)));
 }
 
 #[test]
@@ -201,21 +212,128 @@ fn a_file_under_the_name_of_another_is_not_used() {
     assert_eq!(ids(&again).iter().filter(|&&id| id == 9).count(), 3);
 }
 
+/// Text of several batches of one thread, in the folder.
+fn several_batches(folder: &Folder) -> (Corpus, PathBuf) {
+    folder.file("a.txt", "one two three\n\n".repeat(250_000));
+    folder.file("b.jsonl", "{\"text\": \"four five\"}\n{\"text\": null}\n".repeat(20_000));
+    (folder.corpus(&["a.txt", "b.jsonl"], None), folder.file("tokenizer.json", WORDS))
+}
+
+/// Makes the tokens on one thread, and breaks off behind batch `last`.
+fn broken_off(request: &Tokenization<'_>, cache: &Path, last: usize) {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+    let mut batches = 0;
+    let mut progress = |progress: Progress| {
+        batches += usize::from(progress.stage == Stage::Tokenizing);
+        if batches == last { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    let error = pool.install(|| request.tokens(cache, &mut progress)).unwrap_err();
+    assert!(matches!(error, Error::Interrupted), "{error}");
+}
+
 #[test]
-fn an_interrupted_tokenization_leaves_nothing() {
+fn an_interrupted_tokenization_is_gone_on_with_to_the_same_file() {
+    let folder = Folder::new();
+    let (corpus, tokenizer) = several_batches(&folder);
+    let request = Tokenization { eos: Some(9), ..request(&corpus, &tokenizer) };
+    let (whole, _) = make(&request, &folder.path().join("whole")).unwrap();
+    let wanted = std::fs::read(whole.path()).unwrap();
+    for last in [1, 2, 3] {
+        let cache = folder.path().join(last.to_string());
+        broken_off(&request, &cache, last);
+        let left = listing(&cache);
+        assert!(
+            left.len() == 2 && left[0].ends_with(".tokens.part") && left[1].ends_with(".part.json"),
+            "{left:?}"
+        );
+        // Whatever was written behind the note is not trusted.
+        let part = cache.join(&left[0]);
+        let mut bytes = std::fs::read(&part).unwrap();
+        bytes.extend([7; 99]);
+        std::fs::write(&part, bytes).unwrap();
+        let (tokens, origin) = make(&request, &cache).unwrap();
+        assert!(matches!(origin, Origin::Continued { text_bytes } if text_bytes > 1_500_000), "{origin:?}");
+        assert!(std::fs::read(tokens.path()).unwrap() == wanted, "to the bit");
+        assert_eq!(listing(&cache).len(), 1, "nothing else stays");
+    }
+}
+
+#[test]
+fn what_is_left_of_a_file_is_not_used_when_it_is_damaged() {
+    let folder = Folder::new();
+    let (corpus, tokenizer) = several_batches(&folder);
+    let request = request(&corpus, &tokenizer);
+    let wanted = std::fs::read(make(&request, &folder.path().join("whole")).unwrap().0.path()).unwrap();
+    let damages: [fn(&mut Vec<u8>); 3] =
+        [|bytes| bytes[100_000] ^= 1, |bytes| bytes.truncate(200_000), |bytes| bytes.clear()];
+    for (number, damage) in damages.iter().enumerate() {
+        for victim in [".part", ".json"] {
+            let cache = folder.path().join(format!("{number}{victim}"));
+            broken_off(&request, &cache, 1);
+            let name = listing(&cache).into_iter().find(|name| name.ends_with(victim)).unwrap();
+            let mut bytes = std::fs::read(cache.join(&name)).unwrap();
+            match victim {
+                ".part" => damage(&mut bytes),
+                _ => bytes.truncate(bytes.len() / (number + 2)),
+            }
+            std::fs::write(cache.join(&name), bytes).unwrap();
+            let (tokens, origin) = make(&request, &cache).unwrap();
+            assert_eq!(origin, Origin::Made);
+            assert!(std::fs::read(tokens.path()).unwrap() == wanted);
+            assert_eq!(listing(&cache).len(), 1);
+        }
+    }
+}
+
+#[test]
+fn an_interruption_while_the_text_is_read_leaves_nothing() {
     let (folder, corpus, tokenizer) = three_documents();
     let cache = folder.path().join("cache");
     let mut seen = Vec::new();
     let error = request(&corpus, &tokenizer)
         .tokens(&cache, &mut |progress| {
             seen.push(progress);
-            assert_eq!(listing(&cache).len(), 1, "the part");
             ControlFlow::Break(())
         })
         .unwrap_err();
     assert!(matches!(error, Error::Interrupted), "{error}");
-    assert_eq!(seen, [Progress { bytes_done: 34, bytes_total: 34, tokens: 6 }]);
-    assert_eq!(listing(&cache), Vec::<String>::new());
+    assert_eq!(seen, [Progress { stage: Stage::Reading, bytes_done: 34, bytes_total: 34, tokens: 0 }]);
+    assert!(!cache.exists());
+}
+
+#[test]
+fn two_who_want_one_file_make_it_once() {
+    let (folder, corpus, tokenizer) = three_documents();
+    let cache = folder.path().join("cache");
+    let request = request(&corpus, &tokenizer);
+    let (waits, is_waited_for) = std::sync::mpsc::channel();
+    let origins = std::thread::scope(|scope| {
+        let second = || {
+            let mut heard = false;
+            request.tokens(&cache, &mut |progress| {
+                if progress.stage == Stage::Waiting && !std::mem::replace(&mut heard, true) {
+                    waits.send(()).unwrap();
+                }
+                ControlFlow::Continue(())
+            })
+        };
+        let mut second_thread = None;
+        let (_, first) = request
+            .tokens(&cache, &mut |progress| {
+                if progress.stage == Stage::Tokenizing {
+                    // The first has its part by now, and stays here until the second waits for it.
+                    second_thread = Some(scope.spawn(second));
+                    is_waited_for.recv().unwrap();
+                }
+                ControlFlow::Continue(())
+            })
+            .unwrap();
+        let (tokens, second) = second_thread.unwrap().join().unwrap().unwrap();
+        assert_eq!(ids(&tokens), [1, 2, 3, 4, 5, 0]);
+        [first, second]
+    });
+    assert_eq!(origins, [Origin::Made, Origin::Reused]);
+    assert_eq!(listing(&cache).len(), 1);
 }
 
 #[test]
@@ -234,15 +352,26 @@ fn a_bad_source_leaves_nothing() {
 #[test]
 fn parts_of_killed_writers_are_swept_when_they_are_old() {
     let (folder, corpus, tokenizer) = three_documents();
-    let old = folder.file("0123.tokens.77-0.part", "half");
+    let old = folder.file("0123.tokens.part", "half");
+    let note = folder.file("0123.tokens.part.json", "{}");
+    let orphan = folder.file("89ab.tokens.part.json", "{}");
     let fresh = folder.file("4567.tokens.78-0.part", "half");
+    let held = folder.file("cdef.tokens.part", "half");
     let foreign = folder.file("notes.part", "mine");
-    let hours_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(7200);
-    for path in [&old, &foreign] {
-        std::fs::File::options().write(true).open(path).unwrap().set_modified(hours_ago).unwrap();
+    let weeks_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(15 * 86400);
+    for path in [&old, &held, &foreign] {
+        std::fs::File::options().write(true).open(path).unwrap().set_modified(weeks_ago).unwrap();
     }
-    make(&request(&corpus, &tokenizer), folder.path()).unwrap();
-    assert!(!old.exists() && fresh.exists() && foreign.exists());
+    // By a process whose clock is right.
+    let writer = std::fs::File::open(&held).unwrap();
+    writer.lock().unwrap();
+    for _ in 0..2 {
+        let eos = if folder.path().join("once").exists() { Some(8) } else { Some(9) };
+        make(&Tokenization { eos, ..request(&corpus, &tokenizer) }, folder.path()).unwrap();
+        folder.file("once", "");
+    }
+    assert!(!old.exists() && !note.exists() && !orphan.exists());
+    assert!(fresh.exists() && held.exists() && foreign.exists());
 }
 
 #[test]

@@ -18,48 +18,79 @@ fn finish_on(size: usize, place: &Place, plan: &Plan, out: &str) -> Run {
     runs.swap_remove(0)
 }
 
-/// Sums in another order move the losses of these runs by at most 3·10⁻⁶ (see `bits.rs`).
+fn step(run: &Run, step: usize) -> &StepLog {
+    let line = |e: &'_ Event| matches!(e, Event::Step(line) if line.step == step);
+    let found = run.events.iter().find(|e| line(e));
+    found.and_then(|e| if let Event::Step(line) = e { Some(line) } else { None }).expect("a line")
+}
+
+/// The runs began alike: what the first step makes of the same weights differs by the order of sums of 128 tokens' terms and of squares. Later a code
+/// near a tie may round otherwise, which moves losses by some 10⁻⁴ at a time.
 fn assert_near(name: &str, one: &Run, other: &Run) {
+    let (first, same) = (step(one, 1), step(other, 1));
+    let apart = |a: f64, b: f64| (a / b - 1.0).abs();
+    assert!(apart(first.loss, same.loss) < 1e-6, "{name}: {} and {}", first.loss, same.loss);
+    assert!(
+        apart(first.grad_norm, same.grad_norm) < 1e-5,
+        "{name}: {} and {}",
+        first.grad_norm,
+        same.grad_norm
+    );
     let (one, other) = (one.losses(), other.losses());
     let furthest = one.iter().zip(&other).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
-    assert!(furthest < 1e-4 && one.len() == other.len(), "{name}: {one:?} and {other:?}");
+    assert!(furthest < 1e-2 && one.len() == other.len(), "{name}: {one:?} and {other:?}");
 }
 
 #[test]
 fn ranks_end_with_the_bits_of_one_process_that_adds_up_their_rows_one_after_the_other() {
-    let place = Place::new();
-    let common = ["optim.clip=0", "quant.weights=int3-affine-g32", "quant.warmup_steps=4"];
-    for (size, kind) in [(2, "adamw"), (2, "muon"), (4, "adamw")] {
-        let optimizer = format!("optim.kind={kind}");
-        let parts = [format!("train.batch={}", 4 / size), format!("train.accumulate={size}")];
-        let sets = [&common[..], &[&*optimizer, &parts[0], &parts[1]]].concat();
-        let alone = place.finish(&place.plan(&sets), &format!("{kind}-{size}/alone"));
-        let plan = place.plan(&[&common[..], &[&optimizer]].concat());
-        let together = finish_on(size, &place, &plan, &format!("{kind}-{size}/together"));
-        assert_eq!(together.losses(), alone.losses(), "{kind} on {size}");
-        let (ours, theirs) = (together.checkpoint(10), alone.checkpoint(10));
-        assert!(ours[0] == theirs[0], "{kind} on {size}: variables differ");
-        assert!(ours[1] == theirs[1], "{kind} on {size}: moments differ");
-    }
-}
-
-#[test]
-fn ranks_have_the_loss_curve_of_one_process_whatever_they_train() {
     let place = Place::new();
     let teacher = place.model("teacher", 8);
     let model = format!("teacher.model={teacher}");
     let cache = format!("teacher.cache={}", place.path("kept").display());
     let of_teacher = [&*model, "loss.cross_entropy=0.1", "loss.forward_kl=1.0"];
     let blocks = ["train.mode=blocks", "train.scale_steps=3", "quant.weights=int2-affine-g32"];
+    let compared = ["loss.hidden=0.5", "loss.relations=0.5", "loss.balance=false"];
+    let ways: [(&str, usize, Vec<&str>); 8] = [
+        ("adamw", 2, vec!["quant.weights=int3-affine-g32", "quant.warmup_steps=4"]),
+        ("four", 4, vec!["quant.weights=int3-affine-g32", "quant.warmup_steps=4"]),
+        ("muon", 2, vec!["optim.kind=muon", "quant.weights=int3-affine-g32"]),
+        ("layers again", 2, vec!["train.checkpoint_layers=true", "quant.activations=int8-token"]),
+        ("noise", 2, vec!["quant.noise=0.5", "optim.lr=2e-2"]),
+        ("blocks", 2, blocks.to_vec()),
+        ("cache", 2, [&of_teacher[..], &[&*cache]].concat()),
+        ("inside", 2, [&of_teacher[..], &compared].concat()),
+    ];
+    for (name, size, sets) in ways {
+        // With clipping, squares would be summed in another order.
+        let sets = [&["optim.clip=0"], &sets[..]].concat();
+        let parts = [format!("train.batch={}", 4 / size), format!("train.accumulate={size}")];
+        let one = place.plan_from(&teacher, &[&sets[..], &[&*parts[0], &parts[1]]].concat());
+        let alone = place.finish(&one, &format!("{name}/alone"));
+        let made_alone = std::fs::rename(place.path("kept"), place.path("made alone"));
+        assert_eq!(made_alone.is_ok(), name == "cache");
+        let together =
+            finish_on(size, &place, &place.plan_from(&teacher, &sets), &format!("{name}/together"));
+        assert_eq!(together.losses(), alone.losses(), "{name}");
+        let (ours, theirs) = (together.checkpoint(10), alone.checkpoint(10));
+        assert!(ours[0] == theirs[0], "{name}: variables differ");
+        assert!(ours[1] == theirs[1], "{name}: moments differ");
+        if name == "cache" {
+            std::fs::remove_dir_all(place.path("kept")).expect("the ranks' cache");
+        }
+    }
+}
+
+#[test]
+fn ranks_have_the_loss_curve_of_one_process_where_sums_have_another_order() {
+    let place = Place::new();
+    let teacher = place.model("teacher", 8);
+    let model = format!("teacher.model={teacher}");
+    let of_teacher = [&*model, "loss.cross_entropy=0.1", "loss.forward_kl=1.0"];
     let written = ["loss.on_policy=0.5", "loss.on_policy_every=4", "loss.on_policy_prompt=5"];
     let compared = ["loss.hidden=0.5", "loss.relations=0.5"];
     let mixed = ["quant.candidates=[\"int2-g32\", \"int4-g32\"]", "quant.target_bpw=8.0"];
-    let ways: [(&str, Vec<&str>); 8] = [
-        ("whole", vec!["train.accumulate=2", "train.valid_every=5"]),
-        ("layers again", vec!["train.checkpoint_layers=true", "quant.activations=int8-token"]),
-        ("noise", vec!["quant.noise=0.5", "quant.freeze_after=1"]),
-        ("blocks", blocks.to_vec()),
-        ("cache", [&of_teacher[..], &[&*cache]].concat()),
+    let ways: [(&str, Vec<&str>); 4] = [
+        ("clipped", vec!["train.accumulate=2", "train.valid_every=5", "optim.clip=0.5"]),
         ("on policy", [&of_teacher[..], &written].concat()),
         ("inside", [&of_teacher[..], &compared].concat()),
         ("mixed", mixed.to_vec()),
@@ -67,9 +98,6 @@ fn ranks_have_the_loss_curve_of_one_process_whatever_they_train() {
     for (name, sets) in ways {
         let plan = place.plan_from(&teacher, &sets);
         let alone = place.finish(&plan, &format!("{name}/alone"));
-        if name == "cache" {
-            std::fs::remove_dir_all(place.path("kept")).expect("the cache of the one process");
-        }
         let together = finish_on(2, &place, &plan, &format!("{name}/together"));
         assert_near(name, &alone, &together);
         let held_out = |run: &Run| -> Vec<f64> {
@@ -78,7 +106,7 @@ fn ranks_have_the_loss_curve_of_one_process_whatever_they_train() {
             valid.map(|line| line.valid_cross_entropy).collect()
         };
         for (one, two) in held_out(&alone).iter().zip(held_out(&together)) {
-            assert!((one - two).abs() < 1e-4, "{name}: {one} and {two} held out");
+            assert!((one - two).abs() < 1e-2, "{name}: {one} and {two} held out");
         }
         let again = finish_on(2, &place, &plan, &format!("{name}/again"));
         assert!(again.checkpoint(10) == together.checkpoint(10), "{name}: other bits with the same ranks");
@@ -90,7 +118,9 @@ fn a_run_goes_on_with_another_number_of_ranks() {
     let place = Place::new();
     for kind in ["adamw", "muon"] {
         let optimizer = format!("optim.kind={kind}");
-        let plan = place.plan(&["train.accumulate=2", "quant.warmup_steps=8", &optimizer]);
+        // Nothing is rounded, so that nothing near a tie rounds otherwise.
+        let sets = ["train.accumulate=2", "quant.weights=float", "quant.embeddings=float", &optimizer];
+        let plan = place.plan(&sets);
         let whole = place.finish(&plan, &format!("{kind}/whole"));
         for (before, after) in [(2, 2), (2, 1), (1, 4), (4, 2)] {
             let out = format!("{kind}/{before}-{after}");
@@ -98,6 +128,7 @@ fn a_run_goes_on_with_another_number_of_ranks() {
             assert!(stopped.iter().all(|run| matches!(run.outcome, Ok(Outcome::Stopped { step: 5 }))));
             let resumed = on(after, &place, &plan, &out, (Start::Resume, None)).swap_remove(0);
             assert_eq!(resumed.outcome.as_ref().expect("finished"), &Outcome::Finished);
+            // Sums in another order move the losses of such runs by at most 3·10⁻⁶ (see `bits.rs`).
             let (ours, theirs) = (resumed.losses(), &whole.losses()[5..]);
             let furthest = ours.iter().zip(theirs).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
             assert!(furthest < 1e-4 && ours.len() == 5, "{out}: {ours:?} and {theirs:?}");
