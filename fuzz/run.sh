@@ -16,7 +16,7 @@ build=()
 length=65536
 if [ "${1:-}" = --fast ]; then
     shift
-    build=(--sanitizer none --no-trace-compares --target-dir target/fast)
+    build=(--sanitizer none --no-trace-compares --codegen-units 4)
     length=16384
 fi
 until=(-max_total_time="${1:-600}")
