@@ -48,7 +48,7 @@ fn an_epoch_of_shuffled_windows_is_read_without_holding_the_file() {
         batches.at(step);
         most = most.max(held(&tokens));
     }
-    // What is let go of is counted with what the system maps around each window; it may map more where huge pages back the file.
+    // What is let go of is counted with what the system maps around each window, which may lie in two large pages.
     assert!(most < 96 << 20, "{most} bytes of {SIZE} MiB");
     assert!(most > 1 << 20, "it is read at all");
 }
