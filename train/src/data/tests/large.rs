@@ -42,7 +42,7 @@ fn an_epoch_of_shuffled_windows_is_read_without_holding_the_file() {
     let tokens = huge(&folder);
     // The map's first pages come back with the header's, as many as the system brings at once: with large pages 2 MiB.
     assert!(held(&tokens) < 8 << 20, "looking at all of it holds none of it: {}", held(&tokens));
-    let batches = Batches::new(tokens.clone(), 1024, 64, 1).unwrap();
+    let batches = Batches::new(tokens.clone(), 1024, 40, 1).unwrap();
     let mut most = 0;
     for step in 0..batches.steps_per_epoch() {
         batches.at(step);
