@@ -25,7 +25,6 @@ fn huge(folder: &Folder) -> Tokens {
 }
 
 /// Bytes of the map of `tokens` that are in memory, as the system says.
-#[cfg(target_os = "linux")]
 fn held(tokens: &Tokens) -> u64 {
     let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
     let name = tokens.path().display().to_string();
@@ -36,7 +35,6 @@ fn held(tokens: &Tokens) -> u64 {
 }
 
 #[test]
-#[cfg(target_os = "linux")]
 fn an_epoch_of_shuffled_windows_is_read_without_holding_the_file() {
     let folder = Folder::new();
     let tokens = huge(&folder);

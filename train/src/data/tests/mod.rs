@@ -3,6 +3,8 @@
 mod batches;
 mod chat;
 mod jsonl;
+// What of a map is in memory is asked of Linux.
+#[cfg(target_os = "linux")]
 mod large;
 mod parquet;
 mod text;
