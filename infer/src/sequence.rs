@@ -21,8 +21,8 @@ pub trait Sequence {
     fn reset(&mut self);
 
     /// Forgets all but the first `tokens` that it has read, and says whether it could: of convolutions only the end of a text is
-    /// remembered, so that a model that has some goes back to the beginning or not at all. Where it couldn't, nothing was
-    /// forgotten.
+    /// remembered, so that a model that has some goes back to the beginning or not at all, and layers that see a window remember little
+    /// more than that. Where it couldn't, nothing was forgotten.
     fn rewind(&mut self, tokens: usize) -> bool;
 
     /// Names how [`past`](Self::past) lays bytes out: the runtime, and the type of keys and values.

@@ -137,7 +137,7 @@ impl TokenWriter {
         Ok(())
     }
 
-    /// Ends here for now: a later writer goes on at `place`, or where it was last noted if that isn't known.
+    /// Ends before the text does: a later writer goes on at `place`, or where it was last noted if that isn't known.
     pub(super) fn leave(mut self, place: Option<&Place>) {
         if let Some(place) = place {
             // What can't be noted is made again.
