@@ -12,6 +12,7 @@ import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 
 QAT = os.environ.get("QAT", "target/release/qat")
 DEVICE = os.environ.get("DEVICE", "auto")
@@ -20,6 +21,10 @@ SCORERS = int(os.environ.get("SCORERS", "4"))
 THREADS = os.environ.get("THREADS", "1")
 SEEDS = [int(seed) for seed in os.environ.get("SEEDS", "1,2,3").split(",")]
 SETS = os.environ.get("SETS", "").split()
+# A place for each training that may run, named after its GPU where there are several.
+PLACES = SimpleQueue()
+for place in range(JOBS):
+    PLACES.put(str(place % int(os.environ["GPUS"])) if "GPUS" in os.environ else None)
 
 RECIPES = Path("configs/experiment")
 WORK = Path("runs/experiment")
@@ -46,7 +51,7 @@ FORMATS = {
     "int2-affine-g32": 2, "int2-affine-g128": 2, "ternary-g64": 1, "ternary-tensor": 1,
 }  # fmt: skip
 # Learning rates that are tried: of the weights, or of the scales where they alone are trained.
-RATES = {4: [3e-5, 6e-5, 1e-4], 3: [6e-5, 1e-4, 2e-4], 2: [1e-4, 2e-4, 5e-4], 1: [2e-4, 5e-4, 1e-3]}
+RATES = {4: [1e-4, 2e-4, 4e-4], 3: [1e-4, 2e-4, 4e-4, 8e-4], 2: [2e-4, 5e-4, 1e-3], 1: [2e-4, 5e-4, 1e-3]}
 SCALE_RATES = [3e-3, 1e-2, 3e-2]
 CONTROL_RATES = [1e-5, 3e-5, 1e-4]
 TUNING_STEPS = 200
@@ -133,9 +138,10 @@ def write(path, text):
 # --- calls of qat
 
 
-def qat(*args, log, threads=None):
+def qat(*args, log, **env):
+    """Calls it with more of an environment; a variable that is None is left as it is. Returns the seconds it took."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    env = {**os.environ, **({"RAYON_NUM_THREADS": threads} if threads else {})}
+    env = {**os.environ, **{name: value for name, value in env.items() if value is not None}}
     began = time.time()
     with log.open("a", encoding="utf-8") as file:
         done = subprocess.run([QAT, *map(str, args)], stdout=file, stderr=subprocess.STDOUT, env=env)
@@ -151,7 +157,11 @@ def train(recipe, variant, sets, out):
     if not (run / ("hf" if recipe == "teachers.toml" else "qat") / "config.json").is_file():
         args = [arg for change in [*sets, *SETS] for arg in ("--set", change)]
         command = ["train", RECIPES / recipe, "--variant", variant, "--device", DEVICE, "--resume", "--out", out, *args]
-        seconds = qat(*command, log=WORK / "logs" / f"{'-'.join(run.relative_to(WORK).parts)}.log")
+        place = PLACES.get()
+        try:
+            seconds = qat(*command, log=WORK / "logs" / f"{'-'.join(run.relative_to(WORK).parts)}.log", CUDA_VISIBLE_DEVICES=place)
+        finally:
+            PLACES.put(place)
         say(f"{run.relative_to(WORK)}: {seconds:.0f} s, validation {last_validation(run):.4f}")
     return run
 
@@ -174,7 +184,7 @@ def score(model, name):
             against = ["--against", TEACHER] if model != TEACHER else []
             data = WORK / f"text/{text}.txt"
             command = ["eval", model, "--data", data, "--ctx", CTX, "--device", "cpu", "--json", out, *against]
-            qat(*command, log=WORK / f"logs/score-{name}.log", threads=THREADS)
+            qat(*command, log=WORK / f"logs/score-{name}.log", RAYON_NUM_THREADS=THREADS)
 
 
 def is_scored(name):
@@ -251,7 +261,7 @@ def rounded(format, rounding):
     out = WORK / f"rounded/{name}"
     text = ["--calibration", *sorted(WORK.glob("text/train/*.txt"))] if rounding == "gptq" else []
     command = ["export", TEACHER, "--format", "qat", "--weights", format, "--scales", rounding, "--out", out, *text]
-    qat(*command, log=WORK / f"logs/{name}.log", threads=THREADS)
+    qat(*command, log=WORK / f"logs/{name}.log", RAYON_NUM_THREADS=THREADS)
     score(out, name)
 
 

@@ -1,4 +1,7 @@
-"""Table and pictures of the experiment: docs/results/experiment.md and docs/results/*.svg from the scores in runs/experiment.
+"""Table and pictures of the experiment from the scores of a run: experiment.md, two SVGs, and scores.jsonl with the windows of every model.
+
+    experiment_table.py runs/experiment [FOLDER]          into docs/results unless told otherwise
+    experiment_table.py FOLDER/scores.jsonl [FOLDER]      the same from the windows alone, but for the loss curves
 
 Every number is made of the means of windows that `qat eval --json` wrote. Intervals (95 %) are percentiles of a bootstrap that draws windows and seeds
 with replacement; windows are the same for all models, so that differences between models are paired.
@@ -6,6 +9,7 @@ with replacement; windows are the same for all models, so that differences betwe
 
 import json
 import math
+import os
 import random
 import sys
 from pathlib import Path
@@ -13,7 +17,6 @@ from pathlib import Path
 from experiment import FORMATS, METHODS, ROUNDINGS, TEXTS
 
 DRAWS = 2000
-OUT = Path("docs/results")
 LABELS = {
     "absmax": "rounded, absmax", "mse": "rounded, mse", "gptq": "rounded, GPTQ", "dwq": "scales only (DWQ)",
     "ce": "QAT, cross entropy", "kl": "**QAT, KL from the teacher**", "large": "QAT, KL from a larger teacher",
@@ -24,16 +27,28 @@ ORDER = [*ROUNDINGS, "dwq", "ce", "kl", "large"]
 class Scores:
     """Reports by method, format and text: one for a rounding, one a seed for what was trained."""
 
-    def __init__(self, work):
-        self.reports = {}
-        for path in sorted((work / "scores").glob("*.json")):
+    def __init__(self, source):
+        self.reports, self.lines = {}, []
+        if source.is_file():
+            for line in source.read_text(encoding="utf-8").splitlines():
+                self.add(json.loads(line))
+            return
+        for path in sorted((source / "scores").glob("*.json")):
             text = next(text for text in TEXTS if path.stem.endswith(f"-{text}"))
-            name, _, seed = path.stem.removesuffix(f"-{text}").partition("-seed")
-            self.reports.setdefault((name, text), []).append(json.loads(path.read_text(encoding="utf-8")))
+            report = json.loads(path.read_text(encoding="utf-8"))
+            line = {"model": path.stem.removesuffix(f"-{text}"), "text": text}
+            line |= {what: report[what] for what in ["bits_per_weight", "file_bytes"]}
+            for what in ["nll", "kl"]:
+                line[what] = [round(window[what], 6) for window in report["per_window"] if window.get(what) is not None]
+            self.add(line)
+
+    def add(self, line):
+        self.lines.append(json.dumps(line))
+        self.reports.setdefault((line["model"].partition("-seed")[0], line["text"]), []).append(line)
 
     def of(self, name, text, what):
         """`what` of each window, a list for each seed."""
-        return [[window[what] for window in report["per_window"]] for report in self.reports[name, text]]
+        return [report[what] for report in self.reports[name, text]]
 
     def one(self, name, text):
         return self.reports[name, text][0]
@@ -124,7 +139,7 @@ def number(value):
     return f"{value:.2f}" if value < 1000 else f"{value:.3g}"
 
 
-def pictures(scores, rows, work):
+def pictures(rows, source, out):
     import matplotlib
 
     matplotlib.use("svg")
@@ -147,36 +162,41 @@ def pictures(scores, rows, work):
         axis.set_title(text, pad=22)
     axes[0].set_ylabel("KL to the float teacher, nats a token")
     axes[0].legend(frameon=False, fontsize=8, loc="lower left")
-    save(figure, "quality-against-size.svg")
+    save(figure, out / "quality-against-size.svg")
+    if source.is_file():
+        return
 
     figure, axes = pyplot.subplots(1, 3, figsize=(9, 3))
     for axis, format in zip(axes, ["int4-g32", "int2-affine-g32", "ternary-g64"]):
         for method in ["dwq", "kl", "large"]:
-            lines = [json.loads(line) for line in (work / f"curves/{method}-{format}-seed1.jsonl").read_text(encoding="utf-8").splitlines()]
+            lines = [json.loads(line) for line in (source / f"curves/{method}-{format}-seed1.jsonl").read_text(encoding="utf-8").splitlines()]
             steps = [(line["step"], line["terms"]["forward_kl"]) for line in lines if "terms" in line]
             axis.plot(*zip(*steps), color=shown[method][0], label=shown[method][1], lw=1)
         axis.set(yscale="log", xlabel="step of 8,192 tokens", title=format)
     axes[0].set_ylabel("KL to its teacher, training text")
     axes[0].legend(frameon=False, fontsize=8)
-    save(figure, "loss-curves.svg")
+    save(figure, out / "loss-curves.svg")
 
 
-def save(figure, name):
+def save(figure, path):
     figure.tight_layout()
-    figure.savefig(OUT / name, metadata={"Date": None})
+    figure.savefig(path, metadata={"Date": None})
 
 
 def main():
-    work = Path(sys.argv[1])
-    scores = Scores(work)
-    OUT.mkdir(parents=True, exist_ok=True)
+    source = Path(sys.argv[1])
+    out = Path(sys.argv[2] if len(sys.argv) > 2 else "docs/results")
+    scores = Scores(source)
+    out.mkdir(parents=True, exist_ok=True)
     parts, rows = [], {}
     for text in TEXTS:
         shown, rows[text] = table(scores, text)
         parts.append(f"## {text.capitalize()}\n\n{shown}\n")
-    head = "# Every method on every grid\n\nMade by scripts/experiment.sh; [results.md](../results.md) says what was done and what the columns are.\n\n"
-    (OUT / "experiment.md").write_text(head + "\n".join(parts), encoding="utf-8")
-    pictures(scores, rows, work)
+    results = os.path.relpath("docs/results.md", out)
+    head = f"# Every method on every grid\n\nMade by scripts/experiment.sh; [results.md]({results}) says what was done and what the columns are.\n\n"
+    (out / "experiment.md").write_text(head + "\n".join(parts), encoding="utf-8")
+    (out / "scores.jsonl").write_text("".join(line + "\n" for line in scores.lines), encoding="utf-8")
+    pictures(rows, source, out)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@
 #
 #   QAT=target/release/qat scripts/test-nccl.sh [FOLDER]        a qat built with --features nccl; leaves its runs in FOLDER [a temporary one]
 #
-# Starts the processes by the variables that torchrun sets: neither MPI nor Python is needed. RECIPE, and SETS for the speed [a model of 30M
-# parameters, 32 windows of 512 tokens a GPU in bf16], may be others. Exit code 77: there are no two GPUs.
+# Starts the processes by the variables that torchrun sets: neither MPI nor Python is needed. RECIPE, SETS and WINDOWS for the speed [a model of
+# 30M parameters in bf16; 32, 64 and 128 windows of 512 tokens a GPU], may be others. Exit code 77: there are no two GPUs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 qat=$(realpath "${QAT:-target/release/qat}")
@@ -45,27 +45,6 @@ echo "== two ranks twice give the same bits"
 both "$out/again.txt" "${recipe[@]}" --out "$out/again" || fail "$(cat "$out"/again.txt.*)"
 cmp "$out"/{two,again}/int4-g32/checkpoints/step-00000040/model.safetensors || fail "other bits"
 
-echo "== one of two is killed: both end, and one process goes on from the last checkpoint"
-long=("${recipe[@]}" --set train.steps=4000 --set optim.schedule=constant)
-start "$out/killed.txt" "${long[@]}" --out "$out/killed"
-for _ in $(seq 1200); do
-  [ -d "$out/killed/int4-g32/checkpoints/step-00000020" ] && break
-  sleep 0.1
-done
-kill -9 "${ranks[1]}"
-began=$SECONDS
-wait "${ranks[0]}" && fail "the first went on alone"
-echo "  the first ended after $((SECONDS - began)) s: $(tail -1 "$out/killed.txt.0")"
-"$qat" "${long[@]}" --device cuda --out "$out/killed" --resume >"$out/resumed.txt" 2>&1 &
-job=$!
-for _ in $(seq 600); do
-  grep -q "int4-g32: step" "$out/resumed.txt" && break
-  sleep 0.1
-done
-kill -TERM $job
-wait $job || true
-grep -q "continuing after step" "$out/resumed.txt" || fail "$(cat "$out/resumed.txt")"
-
 echo "== speed: one GPU with half of the batch, two with all of it"
 model=$out/model
 cat >"$out/base.json" <<'JSON'
@@ -89,10 +68,33 @@ cross_entropy = 1.0
 steps = 100
 batch = 64
 TOML
-speed=(bench --train "${RECIPE:-$out/speed.toml}" --steps 20 --format json "${sets[@]}")
+speed=(bench --train "${RECIPE:-$out/speed.toml}" --steps 40 --format json "${sets[@]}")
 rate() { sed -n 's/.*"tokens_per_second": \([0-9.]*\).*/\1/p' "$1"; }
-"$qat" "${speed[@]}" --set train.batch=32 --device cuda >"$out/speed.one"
-both "$out/speed.two" "${speed[@]}" || fail "$(cat "$out"/speed.two.*)"
-awk -v one="$(rate "$out/speed.one")" -v two="$(rate "$out/speed.two.0")" \
-  'BEGIN { printf "  one GPU %.0f tokens/s, two %.0f: %.1f %% of twice one\n", one, two, 50 * two / one }'
+for windows in ${WINDOWS:-32 64 128 32 64}; do
+  "$qat" "${speed[@]}" --set train.batch="$windows" --device cuda >"$out/speed.one"
+  both "$out/speed.two" "${speed[@]}" --set train.batch=$((2 * windows)) || fail "$(cat "$out"/speed.two.*)"
+  awk -v windows="$windows" -v one="$(rate "$out/speed.one")" -v two="$(rate "$out/speed.two.0")" \
+    'BEGIN { printf "  %d windows a GPU: one GPU %.0f tokens/s, two %.0f: %.1f %% of twice one\n", windows, one, two, 50 * two / one }'
+done
+
+echo "== one of two is killed: both end, and one process goes on from the last checkpoint"
+long=("${recipe[@]}" --set train.steps=4000 --set optim.schedule=constant)
+start "$out/killed.txt" "${long[@]}" --out "$out/killed"
+for _ in $(seq 1200); do
+  [ -d "$out/killed/int4-g32/checkpoints/step-00000020" ] && break
+  sleep 0.1
+done
+kill -9 "${ranks[1]}"
+began=$SECONDS
+wait "${ranks[0]}" && fail "the first went on alone"
+echo "  the first ended after $((SECONDS - began)) s: $(tail -1 "$out/killed.txt.0")"
+"$qat" "${long[@]}" --device cuda --out "$out/killed" --resume >"$out/resumed.txt" 2>&1 &
+job=$!
+for _ in $(seq 600); do
+  grep -q "int4-g32: step" "$out/resumed.txt" && break
+  sleep 0.1
+done
+kill -TERM $job
+wait $job || true
+grep -q "continuing after step" "$out/resumed.txt" || fail "$(cat "$out/resumed.txt")"
 echo "test-nccl: passed; runs in $out"

@@ -46,6 +46,8 @@ pub fn together(
 /// Ends this process because another one of the run is gone: nobody would answer.
 fn lost(problem: &str) {
     eprintln!("error: {problem}; the last checkpoint is kept");
+    // CUDA's driver is shut down while another thread still uses it: what that one panics about is no news.
+    std::panic::set_hook(Box::new(|_| {}));
     process::exit(FAILED);
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Knows no step; that is `qat_train::trainer::measure`. Invariant: a recipe that can't be trained is refused before the clock starts.
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use anyhow::{Context as _, bail};
 use qat_hub::Part;
@@ -66,7 +66,7 @@ impl Row {
             tokens_per_second: found.rate(),
             step_seconds,
             update_seconds: found.update().as_secs_f64(),
-            samples_seconds: found.steps.iter().map(|step| step.total().as_secs_f64()).collect(),
+            samples_seconds: found.steps.iter().map(Duration::as_secs_f64).collect(),
             peak_rss_bytes: peak_rss_bytes(),
             device_bytes: opened.peak_memory()?,
             recipe_seconds: plan.recipe.train.steps as f64 * step_seconds,

@@ -38,31 +38,18 @@ impl Clip {
         limit: Option<f64>,
         (ranks, device): (&Ranks, &Device),
     ) -> Result<Self> {
-        let with_kernels = path(device) == Path::Kernels && !gradients.is_empty();
-        let several = ranks.size() > 1;
+        if path(device) == Path::Kernels {
+            return Ok(Self(by_kernels((kinds, gradients), limit, (ranks, device))?));
+        }
         let mut squares = [0f64; 2];
-        if with_kernels {
-            let clip = by_kernels(kinds, gradients, limit.filter(|_| !several))?;
-            if !several {
-                return Ok(Self(clip));
-            }
-            let norms = clip.to_vec1::<f32>()?;
-            squares = [norms[0], norms[1]].map(|norm| f64::from(norm).powi(2));
-        } else {
-            for (kind, gradient) in kinds.iter().zip(gradients) {
-                squares[usize::from(of_grid(*kind))] += sum_of_squares(gradient)?;
-            }
+        for (kind, gradient) in kinds.iter().zip(gradients) {
+            squares[usize::from(of_grid(*kind))] += sum_of_squares(gradient)?;
         }
         let squares = ranks.sum(&squares)?;
         let norms = [squares[0], squares[1]].map(f64::sqrt);
         let kept = norms.map(|norm| limit.filter(|&limit| norm > limit).map_or(1.0, |limit| limit / norm));
         let numbers = [norms[0], norms[1], kept[0], kept[1]].map(|v| v as f32);
         Ok(Self(Tensor::new(&numbers, device)?))
-    }
-
-    /// The norm over weights and norms, before clipping.
-    pub fn norm(&self) -> Result<f64> {
-        Ok(f64::from(self.0.get(0)?.to_scalar::<f32>()?))
     }
 
     /// Share of a gradient that is left.
@@ -98,7 +85,12 @@ fn sum_of_squares(gradient: &Tensor) -> Result<f64> {
     Ok(sums.iter().sum())
 }
 
-fn by_kernels(kinds: &[Kind], gradients: &[Tensor], limit: Option<f64>) -> Result<Tensor> {
+/// The four numbers, made where the gradients are; the host waits for nothing.
+fn by_kernels(
+    (kinds, gradients): (&[Kind], &[Tensor]),
+    limit: Option<f64>,
+    (ranks, device): (&Ranks, &Device),
+) -> Result<Tensor> {
     // Partial sums of weights and norms stand in front of those of grids.
     let in_order = [false, true].map(|wanted| {
         let of = move |(kind, _): &(&Kind, &Tensor)| of_grid(**kind) == wanted;
@@ -106,8 +98,8 @@ fn by_kernels(kinds: &[Kind], gradients: &[Tensor], limit: Option<f64>) -> Resul
     });
     let chunks =
         |gradients: &[&Tensor]| gradients.iter().map(|g| g.elem_count().div_ceil(CHUNK)).sum::<usize>();
-    let [weights, grids] = in_order.each_ref().map(|gradients| chunks(gradients));
-    let partial = Tensor::zeros((weights + grids).max(1), DType::F32, gradients[0].device())?;
+    let counts = in_order.each_ref().map(|gradients| chunks(gradients));
+    let partial = Tensor::zeros((counts[0] + counts[1]).max(1), DType::F32, device)?;
     let mut operands = vec![&partial];
     let mut work = Work::default();
     let mut at = 0;
@@ -120,10 +112,21 @@ fn by_kernels(kinds: &[Kind], gradients: &[Tensor], limit: Option<f64>) -> Resul
         operands.push(gradient);
         at += rows;
     }
+    let own = norms(work, &operands, counts, limit.filter(|_| ranks.size() == 1))?;
+    if ranks.size() == 1 {
+        return Ok(own);
+    }
+    let all = ranks.everyones(&own.narrow(0, 0, 2)?.sqr()?)?;
+    let squares = Tensor::stack(&all, 1)?.flatten_all()?;
+    norms(Work::default(), &[&squares], [ranks.size(); 2], limit)
+}
+
+/// Does the `work`, and then makes the four numbers of the sums in the first of its `operands`, so many of weights and of grids.
+fn norms(mut work: Work, operands: &[&Tensor], counts: [usize; 2], limit: Option<f64>) -> Result<Tensor> {
     let clip = work.output(4);
-    let shape = [word(weights)?, word(grids)?, (limit.unwrap_or(0.0) as f32).to_bits()];
-    let grid = Grid::Rows { rows: 1, width: weights + grids };
+    let shape = [word(counts[0])?, word(counts[1])?, (limit.unwrap_or(0.0) as f32).to_bits()];
+    let grid = Grid::Rows { rows: 1, width: (counts[0] + counts[1]).max(1) };
     work.add(LIBRARY, "clip", grid, [Bind::Input(0), Bind::Output(clip)], &shape)?;
-    let [clip] = work.run(NAME, &operands)?;
+    let [clip] = work.run(NAME, operands)?;
     Ok(clip)
 }

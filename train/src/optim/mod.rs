@@ -2,8 +2,8 @@
 //!
 //! Knows no model. AdamW moves everything, but for the matrices inside the layers where the plan says Muon. Its state is public to
 //! checkpoints, so that a resumed run continues to the same bits. Scales and grid biases move relative to the size of their scale:
-//! a learning rate of 1e-3 moves a scale by at most about 0.1 % a step, whatever its magnitude. The device is waited for once
-//! a step, when everything is under way. Where several ranks train, each remembers and moves its own rows of each variable, and the others get them
+//! a learning rate of 1e-3 moves a scale by at most about 0.1 % a step, whatever its magnitude. The norm is waited for when
+//! everything is under way. Where several ranks train, each remembers and moves its own rows of each variable, and the others get them
 //! from it.
 
 mod adamw;
@@ -14,7 +14,7 @@ mod tests;
 
 use std::{collections::BTreeMap, ops::Range};
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 
 use self::{
     adamw::{Moments, Numbers, Unit, Update},
@@ -22,6 +22,7 @@ use self::{
 };
 use crate::{
     Error, Result,
+    ops::gpu::Reader,
     ranks::{Buckets, Ranks, Shares},
     recipe::OptimPlan,
     student::{Kind, Variable},
@@ -36,6 +37,7 @@ pub struct Optimizer {
     /// How gradients and values travel where there are several ranks.
     buckets: Option<Buckets>,
     own: Vec<Own>,
+    reader: Reader,
     /// Steps taken; AdamW's correction of its moments depends on it.
     taken: usize,
 }
@@ -87,7 +89,8 @@ impl Optimizer {
             };
             own.push(Own { index, rows, kind: variable.kind, value, state });
         }
-        Ok(Self { plan, ranks: ranks.clone(), variables: variables.to_vec(), buckets, own, taken: 0 })
+        let reader = Reader::new(variables.first().map_or(&Device::Cpu, |v| v.var.device()))?;
+        Ok(Self { plan, ranks: ranks.clone(), variables: variables.to_vec(), buckets, own, reader, taken: 0 })
     }
 
     /// What it moves.
@@ -121,8 +124,9 @@ impl Optimizer {
     pub fn step(&mut self, gradients: &[Tensor], rate: f64) -> Result<f64> {
         let gradients = gradients.iter().map(Tensor::contiguous).collect::<candle_core::Result<Vec<_>>>()?;
         let kinds: Vec<Kind> = self.own.iter().map(|own| own.kind).collect();
-        let device = self.variables.first().map_or(&candle_core::Device::Cpu, |v| v.var.device());
+        let device = self.variables.first().map_or(&Device::Cpu, |v| v.var.device());
         let clip = Clip::measure((&kinds, &gradients), self.plan.clip, (&self.ranks, device))?;
+        let norm = self.reader.later(clip.tensor().clone())?;
         self.taken += 1;
         for (own, gradient) in self.own.iter_mut().zip(&gradients) {
             match (&mut own.state, &self.plan.muon) {
@@ -152,7 +156,7 @@ impl Optimizer {
         }
         adamw::step(&updates, &clip)?;
         self.buckets.as_ref().map(Buckets::spread).transpose()?;
-        clip.norm()
+        Ok(f64::from(norm.read()?[0]))
     }
 
     /// The whole state by name, for a checkpoint; on the first rank, which all give theirs.

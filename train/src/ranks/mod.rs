@@ -280,6 +280,17 @@ impl Ranks {
         seat.engine.begin_sum(parts)?.wait()
     }
 
+    /// The tensors like `own`, flat f32, of all ranks, in their order.
+    ///
+    /// # Errors
+    /// A rank that can't be reached; a device out of memory.
+    pub fn everyones(&self, own: &Tensor) -> Result<Vec<Tensor>> {
+        match self.begin_spread(own.clone(), &vec![own.elem_count(); self.size()])? {
+            Some(begun) => begun.wait(),
+            None => Ok(vec![own.clone()]),
+        }
+    }
+
     /// Begins as [`Engine::begin_sum`]; none where there is one rank.
     fn begin_sum(&self, parts: Vec<Tensor>) -> Result<Option<Box<dyn Begun<Tensor>>>> {
         self.0.as_ref().map(|seat| seat.engine.begin_sum(parts)).transpose()

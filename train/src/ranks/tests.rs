@@ -4,6 +4,7 @@ use candle_core::{Device, Var};
 
 use super::{threads::together, *};
 use crate::{
+    ops::gpu::host::{self, Care},
     optim::Optimizer,
     recipe::{MuonPlan, OptimPlan, Schedule},
     student::Kind,
@@ -113,6 +114,22 @@ fn sharded_steps_end_with_the_values_and_the_state_of_one_process() {
                 );
             }
         }
+    }
+}
+
+#[test]
+fn on_gpus_norms_travel_as_tensors_and_all_ranks_clip_alike() {
+    if !host::available() {
+        return;
+    }
+    for size in [2, 5] {
+        let want = alone(size, false);
+        let found = together(size, |ranks| host::emulating(Care::Values, || as_one_of(&ranks, false)));
+        assert!((found[0].2 / want.2 - 1.0).abs() < 1e-6, "norm: {} and {}", found[0].2, want.2);
+        for (values, want) in found[0].0.iter().zip(&want.0) {
+            assert!(values.iter().zip(want).all(|(v, w)| (v - w).abs() < 1e-5), "{values:?} and {want:?}");
+        }
+        assert!(found.iter().all(|of_rank| of_rank.0 == found[0].0 && of_rank.2 == found[0].2));
     }
 }
 

@@ -4,18 +4,16 @@
 //! Both streams are made anew in each step, layer by layer, instead of being kept for a whole set of texts: a step needs the memory of
 //! one layer, and depends on seed, step and weights alone. Knows no schedule.
 
-use std::collections::BTreeMap;
-
 use candle_core::{DType, Tensor};
 use qat_infer::model::{Layer, Ropes};
 
-use super::{gradients::StepGradients, objective::Sums};
+use super::{gradients::StepGradients, objective::Unread};
 use crate::{
     Error, Result,
     data::Batch,
     exec::{Matrix, RopeTable, TrainExec},
     loss,
-    ops::{cast, embedding, tape::Tape},
+    ops::{cast, embedding, gpu::Reader, tape::Tape},
     precision::Precision,
     student::{Floats, Moment, Student, Variable},
 };
@@ -29,6 +27,8 @@ pub(super) struct Block<'a> {
     pub index: usize,
     /// What the student computes in; what should be there is made in f32.
     pub precision: Precision,
+    /// Who reads the distance.
+    pub reader: &'a Reader,
 }
 
 impl Block<'_> {
@@ -43,7 +43,7 @@ impl Block<'_> {
         moment: Option<Moment>,
         step_tokens: usize,
         gradients: &mut StepGradients,
-    ) -> Result<Sums> {
+    ) -> Result<Unread> {
         let (input, target) = self.streams(batch)?;
         let (distance, tape) = Tape::of(|| -> Result<Tensor> {
             let layer = self.student.layer(self.index, moment)?;
@@ -51,6 +51,7 @@ impl Block<'_> {
             Ok(loss::hidden(&found, &target, batch.rows)?)
         });
         let distance = distance?;
+        let values = self.reader.later(distance.reshape(1)?)?;
         let (mut found, taken) = gradients.walk_back(tape, &[(&distance, 1.0 / step_tokens as f64)])?;
         for variable in of_layer(self.student.variables(), self.index) {
             let of = variable.var.as_tensor();
@@ -60,8 +61,7 @@ impl Block<'_> {
                 None => return Err(silent(variable)),
             }
         }
-        let sum = f64::from(distance.to_scalar::<f32>()?);
-        Ok(Sums { loss: sum, tokens: 0, terms: BTreeMap::from([("block".to_owned(), sum)]) })
+        Ok(Unread { terms: vec![("block", 1.0)], values })
     }
 
     /// What comes into the layer behind the rounded ones, and what the float model has behind it.

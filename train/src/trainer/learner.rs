@@ -11,7 +11,7 @@ use super::{
     course::{self, Part, Target},
     gradients::StepGradients,
     inside::{Inside, length},
-    objective::{Objective, Sums},
+    objective::{Objective, Sums, Unread},
     teacher::Teacher,
 };
 use crate::{
@@ -20,6 +20,7 @@ use crate::{
     data::Batch,
     device::set_tf32,
     exec::RopeTable,
+    ops::gpu::Reader,
     optim::{Optimizer, of_grid},
     ranks::Ranks,
     recipe::{Plan, Quantization},
@@ -37,6 +38,7 @@ pub(super) struct Learner {
     start: Option<Floats>,
     part: Part,
     ranks: Ranks,
+    reader: Reader,
     /// Of the variables that the part moves.
     pub optimizer: Optimizer,
 }
@@ -61,7 +63,8 @@ impl Learner {
         let part = Part::at(plan, student.config.layers, 0);
         let optimizer = Optimizer::new(plan.optim.clone(), &moved(&student, part.target), ranks)?;
         let start = plan.blocks.map(|_| floats.clone());
-        Ok(Self { student, teacher, rope, inside: None, start, part, ranks: ranks.clone(), optimizer })
+        let (ranks, reader) = (ranks.clone(), Reader::new(device)?);
+        Ok(Self { student, teacher, rope, inside: None, start, part, ranks, reader, optimizer })
     }
 
     /// The part of the course that `step` belongs to.
@@ -121,6 +124,7 @@ impl Learner {
             inside: self.inside.as_ref(),
             recompute: plan.recipe.train.checkpoint_layers,
             precision: plan.precision,
+            reader: &self.reader,
         }
     }
 
@@ -151,15 +155,18 @@ impl Learner {
         let moment = moment(plan, step);
         let (mut sums, mut gradients) = (Sums::default(), StepGradients::new(&self.optimizer));
         let batches: Vec<Batch> = batches.collect();
-        let learned: usize = batches.iter().map(Batch::learned).sum();
-        let tokens = self.ranks.sum(&[learned as f64])?[0] as usize;
+        let tokens = self.learned(&batches)?;
         let last = batches.len().saturating_sub(1);
+        let mut unread: Option<Unread> = None;
         for (at, batch) in batches.into_iter().enumerate() {
+            if let Some(before) = unread.take() {
+                sums.add(&before.read()?);
+            }
             gradients.begin(at == last);
-            sums.add(&match (self.part.target, &self.start) {
+            unread = Some(match (self.part.target, &self.start) {
                 (Target::Layer(index), Some(start)) => {
                     let (student, rope, precision) = (&self.student, &self.rope, plan.precision);
-                    let block = Block { student, start, rope, index, precision };
+                    let block = Block { student, start, rope, index, precision, reader: &self.reader };
                     block.accumulate(&batch, moment, tokens, &mut gradients)?
                 }
                 _ => {
@@ -168,8 +175,20 @@ impl Learner {
             });
         }
         let gradients = gradients.finish()?;
+        // Read last, so that a GPU has all of the step to do meanwhile.
+        if let Some(unread) = unread {
+            sums.add(&unread.read()?);
+        }
         sums.tokens = tokens;
         Ok((sums.over(&self.ranks)?, gradients))
+    }
+
+    /// Tokens that are learned in a step of which `batches` are this rank's.
+    fn learned(&self, batches: &[Batch]) -> Result<usize> {
+        let own: usize = batches.iter().map(Batch::learned).sum();
+        // Of conversations only answers are; of text as much on every rank.
+        let differs = batches.iter().any(|batch| batch.packed.is_some());
+        Ok(if differs { self.ranks.sum(&[own as f64])?[0] as usize } else { own * self.ranks.size() })
     }
 
     /// Moves the variables, but for weights that are held; returns the norm of the gradient of weights and norms before clipping.

@@ -24,37 +24,26 @@ pub struct Measured {
     pub parameters: usize,
     /// Tokens of a step.
     pub step_tokens: usize,
-    /// The steps after the warm-up.
-    pub steps: Vec<StepTime>,
+    /// What each step after the warm-up took.
+    pub steps: Vec<Duration>,
+    /// What the optimizer took in a few more, in which the device was waited for before it and behind it.
+    pub updates: Vec<Duration>,
     /// Loss of each step, the warm-up's first, in nats a token.
     pub losses: Vec<f64>,
 }
 
-/// What a step took.
-#[derive(Debug, Clone, Copy)]
-pub struct StepTime {
-    /// Forward and backward pass of all micro-batches.
-    pub gradients: Duration,
-    /// The optimizer.
-    pub update: Duration,
-}
-
-impl StepTime {
-    /// The step as a whole.
-    pub fn total(&self) -> Duration {
-        self.gradients + self.update
-    }
-}
+/// Steps that only the optimizer's time is taken of.
+const APART: usize = 3;
 
 impl Measured {
     /// Median time of a step.
     pub fn step(&self) -> Duration {
-        median(self.steps.iter().map(StepTime::total))
+        median(&self.steps)
     }
 
     /// Median time of the optimizer in a step.
     pub fn update(&self) -> Duration {
-        median(self.steps.iter().map(|step| step.update))
+        median(&self.updates)
     }
 
     /// Tokens per second at the median step.
@@ -63,8 +52,8 @@ impl Measured {
     }
 }
 
-fn median(times: impl Iterator<Item = Duration>) -> Duration {
-    let mut times: Vec<Duration> = times.collect();
+fn median(times: &[Duration]) -> Duration {
+    let mut times = times.to_vec();
     times.sort();
     times.get(times.len() / 2).copied().unwrap_or_default()
 }
@@ -100,34 +89,58 @@ pub fn measure(
         parameters: learner.student.variables().iter().map(|v| v.var.elem_count()).sum(),
         step_tokens: step_tokens(plan),
         steps: Vec::new(),
+        updates: Vec::new(),
         losses: Vec::new(),
     };
+    let mut batches =
+        || (0..settings.train.accumulate).map(|_| tokens.rows((all, rows.clone()), ctx)).collect::<Vec<_>>();
     for step in 0..warm_up + steps {
-        let batches = (0..settings.train.accumulate).map(|_| tokens.rows((all, rows.clone()), ctx)).collect();
-        let (took, loss) = take(&mut learner, plan, step, batches, device)?;
-        if step >= warm_up {
-            measured.steps.push(took);
+        let batches = batches();
+        if step == warm_up {
+            device.synchronize()?;
         }
-        measured.losses.push(loss / measured.step_tokens as f64);
+        // As in a run: the next step is begun while a GPU is still busy with the end of this one.
+        let began = Instant::now();
+        let (sums, of_variables) = learner.gradients(plan, step, batches.into_iter())?;
+        learner.update(plan, step, &of_variables)?;
+        if step + 1 == warm_up + steps {
+            device.synchronize()?;
+        }
+        if step >= warm_up {
+            measured.steps.push(began.elapsed());
+        }
+        measured.losses.push(sums.loss / measured.step_tokens as f64);
+    }
+    for step in warm_up + steps..warm_up + steps + APART {
+        measured.updates.push(take(&mut learner, plan, step, batches(), device)?.update);
     }
     Ok(measured)
 }
 
-/// Takes step `step` on `batches`; says what it took, and the sum of the loss.
+/// What a step took.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct StepTime {
+    /// Forward and backward pass of all micro-batches.
+    pub gradients: Duration,
+    /// The optimizer.
+    pub update: Duration,
+}
+
+/// Takes step `step` on `batches`, waiting for the device in between; says what it took.
 pub(super) fn take(
     learner: &mut Learner,
     plan: &Plan,
     step: usize,
     batches: Vec<Batch>,
     device: &Device,
-) -> Result<(StepTime, f64)> {
+) -> Result<StepTime> {
     let began = Instant::now();
-    let (sums, of_variables) = learner.gradients(plan, step, batches.into_iter())?;
+    let (_, of_variables) = learner.gradients(plan, step, batches.into_iter())?;
     device.synchronize()?;
     let gradients = began.elapsed();
     learner.update(plan, step, &of_variables)?;
     device.synchronize()?;
-    Ok((StepTime { gradients, update: began.elapsed() - gradients }, sums.loss))
+    Ok(StepTime { gradients, update: began.elapsed() - gradients })
 }
 
 /// Token ids without a pattern: the upper bits of Knuth's linear congruential generator (MMIX).
@@ -183,9 +196,9 @@ mod tests {
 
     #[test]
     fn the_middle_of_the_steps_counts() {
-        let step = |ms| StepTime { gradients: Duration::from_millis(ms), update: Duration::from_millis(1) };
-        let steps = vec![step(9), step(1), step(99)];
-        let measured = Measured { parameters: 1, step_tokens: 20, steps, losses: vec![] };
+        let times = |ms: [u64; 3]| ms.map(Duration::from_millis).to_vec();
+        let (steps, updates) = (times([10, 2, 100]), times([2, 1, 1]));
+        let measured = Measured { parameters: 1, step_tokens: 20, steps, updates, losses: vec![] };
         assert_eq!(
             (measured.step(), measured.update()),
             (Duration::from_millis(10), Duration::from_millis(1))

@@ -38,7 +38,7 @@ pub use calibration::calibration;
 pub use event::{Event, Log, StepLog, ValidLog};
 pub use flips::FlipLog;
 pub use look::{Look, look};
-pub use measure::{Measured, StepTime, measure};
+pub use measure::{Measured, measure};
 pub use prepare::{Start, student_dir};
 pub use probe::probe;
 

@@ -16,7 +16,10 @@ use crate::{
     data::{Batch, Packed},
     exec::RopeTable,
     loss::{Answers, Divergence, Head, Losses, Term},
-    ops::tape::{Gradients, Tape, silent},
+    ops::{
+        gpu::{Later, Reader},
+        tape::{Gradients, Tape, silent},
+    },
     optim::of_grid,
     precision::Precision,
     ranks::Ranks,
@@ -58,6 +61,30 @@ impl Sums {
     }
 }
 
+/// The sums of a micro-batch, which a GPU may not have made yet.
+pub struct Unread {
+    /// Names of the terms, and their weights in the loss.
+    pub terms: Vec<(&'static str, f64)>,
+    /// Their sums.
+    pub values: Later,
+}
+
+impl Unread {
+    /// Waits for them.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn read(self) -> Result<Sums> {
+        let mut sums = Sums::default();
+        for ((name, weight), nats) in self.terms.into_iter().zip(self.values.read()?) {
+            let nats = f64::from(nats);
+            sums.loss += weight * nats;
+            sums.terms.insert(name.to_owned(), nats);
+        }
+        Ok(sums)
+    }
+}
+
 /// Name of a term, as the recipe spells its weight.
 fn name(term: Term) -> &'static str {
     match term {
@@ -83,6 +110,8 @@ pub struct Objective<'a> {
     pub inside: Option<&'a Inside>,
     /// Whether the backward pass computes the insides of layers again.
     pub recompute: bool,
+    /// Who reads the sums.
+    pub reader: &'a Reader,
     /// What training computes in; validation computes in f32.
     pub precision: Precision,
 }
@@ -136,8 +165,15 @@ impl Objective<'_> {
         moment: Option<Moment>,
         step_tokens: usize,
         gradients: &mut StepGradients,
-    ) -> Result<Sums> {
+    ) -> Result<Unread> {
         let Parts { total, sums, inside, tape } = self.parts(student, batch, moment)?;
+        let predicted = self.terms().into_iter().map(|(term, weight)| (name(term), weight));
+        let terms = predicted.chain(inside.iter().map(|(name, factor, _)| (*name, *factor))).collect();
+        let mut values = vec![sums];
+        for (_, _, sum) in &inside {
+            values.push(sum.reshape(1)?);
+        }
+        let values = self.reader.later(Tensor::cat(&values, 0)?)?;
         let share = 1.0 / step_tokens as f64;
         let within = inside.iter().map(|(_, factor, sum)| (sum, factor * share));
         let all = std::iter::once((&total, share)).chain(within).collect::<Vec<_>>();
@@ -153,15 +189,7 @@ impl Objective<'_> {
             };
             gradients.add(of.id(), gradient)?;
         }
-        // Read last, so that a GPU has all of the step to do meanwhile.
-        let mut values = vec![sums];
-        for (_, _, sum) in &inside {
-            values.push(sum.reshape(1)?);
-        }
-        let predicted = self.terms().into_iter().map(|(term, weight)| (name(term), weight));
-        let names: Vec<_> =
-            predicted.chain(inside.iter().map(|(name, factor, _)| (*name, *factor))).collect();
-        Ok(named(&names, &Tensor::cat(&values, 0)?.to_vec1::<f32>()?))
+        Ok(Unread { terms, values })
     }
 
     /// The terms of a batch.
@@ -275,17 +303,6 @@ impl<'a> Targets<'a> {
             None => Ok(predictions),
         }
     }
-}
-
-/// The sums of the terms by name, and the weighted loss.
-fn named(terms: &[(&str, f64)], sums: &[f32]) -> Sums {
-    let mut named = Sums::default();
-    for (&(name, weight), &nats) in terms.iter().zip(sums) {
-        let nats = f64::from(nats);
-        named.loss += weight * nats;
-        named.terms.insert(name.to_owned(), nats);
-    }
-    named
 }
 
 fn no_gradient(variable: &Variable) -> Error {

@@ -78,7 +78,7 @@ fn sample(
     let mut tokens = RandomTokens::new(seed, shapes.student.vocab_size);
     let mut fastest = [f64::INFINITY; 2];
     for step in 0..WARM_UP + STEPS {
-        let (took, _) = take(&mut learner, &plan, last, vec![tokens.batch(windows, ctx)], device)?;
+        let took = take(&mut learner, &plan, last, vec![tokens.batch(windows, ctx)], device)?;
         if step >= WARM_UP {
             let took = [took.gradients, took.update].map(|time| time.as_secs_f64());
             fastest = std::array::from_fn(|part| fastest[part].min(took[part]));

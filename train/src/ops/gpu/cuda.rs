@@ -2,7 +2,8 @@
 //! launched on candle's stream. The only place that touches them.
 //!
 //! What it keeps to: one stream, on which everything happens in the order in which it was asked for. So nothing needs an event,
-//! and memory that a tensor gives back is not used by others before the kernels that read it are through.
+//! and memory that a tensor gives back is not used by others before the kernels that read it are through. [`Aside`] reads on another, of tensors
+//! that it holds until it has.
 
 use std::{
     collections::BTreeMap,
@@ -16,8 +17,8 @@ use candle_core::{
         CudaStorageSlice, WrapErr,
         cudarc::{
             driver::{
-                CudaContext, CudaFunction, CudaModule, CudaSlice, DevicePtr, DeviceRepr, LaunchConfig,
-                PushKernelArg, SyncOnDrop,
+                CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DeviceRepr,
+                LaunchConfig, PushKernelArg, SyncOnDrop,
                 result::{device::get_default_mem_pool, mem_pool},
                 sys::CUmemPool_attribute as Attribute,
             },
@@ -39,7 +40,7 @@ pub(crate) fn open(nth: usize) -> Result<Device> {
     // Without a stream of its own a device reads wrong values from another host thread.
     let device = Device::new_cuda_with_stream(nth % seen)?;
     #[expect(unsafe_code, reason = "events between streams are switched off")]
-    // SAFETY: there is one stream, the device's own; nothing is used or freed on another.
+    // SAFETY: tensors are made, used and freed on one stream, the device's own; others wait for it, or it for them, where they read or write one.
     unsafe {
         device.as_cuda_device()?.disable_event_tracking();
     }
@@ -71,6 +72,43 @@ fn pool_attribute(device: &CudaDevice, attribute: Attribute, set: Option<u64>) -
         }
     }
     Ok(value)
+}
+
+/// A stream beside the device's, for what the host wants to know while that one goes on.
+#[derive(Debug)]
+pub(super) struct Aside {
+    stream: Arc<CudaStream>,
+    main: Arc<CudaStream>,
+}
+
+impl Aside {
+    /// Beside the stream of `device`.
+    ///
+    /// # Errors
+    /// The driver failed.
+    pub fn new(device: &CudaDevice) -> Result<Self> {
+        let main = device.cuda_stream();
+        Ok(Self { stream: main.context().new_stream().w()?, main })
+    }
+}
+
+impl super::later::Aside for Aside {
+    fn turn(&self) -> Result<()> {
+        self.stream.join(&self.main).w()
+    }
+
+    fn read(&self, numbers: &Tensor) -> Result<Vec<f32>> {
+        let (storage, layout) = numbers.storage_and_layout();
+        let (Storage::Cuda(storage), Some((start, end))) = (&*storage, layout.contiguous_offsets()) else {
+            candle_core::bail!(
+                "want contiguous numbers on CUDA, found them at {:?}",
+                numbers.device().location()
+            )
+        };
+        let found = self.stream.clone_dtoh(&storage.as_cuda_slice::<f32>()?.slice(start..end)).w()?;
+        self.stream.synchronize().w()?;
+        Ok(found)
+    }
 }
 
 /// Runs the tasks of `work` in their order.

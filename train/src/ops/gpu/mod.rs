@@ -9,14 +9,18 @@
 pub(crate) mod cuda;
 #[cfg(test)]
 pub(crate) mod host;
+mod later;
 #[cfg(target_os = "macos")]
 mod metal;
 #[cfg(any(feature = "cuda", test))]
 mod translate;
 
+use std::rc::Rc;
+
 use candle_core::{DType, Device, Error, Result, Shape, Tensor};
 pub(crate) use qat_quant::kernels::metal::Library;
 
+pub(crate) use self::later::{Later, Reader};
 pub(crate) use super::tape::{Backward, attach};
 
 /// The library of the `.metal` file at `path`, relative to the file that says so; `common` is the way to `ops/gpu/common.metal`.
@@ -259,6 +263,15 @@ impl Work {
             Device::Cpu => host::run(&self, inputs),
             other => candle_core::bail!("{name}: want tensors on a GPU, found {:?}", other.location()),
         }
+    }
+}
+
+/// Who reads from `device` while it goes on, where that can be had.
+fn aside(device: &Device) -> Result<Option<Rc<dyn later::Aside>>> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => Ok(Some(Rc::new(cuda::Aside::new(device)?))),
+        _ => Ok(None),
     }
 }
 

@@ -7,7 +7,8 @@ use super::*;
 use crate::{
     data::Batch,
     exec::{Matrix, RopeTable, TrainExec},
-    ops::check::flat,
+    ops::{check::flat, gpu::Reader},
+    precision::Precision,
     recipe::{Quantization, Rounding, Rules},
     student::{Moment, Student},
     trainer::{
@@ -46,14 +47,16 @@ fn a_layer_is_compared_with_the_float_one_behind_rounded_layers() {
     let batch = batch(&config);
     let rounded = student.decoder(Some(1.0)).expect("a decoder");
     let float = floats.decoder(&Device::Cpu).expect("a decoder");
+    let reader = Reader::new(&Device::Cpu).expect("a reader");
     for index in 0..3 {
-        let block =
-            Block { student: &student, start: &floats, rope: &rope, index, precision: Default::default() };
+        let (start, rope, precision) = (&floats, &rope, Precision::default());
+        let block = Block { student: &student, start, rope, index, precision, reader: &reader };
         let moved: Vec<_> = of_layer(student.variables(), index).cloned().collect();
         let mut gradients = StepGradients::of(&moved);
         let sums = block.accumulate(&batch, Some(Moment::full()), 1, &mut gradients).expect("gradients");
+        let sums = sums.read().expect("a distance");
         let gradients = gradients.finish().expect("gradients");
-        let [ours, theirs] = [&rounded, &float].map(|decoder| behind(decoder, &rope, index, &batch.inputs));
+        let [ours, theirs] = [&rounded, &float].map(|decoder| behind(decoder, rope, index, &batch.inputs));
         let squares = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>();
         let distance = squares(&mut ours.iter().zip(&theirs).map(|(a, b)| a - b));
         let want = (2 * CTX) as f64 * distance / squares(&mut theirs.iter().copied());

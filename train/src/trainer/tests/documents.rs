@@ -14,7 +14,10 @@ use crate::{
     ops::{
         Borders, Gradient,
         check::{assert_close, flat},
-        gpu::host::{self, Care},
+        gpu::{
+            Reader,
+            host::{self, Care},
+        },
     },
     precision::Precision,
     recipe::{LossPlan, Quantization, Rounding, Rules},
@@ -62,12 +65,12 @@ fn learned(student: &Student, batch: &Batch, recompute: bool, device: &Device) -
     let teacher = Teacher::frozen(&tiny::floats(config.clone(), 77), batch.context, device).expect("teacher");
     let rope = RopeTable::new(&qat_infer::model::Ropes::new(config), batch.context, device).expect("rope");
     let (teacher, rope) = (&teacher, &rope);
-    let objective =
-        Objective { plan: &plan, teacher, rope, inside: None, recompute, precision: Precision::F32 };
+    let (reader, precision) = (&Reader::new(device).expect("a reader"), Precision::F32);
+    let objective = Objective { plan: &plan, teacher, rope, inside: None, recompute, precision, reader };
     let mut gradients = StepGradients::of(student.variables());
     let moment = Some(Moment::full());
     let sums = objective.accumulate(student, batch, moment, 1, &mut gradients).expect("gradients");
-    (sums.loss, gradients.finish().expect("gradients"))
+    (sums.read().expect("sums").loss, gradients.finish().expect("gradients"))
 }
 
 fn student(config: qat_infer::model::Config, device: &Device) -> Student {

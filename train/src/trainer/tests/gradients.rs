@@ -16,7 +16,10 @@ use crate::{
     ops::{
         Gradient,
         check::uniform,
-        gpu::host::{self, Care},
+        gpu::{
+            Reader,
+            host::{self, Care},
+        },
         tape::Tape,
     },
     precision::Precision,
@@ -37,6 +40,7 @@ struct Bench {
     inside: bool,
     recompute: bool,
     precision: Precision,
+    reader: Reader,
 }
 
 impl Bench {
@@ -60,6 +64,7 @@ impl Bench {
             inside: false,
             recompute: false,
             precision: Precision::F32,
+            reader: Reader::new(device).expect("a reader"),
             teacher,
             rope: RopeTable::new(&rope, CTX, device).expect("rope"),
             batch: Batch {
@@ -81,6 +86,7 @@ impl Bench {
             inside: self.inside.then_some(inside),
             recompute: self.recompute,
             precision: self.precision,
+            reader: &self.reader,
         }
     }
 
@@ -109,7 +115,7 @@ impl Bench {
         let moment = Moment { precision: self.precision, ..Moment::full() };
         let mut gradients = StepGradients::of(student.variables());
         let sums = objective.accumulate(student, &self.batch, Some(moment), 1, &mut gradients)?;
-        Ok((sums.loss, gradients.finish()?))
+        Ok((sums.read()?.loss, gradients.finish()?))
     }
 }
 
