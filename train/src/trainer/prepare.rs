@@ -419,15 +419,15 @@ fn mend_start(
     report: &mut dyn FnMut(Event),
 ) -> Result<()> {
     let target = student_dir(out);
-    let whole = check_written(&target, |_| true).and_then(|()| read_json(&target.join(PROVENANCE_FILE)));
+    let path = target.join(PROVENANCE_FILE);
+    let whole = check_written(&target, |_| true).and_then(|()| read_json::<serde_json::Value>(&path));
+    let is_written = |found: &serde_json::Value| {
+        let wanted = serde_json::json!({"qat": 1, "source": told(beginning), "sha256": found["sha256"]});
+        std::fs::read(&path).is_ok_and(|text| text == format!("{wanted:#}\n").as_bytes())
+    };
     let problem = match whole {
-        Ok::<serde_json::Value, _>(found)
-            if found
-                == serde_json::json!({"qat": 1, "source": told(beginning), "sha256": found["sha256"]}) =>
-        {
-            return Ok(());
-        }
-        Ok(_) => format!("{}: tells of another start", target.join(PROVENANCE_FILE).display()),
+        Ok(found) if is_written(&found) => return Ok(()),
+        Ok(_) => format!("{}: not what was written, or of another start", path.display()),
         Err(e) => e.to_string(),
     };
     report(Event::Note(format!("what the run started from is damaged and is written again: {problem}")));
