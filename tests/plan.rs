@@ -84,10 +84,16 @@ fn training_holds_within_five_percent_of_what_was_planned() {
         let found = planned(&shop, &format!("recipe.toml --device cpu {sets}"));
         let wanted = number(&found["training"]["memory"]["total"]);
         let run = format!("train recipe.toml --device cpu --out run --restart {sets}");
-        let Some(held) = peak_of(&shop, &run) else { panic!("{run}: told no peak") };
-        let off = held / wanted - 1.0;
-        eprintln!("planned {wanted}, held {held}: {:+.1} %: {sets}", 100.0 * off);
-        assert!(off.abs() < 0.05, "{sets}: planned {wanted}, held {held}: {:+.1} %", 100.0 * off);
+        let peak = || peak_of(&shop, &run).unwrap_or_else(|| panic!("{run}: told no peak"));
+        let mut held = vec![peak()];
+        // Which thread gives memory back first moves a peak by a few MiB where others keep the processors busy: two more, and the middle one.
+        if (held[0] / wanted - 1.0).abs() > 0.035 {
+            held.extend([peak(), peak()]);
+            held.sort_by(f64::total_cmp);
+        }
+        let off = held[held.len() / 2] / wanted - 1.0;
+        eprintln!("planned {wanted}, held {held:?}: {:+.1} %: {sets}", 100.0 * off);
+        assert!(off.abs() < 0.05, "{sets}: planned {wanted}, held {held:?}: {:+.1} %", 100.0 * off);
     }
 }
 
