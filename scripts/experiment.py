@@ -50,10 +50,24 @@ FORMATS = {
     "int4-g32": 4, "int4-affine-g128": 4, "int3-affine-g32": 3, "int3-affine-g128": 3,
     "int2-affine-g32": 2, "int2-affine-g128": 2, "ternary-g64": 1, "ternary-tensor": 1,
 }  # fmt: skip
-# Learning rates that are tried: of the weights, or of the scales where they alone are trained.
-RATES = {4: [2e-5, 5e-5, 1e-4], 3: [5e-5, 1e-4, 2e-4], 2: [2e-4, 5e-4], 1: [2e-4, 5e-4]}
-SCALE_RATES = [3e-3, 1e-2, 3e-2]
-CONTROL_RATES = [1e-5, 3e-5]
+# What is tried for each: where grids start, and learning rates, of the weights or of the scales where they alone are trained.
+STARTS = ["mse", "gptq"]
+SCALE_RATE = "optim.scale_lr=1e-3"
+RATES = {4: [1e-5, 2e-5, 5e-5, 1e-4], 3: [5e-5, 1e-4, 2e-4], 2: [2e-4, 5e-4], 1: [2e-4, 5e-4]}
+SCALE_RATES = {4: [1e-3, 3e-3], 3: [1e-3, 3e-3], 2: [3e-3, 1e-2], 1: [1e-2, 3e-2]}
+# A teacher that knows more has more to teach: students of the larger one want higher rates.
+LARGE_RATES = {4: [5e-5, 1e-4, 2e-4], 3: [1e-4, 2e-4, 4e-4], 2: [2e-4, 5e-4], 1: [2e-4, 5e-4]}
+CONTROL_RATES = [3e-6, 1e-5, 3e-5]
+# More that is tried with KL from the teacher at these bits, on all their grids, beside what was chosen.
+REFINED = [4, 3]
+REFINEMENTS = {
+    "nothing": [], "temperature": ["loss.temperature=2.0"], "lower-scale-rate": ["optim.scale_lr=3e-4"], "higher-scale-rate": ["optim.scale_lr=3e-3"],
+    "wsd": ["optim.schedule=wsd", "optim.decay_share=0.6"], "hidden": ["loss.hidden=0.5"], "relations": ["loss.relations=0.5"],
+    "muon": ["optim.kind=muon", "optim.muon_lr=5e-4"], "batch": ["train.batch=32", "train.steps=600"], "freeze": ["quant.freeze_after=6"],
+    "warmup": ["quant.warmup_steps=200"],
+}  # fmt: skip
+# A refinement is taken if it lowers the KL by more than this share, on the mean of the grids.
+WORTH_IT = 0.02
 # As long as what follows, unless said otherwise: a short run wants a higher rate.
 TUNING_SETS = [f"train.steps={os.environ['TUNING_STEPS']}"] if "TUNING_STEPS" in os.environ else []
 
@@ -63,8 +77,8 @@ class Failed(Exception):
 
 
 def main():
-    folder, steps = Path(sys.argv[1]), sys.argv[2:] or ["prepare", "teachers", "tune", "students", "table"]
-    doing = {"prepare": lambda: prepare(folder), "teachers": teachers, "tune": tune, "students": students, "table": table}
+    folder, steps = Path(sys.argv[1]), sys.argv[2:] or ["prepare", "teachers", "tune", "refine", "students", "table"]
+    doing = {"prepare": lambda: prepare(folder), "teachers": teachers, "tune": tune, "refine": refine, "students": students, "table": table}
     if unknown := [step for step in steps if step not in doing]:
         sys.exit(f"error: there is no step {unknown[0]!r}; there are {', '.join(doing)}")
     for step in steps:
@@ -206,38 +220,75 @@ def teachers():
 
 
 def trials():
-    """What is tuned: name, variant, changes without the rate, the key of the rate, its candidates."""
+    """What is tuned: name, variant, changes, and the candidates, more changes each."""
     for bits, rates in RATES.items():
         variant = next(f for f, b in FORMATS.items() if b == bits)
+        starts = [[f"quant.scales={start}", SCALE_RATE, f"optim.lr={rate}"] for start in STARTS for rate in rates]
         for method in ["kl", "ce"]:
-            yield f"{method}-{bits}", variant, METHODS[method], "optim.lr", rates
-        yield f"dwq-{bits}", variant, METHODS["dwq"], "optim.scale_lr", SCALE_RATES
-    yield "float", "float", CONTROL, "optim.lr", CONTROL_RATES
+            yield f"{method}-{bits}", variant, METHODS[method], starts
+        yield f"large-{bits}", variant, METHODS["large"], [[SCALE_RATE, f"optim.lr={rate}"] for rate in LARGE_RATES[bits]]
+        yield f"dwq-{bits}", variant, METHODS["dwq"], [[f"optim.scale_lr={rate}"] for rate in SCALE_RATES[bits]]
+    yield "float", "float", CONTROL, [[f"optim.lr={rate}"] for rate in CONTROL_RATES]
 
 
 def tune():
-    """Learning rates by runs with a seed that no student has, on unseen text."""
-    chosen = WORK / "rates.json"
+    """Chooses by runs with a seed that no student has, on unseen text."""
+    chosen = WORK / "chosen.json"
     if chosen.is_file():
         return
     with ThreadPoolExecutor(JOBS) as pool:
         runs = {}
-        for name, variant, changes, key, rates in trials():
-            for rate in rates:
-                sets = [*changes, *TUNING_SETS, "seed=1000", f"{key}={rate}"]
-                runs[name, rate] = pool.submit(train, "students.toml", variant, sets, WORK / f"tune/{name}-{rate}")
+        for name, variant, changes, candidates in trials():
+            for candidate in candidates:
+                out = WORK / "tune" / "-".join([name, *(change.rpartition("=")[2] for change in candidate)])
+                sets = [*changes, *candidate, *TUNING_SETS, "seed=1000"]
+                runs[name, tuple(candidate)] = pool.submit(train, "students.toml", variant, sets, out)
         wait(list(runs.values()))
     losses = {}
-    for (name, rate), run in runs.items():
+    for (name, candidate), run in runs.items():
         what = "valid_kl" if name.startswith(("kl", "dwq")) else "valid_cross_entropy"
-        losses.setdefault(name, {})[rate] = last_validation(run.result(), what)
+        losses.setdefault(name, {})[" ".join(candidate)] = last_validation(run.result(), what)
     write(WORK / "tuning.json", json.dumps(losses, indent=2))
     write(chosen, json.dumps({name: min(tried, key=tried.get) for name, tried in losses.items()}, indent=2))
     shutil.rmtree(WORK / "tune")
 
 
+def refine():
+    """Tries more changes to KL from the teacher."""
+    tried = WORK / "refinements.json"
+    if tried.is_file():
+        return
+    chosen = json.loads((WORK / "chosen.json").read_text())
+    with ThreadPoolExecutor(JOBS) as pool:
+        runs = {}
+        for grid, bits in FORMATS.items():
+            for name, changes in REFINEMENTS.items() if bits in REFINED else []:
+                sets = [*chosen[f"kl-{bits}"].split(), *TUNING_SETS, *changes, "seed=1000"]
+                runs[grid, name] = pool.submit(train, "students.toml", grid, sets, WORK / f"refine/{name}")
+        wait(list(runs.values()))
+    kl = {}
+    for (grid, name), run in runs.items():
+        kl.setdefault(grid, {})[name] = last_validation(run.result(), "valid_kl")
+    write(tried, json.dumps(kl, indent=2))
+    shutil.rmtree(WORK / "refine")
+
+
+def choices():
+    """The changes that were chosen for each method and number of bits, refinements that help among them."""
+    chosen = json.loads((WORK / "chosen.json").read_text())
+    tried = WORK / "refinements.json"
+    kl = json.loads(tried.read_text()) if tried.is_file() else {}
+    for bits in REFINED if kl else []:
+        grids = [grid for grid in kl if FORMATS[grid] == bits]
+        ratio = {name: sum(kl[grid][name] / kl[grid]["nothing"] for grid in grids) / len(grids) for name in REFINEMENTS}
+        best = min(ratio, key=ratio.get)
+        if ratio[best] < 1 - WORTH_IT:
+            chosen[f"kl-{bits}"] = " ".join([chosen[f"kl-{bits}"], *REFINEMENTS[best]])
+    return chosen
+
+
 def students():
-    rates = json.loads((WORK / "rates.json").read_text())
+    chosen = choices()
     with ThreadPoolExecutor(JOBS) as trainers, ThreadPoolExecutor(SCORERS) as scorers:
         scoring = [scorers.submit(score, TEACHER, "teacher")]
         for format in FORMATS:
@@ -245,12 +296,10 @@ def students():
                 scoring.append(scorers.submit(rounded, format, rounding))
         training = []
         for seed in SEEDS:
-            training.append(trainers.submit(student, "control", "float", rates["float"], seed, scorers))
+            training.append(trainers.submit(student, "control", "float", chosen["float"], seed, scorers))
             for format, bits in FORMATS.items():
                 for method in METHODS:
-                    # The teacher's size does not change which rate suits a grid.
-                    rate = rates[f"{'kl' if method == 'large' else method}-{bits}"]
-                    training.append(trainers.submit(student, method, format, rate, seed, scorers))
+                    training.append(trainers.submit(student, method, format, chosen[f"{method}-{bits}"], seed, scorers))
         scoring += [training.result() for training in training]
         wait([future for future in scoring if future])
 
@@ -266,14 +315,13 @@ def rounded(format, rounding):
     score(out, name)
 
 
-def student(method, format, rate, seed, scorers):
+def student(method, format, changes, seed, scorers):
     """Trains one, and hands it on to be scored."""
     name = f"{method}-{format}-seed{seed}"
     if is_scored(name):
         return None
     out = WORK / f"students/{method}-seed{seed}"
-    key = "optim.scale_lr" if method == "dwq" else "optim.lr"
-    run = train("students.toml", format, [*METHODS.get(method, CONTROL), f"{key}={rate}", f"seed={seed}"], out)
+    run = train("students.toml", format, [*METHODS.get(method, CONTROL), *changes.split(), f"seed={seed}"], out)
     curve = WORK / f"curves/{name}.jsonl"
     curve.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(run / "log.jsonl", curve)

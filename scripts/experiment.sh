@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# The experiment of docs/results.md from nothing: texts and tokenizer, teachers, learning rates, students, scores, table and pictures.
+# The experiment of docs/results.md from nothing: texts and tokenizer, teachers, learning rates and what else helps, students, scores, table and pictures.
 #
 #   scripts/experiment.sh FOLDER [STEP…]
 #
 # FOLDER holds the texts: books/*.txt and prose/*.txt (books, a document each), tinystories_train.txt (stories, <|endoftext|> between them), and, not
-# trained on, prose_valid/*.txt, tinystories_valid.txt and wiki.test.raw. Steps: prepare teachers tune students table; without any, all of them. What is
+# trained on, prose_valid/*.txt, tinystories_valid.txt and wiki.test.raw. Steps: prepare teachers tune refine students table; without any, all of them. What is
 # there already is not done again, so that a broken run goes on by the same command. Everything lies in runs/experiment.
 #
 #   QAT=target/release/qat   the program (built with the feature of the device)

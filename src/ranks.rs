@@ -1,6 +1,6 @@
 //! Whether this process was started with others to train together: what the environment says, and how one that fails takes its leave.
 
-use std::{process, thread, time::Duration};
+use std::{thread, time::Duration};
 
 use anyhow::anyhow;
 use qat_train::{
@@ -46,9 +46,22 @@ pub fn together(
 /// Ends this process because another one of the run is gone: nobody would answer.
 fn lost(problem: &str) {
     eprintln!("error: {problem}; the last checkpoint is kept");
-    // CUDA's driver is shut down while another thread still uses it: what that one panics about is no news.
-    std::panic::set_hook(Box::new(|_| {}));
-    process::exit(FAILED);
+    leave()
+}
+
+/// Ends this process without what libraries do at its end: CUDA's driver would be shut down while the thread that trains still uses it,
+/// which panics or dies of a segmentation fault then.
+#[cfg(unix)]
+#[expect(unsafe_code, reason = "_exit has no safe wrapper")]
+fn leave() -> ! {
+    // SAFETY: _exit takes an integer and doesn't return; nothing is buffered that is not on disk or on the terminal already.
+    unsafe { libc::_exit(FAILED) }
+}
+
+/// Ends this process.
+#[cfg(not(unix))]
+fn leave() -> ! {
+    std::process::exit(FAILED)
 }
 
 /// An error as the others are told of it.
@@ -71,7 +84,7 @@ fn end(ranks: &Ranks, ended: anyhow::Result<Ending>) -> anyhow::Result<Ending> {
         thread::sleep(PATIENCE);
         eprintln!("error: rank {rank}: {said}");
         // Whoever started them ends the others.
-        process::exit(FAILED);
+        leave()
     });
     ranks.part(&error);
     if ranks.is_first() { Err(anyhow!(error)) } else { Ok(Ending::Elsewhere) }

@@ -5,7 +5,7 @@
 use candle_core::Device;
 use libfuzzer_sys::fuzz_target;
 use qat_fuzz::{dir, split};
-use qat_train::Error;
+use qat_train::{Error, ranks::Ranks};
 use qat_train::teacher_cache::{Cache, Identity, VERSION};
 use sha2::{Digest, Sha256};
 
@@ -52,7 +52,8 @@ fuzz_target!(|bytes: &[u8]| {
         );
     assert!(written.is_ok(), "{written:?}");
     let mut make = |_| Err(Error::Interrupted);
-    let Ok(cache) = Cache::open(&folder, identity(), WINDOWS, &mut make, &mut |_| ()) else { return };
+    let opened = Cache::open(&folder, identity(), WINDOWS, &mut make, (&Ranks::alone(), &mut |_| ()));
+    let Ok(cache) = opened else { return };
     let rows = cache.rows(&[1, 0], &Device::Cpu).expect("it was checked");
     for ids in rows.ids.to_vec2::<u32>().expect("ids") {
         assert!(ids[0] < ids[1] && ids[1] < 8, "{ids:?}");

@@ -89,7 +89,7 @@ impl Optimizer {
             };
             own.push(Own { index, rows, kind: variable.kind, value, state });
         }
-        let reader = Reader::new(variables.first().map_or(&Device::Cpu, |v| v.var.device()))?;
+        let reader = Reader::new(device_of(variables))?;
         Ok(Self { plan, ranks: ranks.clone(), variables: variables.to_vec(), buckets, own, reader, taken: 0 })
     }
 
@@ -124,7 +124,7 @@ impl Optimizer {
     pub fn step(&mut self, gradients: &[Tensor], rate: f64) -> Result<f64> {
         let gradients = gradients.iter().map(Tensor::contiguous).collect::<candle_core::Result<Vec<_>>>()?;
         let kinds: Vec<Kind> = self.own.iter().map(|own| own.kind).collect();
-        let device = self.variables.first().map_or(&Device::Cpu, |v| v.var.device());
+        let device = device_of(&self.variables);
         let clip = Clip::measure((&kinds, &gradients), self.plan.clip, (&self.ranks, device))?;
         let norm = self.reader.later(clip.tensor().clone())?;
         self.taken += 1;
@@ -243,6 +243,11 @@ impl State {
             Self::Muon(momentum) => vec![("momentum", momentum)],
         }
     }
+}
+
+/// Where `variables` live; without any it doesn't matter.
+fn device_of(variables: &[Variable]) -> &Device {
+    variables.first().map_or(&Device::Cpu, |variable| variable.var.device())
 }
 
 /// Whether it is part of a grid.

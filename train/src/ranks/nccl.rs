@@ -16,7 +16,7 @@ use candle_core::{
 };
 
 use super::{Begun, Engine, Launch, Ranks, rendezvous::Meeting};
-use crate::{Error, Result};
+use crate::{Error, Result, ops::gpu::cuda::flat};
 
 /// Meets the ranks of the `launch`, of which this one's tensors live on `device`.
 ///
@@ -84,18 +84,7 @@ impl Nccl {
     }
 
     fn send(&self, part: &Tensor, to: usize) -> Result<()> {
-        let (storage, layout) = part.storage_and_layout();
-        let Storage::Cuda(storage) = &*storage else {
-            return Err(Error::Ranks(format!(
-                "NCCL: want a tensor on CUDA, found {:?}",
-                part.device().location()
-            )));
-        };
-        let Some((start, end)) = layout.contiguous_offsets() else {
-            return Err(Error::Ranks("NCCL: want a contiguous tensor".into()));
-        };
-        let part = storage.as_cuda_slice::<f32>()?.slice(start..end);
-        self.comm.send(&part, to as i32).map_err(failed)
+        flat(part, |part| Ok(self.comm.send(part, to as i32)))?.map_err(failed)
     }
 }
 

@@ -17,8 +17,8 @@ use candle_core::{
         CudaStorageSlice, WrapErr,
         cudarc::{
             driver::{
-                CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DeviceRepr,
-                LaunchConfig, PushKernelArg, SyncOnDrop,
+                CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, CudaView, DevicePtr,
+                DeviceRepr, LaunchConfig, PushKernelArg, SyncOnDrop,
                 result::{device::get_default_mem_pool, mem_pool},
                 sys::CUmemPool_attribute as Attribute,
             },
@@ -98,17 +98,25 @@ impl super::later::Aside for Aside {
     }
 
     fn read(&self, numbers: &Tensor) -> Result<Vec<f32>> {
-        let (storage, layout) = numbers.storage_and_layout();
-        let (Storage::Cuda(storage), Some((start, end))) = (&*storage, layout.contiguous_offsets()) else {
-            candle_core::bail!(
-                "want contiguous numbers on CUDA, found them at {:?}",
-                numbers.device().location()
-            )
-        };
-        let found = self.stream.clone_dtoh(&storage.as_cuda_slice::<f32>()?.slice(start..end)).w()?;
+        let found = flat(numbers, |numbers| self.stream.clone_dtoh(numbers).w())?;
         self.stream.synchronize().w()?;
         Ok(found)
     }
+}
+
+/// What `f` makes of the elements of `tensor`, contiguous f32.
+///
+/// # Errors
+/// A tensor of another kind or elsewhere; that of `f`.
+pub(crate) fn flat<R>(tensor: &Tensor, f: impl FnOnce(&CudaView<'_, f32>) -> Result<R>) -> Result<R> {
+    let (storage, layout) = tensor.storage_and_layout();
+    let (Storage::Cuda(storage), Some((start, end))) = (&*storage, layout.contiguous_offsets()) else {
+        candle_core::bail!(
+            "want a contiguous tensor on CUDA, found {layout:?} at {:?}",
+            tensor.device().location()
+        )
+    };
+    f(&storage.as_cuda_slice::<f32>()?.slice(start..end))
 }
 
 /// Runs the tasks of `work` in their order.
