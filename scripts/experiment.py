@@ -52,6 +52,7 @@ FORMATS = {
 }  # fmt: skip
 # What is tried for each: where grids start, and learning rates, of the weights or of the scales where they alone are trained.
 STARTS = ["mse", "gptq"]
+# Of scales that are trained with the weights, in all of these runs.
 SCALE_RATE = "optim.scale_lr=1e-3"
 RATES = {4: [1e-5, 2e-5, 5e-5, 1e-4], 3: [5e-5, 1e-4, 2e-4], 2: [2e-4, 5e-4], 1: [2e-4, 5e-4]}
 SCALE_RATES = {4: [1e-3, 3e-3], 3: [1e-3, 3e-3], 2: [3e-3, 1e-2], 1: [1e-2, 3e-2]}
