@@ -221,64 +221,65 @@ def teachers():
 
 
 def trials():
-    """What is tuned: name, variant, changes, and the candidates, more changes each."""
+    """What is tuned: name, variant, changes, and the candidates, more changes each, by what they say."""
+
+    def said(*candidates):
+        return {" ".join(candidate): candidate for candidate in candidates}
+
     for bits, rates in RATES.items():
         variant = next(f for f, b in FORMATS.items() if b == bits)
-        starts = [[f"quant.scales={start}", SCALE_RATE, f"optim.lr={rate}"] for start in STARTS for rate in rates]
+        starts = said(*([f"quant.scales={start}", SCALE_RATE, f"optim.lr={rate}"] for start in STARTS for rate in rates))
         for method in ["kl", "ce"]:
             yield f"{method}-{bits}", variant, METHODS[method], starts
-        yield f"large-{bits}", variant, METHODS["large"], [[SCALE_RATE, f"optim.lr={rate}"] for rate in LARGE_RATES[bits]]
-        yield f"dwq-{bits}", variant, METHODS["dwq"], [[f"optim.scale_lr={rate}"] for rate in SCALE_RATES[bits]]
-    yield "float", "float", CONTROL, [[f"optim.lr={rate}"] for rate in CONTROL_RATES]
+        yield f"large-{bits}", variant, METHODS["large"], said(*([SCALE_RATE, f"optim.lr={rate}"] for rate in LARGE_RATES[bits]))
+        yield f"dwq-{bits}", variant, METHODS["dwq"], said(*([f"optim.scale_lr={rate}"] for rate in SCALE_RATES[bits]))
+    yield "float", "float", CONTROL, said(*([f"optim.lr={rate}"] for rate in CONTROL_RATES))
+
+
+def tried(step, trials):
+    """Trains what trials (name, variant, changes, candidates) name, with a seed that no student has; losses on unseen text by name and candidate."""
+    with ThreadPoolExecutor(JOBS) as pool:
+        runs = {}
+        for name, variant, changes, candidates in trials:
+            for label, candidate in candidates.items():
+                sets = [*changes, *TUNING_SETS, *candidate, "seed=1000"]
+                out = WORK / step / name / label.replace(" ", ",")
+                runs[name, label] = pool.submit(train, "students.toml", variant, sets, out)
+        wait(list(runs.values()))
+    losses = {}
+    for (name, label), run in runs.items():
+        what = "valid_cross_entropy" if name.startswith(("ce", "large", "float")) else "valid_kl"
+        losses.setdefault(name, {})[label] = last_validation(run.result(), what)
+    return losses
 
 
 def tune():
-    """Chooses by runs with a seed that no student has, on unseen text."""
+    """Chooses rates and starts."""
     chosen = WORK / "chosen.json"
     if chosen.is_file():
         return
-    with ThreadPoolExecutor(JOBS) as pool:
-        runs = {}
-        for name, variant, changes, candidates in trials():
-            for candidate in candidates:
-                out = WORK / "tune" / "-".join([name, *(change.rpartition("=")[2] for change in candidate)])
-                sets = [*changes, *candidate, *TUNING_SETS, "seed=1000"]
-                runs[name, tuple(candidate)] = pool.submit(train, "students.toml", variant, sets, out)
-        wait(list(runs.values()))
-    losses = {}
-    for (name, candidate), run in runs.items():
-        what = "valid_kl" if name.startswith(("kl", "dwq")) else "valid_cross_entropy"
-        losses.setdefault(name, {})[" ".join(candidate)] = last_validation(run.result(), what)
+    losses = tried("tune", trials())
     write(WORK / "tuning.json", json.dumps(losses, indent=2))
-    write(chosen, json.dumps({name: min(tried, key=tried.get) for name, tried in losses.items()}, indent=2))
+    write(chosen, json.dumps({name: min(by, key=by.get) for name, by in losses.items()}, indent=2))
     shutil.rmtree(WORK / "tune")
 
 
 def refine():
     """Tries more changes to KL from the teacher."""
-    tried = WORK / "refinements.json"
-    if tried.is_file():
+    refined = WORK / "refinements.json"
+    if refined.is_file():
         return
     chosen = json.loads((WORK / "chosen.json").read_text())
-    with ThreadPoolExecutor(JOBS) as pool:
-        runs = {}
-        for grid, bits in FORMATS.items():
-            for name, changes in REFINEMENTS.items() if bits in REFINED else []:
-                sets = [*chosen[f"kl-{bits}"].split(), *TUNING_SETS, *changes, "seed=1000"]
-                runs[grid, name] = pool.submit(train, "students.toml", grid, sets, WORK / f"refine/{name}")
-        wait(list(runs.values()))
-    kl = {}
-    for (grid, name), run in runs.items():
-        kl.setdefault(grid, {})[name] = last_validation(run.result(), "valid_kl")
-    write(tried, json.dumps(kl, indent=2))
+    trials = [(grid, grid, chosen[f"kl-{bits}"].split(), REFINEMENTS) for grid, bits in FORMATS.items() if bits in REFINED]
+    write(refined, json.dumps(tried("refine", trials), indent=2))
     shutil.rmtree(WORK / "refine")
 
 
 def choices():
     """The changes that were chosen for each method and number of bits, refinements that help among them."""
     chosen = json.loads((WORK / "chosen.json").read_text())
-    tried = WORK / "refinements.json"
-    kl = json.loads(tried.read_text()) if tried.is_file() else {}
+    refined = WORK / "refinements.json"
+    kl = json.loads(refined.read_text()) if refined.is_file() else {}
     for bits in REFINED if kl else []:
         grids = [grid for grid in kl if FORMATS[grid] == bits]
         ratio = {name: sum(kl[grid][name] / kl[grid]["nothing"] for grid in grids) / len(grids) for name in REFINEMENTS}
