@@ -124,25 +124,11 @@ impl Tokenization<'_> {
             }
         }
         let key = ranks.agree(self.key(progress))?;
-        let path = path_of(cache, &key);
-        let missing = || Ok(!matches!(find(&path, &key), Ok(Some(_))));
-        let mut before = None;
-        if ranks.size() > 1 && ranks.from_first(missing)? {
-            let part = ranks.on_first(|| Part::claim(&path, &mut || progress(Progress::WAITING)))?;
-            if ranks.from_first(missing)? {
-                let made = self.make((&tokenizer, ranks), key, part, progress);
-                before = Some(ranks.agree(made)?);
-            }
-        }
-        // A rank that doesn't see what the first has written makes it for itself.
-        let alone = Ranks::alone();
-        let (tokens, origin, made) = found_or_made(cache, key, progress, |part, progress| {
-            self.make((&tokenizer, &alone), key, Some(part), progress)
-        })?;
-        Ok(match (origin, made.or(before)) {
-            (Origin::Made | Origin::Reused, Some(text_bytes @ 1..)) => {
-                (tokens, Origin::Continued { text_bytes })
-            }
+        let make =
+            |ranks: &Ranks, part, progress: &mut Watch| self.make((&tokenizer, ranks), key, part, progress);
+        let (tokens, origin, before) = found_or_made(ranks, (cache, key), progress, &make)?;
+        Ok(match (origin, before) {
+            (Origin::Made, Some(text_bytes @ 1..)) => (tokens, Origin::Continued { text_bytes }),
             (origin, _) => (tokens, origin),
         })
     }
@@ -213,8 +199,7 @@ impl Tokenization<'_> {
         let mut batch = Batch::read(&mut documents, threads)?;
         let Header { mut tokens, mut text_bytes, .. } = counts;
         while !batch.pieces.is_empty() {
-            let cut = |rank: usize| batch.pieces.len() * rank / ranks.size();
-            let share = &batch.pieces[cut(ranks.rank())..cut(ranks.rank() + 1)];
+            let share = &batch.pieces[ranks.share(batch.pieces.len())];
             // The next batch is read while this one is encoded.
             let (encoded, next) =
                 rayon::join(|| self.encode(tokenizer, share), || Batch::read(&mut documents, threads));
@@ -282,31 +267,34 @@ pub(super) fn identity(
     })
 }
 
-/// The token file `KEY.tokens` in the folder `cache`; where it isn't there or is damaged, it is what `make` writes, whose result comes with it.
-/// What another process makes is waited for.
+/// Is told how far the work is; breaks to end it.
+pub(super) type Watch<'a> = dyn FnMut(Progress) -> ControlFlow<()> + 'a;
+
+/// The token file `KEY.tokens` in the folder `cache`; where it isn't there or is damaged, it is what all `ranks` write together with `make`, whose
+/// result comes with it. The part is the first one's. What another process makes is waited for.
 pub(super) fn found_or_made<T>(
-    cache: &Path,
-    key: [u8; 32],
-    progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
-    make: impl FnOnce(Part, &mut dyn FnMut(Progress) -> ControlFlow<()>) -> Result<T>,
+    ranks: &Ranks,
+    (cache, key): (&Path, [u8; 32]),
+    progress: &mut Watch,
+    make: &impl Fn(&Ranks, Option<Part>, &mut Watch) -> Result<T>,
 ) -> Result<(Tokens, Origin, Option<T>)> {
     let path = path_of(cache, &key);
-    let found = |path: &Path| match find(path, &key) {
-        Ok(Some(tokens)) => Ok(tokens),
-        Ok(None) => Err(Origin::Made),
-        Err(e) => Err(Origin::Remade { reason: e.to_string() }),
-    };
-    let origin = match found(&path) {
-        Ok(tokens) => return Ok((tokens, Origin::Reused, None)),
-        Err(origin) => origin,
-    };
-    let part = Part::claim(&path, &mut || progress(Progress::WAITING))?;
-    // Another process may have made it before the part was ours.
-    if let Ok(tokens) = found(&path) {
-        return Ok((tokens, Origin::Reused, None));
+    let (mut found, mut origin, mut made) = (find(&path, &key), Origin::Reused, None);
+    if ranks.from_first(|| Ok(found.is_err()))? {
+        let part = ranks.on_first(|| Part::claim(&path, &mut || progress(Progress::WAITING)))?;
+        // Another process may have made it before the part was ours.
+        if ranks.from_first(|| Ok(find(&path, &key).is_err()))? {
+            made = Some(ranks.agree(make(ranks, part, progress))?);
+            origin = found.err().unwrap_or(Origin::Made);
+        }
+        found = find(&path, &key);
     }
-    let made = make(part, progress)?;
-    Ok((Tokens::open(&path)?, origin, Some(made)))
+    match found {
+        Ok(tokens) => Ok((tokens, origin, made)),
+        // A rank that doesn't see what the first has written makes it for itself.
+        Err(_) if ranks.size() > 1 => found_or_made(&Ranks::alone(), (cache, key), progress, make),
+        Err(_) => Ok((Tokens::open(&path)?, origin, made)),
+    }
 }
 
 /// Where the token file with `key` is in the folder `cache`.
@@ -314,16 +302,17 @@ fn path_of(cache: &Path, key: &[u8; 32]) -> PathBuf {
     cache.join(format!("{}.tokens", hex(key)))
 }
 
-/// The token file at `path`, if there is one.
-fn find(path: &Path, key: &[u8; 32]) -> Result<Option<Tokens>> {
+/// The token file at `path`, or why it has to be made.
+fn find(path: &Path, key: &[u8; 32]) -> Result<Tokens, Origin> {
     if !path.exists() {
-        return Ok(None);
+        return Err(Origin::Made);
     }
-    let tokens = Tokens::open(path)?;
-    if &tokens.header().key != key {
-        return Err(Error::file(path, "holds the tokens of another corpus or tokenizer than its name says"));
-    }
-    Ok(Some(tokens))
+    let reason = match Tokens::open(path) {
+        Ok(tokens) if &tokens.header().key == key => return Ok(tokens),
+        Ok(_) => Error::file(path, "holds the tokens of another corpus or tokenizer than its name says"),
+        Err(damage) => damage,
+    };
+    Err(Origin::Remade { reason: reason.to_string() })
 }
 
 /// Some documents, one after the other.

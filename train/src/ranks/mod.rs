@@ -124,6 +124,12 @@ impl Ranks {
         )))
     }
 
+    /// Those of `len` items that are this rank's, as equal a share as their number allows.
+    pub fn share(&self, len: usize) -> Range<usize> {
+        let place = |rank: usize| len * rank / self.size();
+        place(self.rank())..place(self.rank() + 1)
+    }
+
     /// What every rank tells, in their order.
     ///
     /// # Errors
@@ -223,15 +229,15 @@ impl Ranks {
         Ok(sums)
     }
 
-    /// The ids of all ranks, in the order of the ranks.
+    /// The words of all ranks, in the order of the ranks.
     ///
     /// # Errors
-    /// That of `ids`; another rank has failed.
-    pub fn concat(&self, ids: Result<Vec<u32>>) -> Result<Vec<u32>> {
+    /// That of `words`; another rank has failed.
+    pub fn concat(&self, words: Result<Vec<u32>>) -> Result<Vec<u32>> {
         if self.size() == 1 {
-            return ids;
+            return words;
         }
-        let bytes = ids.map(|ids| ids.iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<u8>>());
+        let bytes = words.map(|words| words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>());
         let all = self.exchange(bytes.as_deref());
         bytes?;
         let words =

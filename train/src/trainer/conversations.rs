@@ -48,7 +48,7 @@ pub(super) fn windows(
         eos: model.eos,
         window: job.plan.recipe.data.ctx + 1,
     };
-    let (tokens, origin, lost) = how.tokens(job.cache, &mut |progress| {
+    let (tokens, origin, lost) = how.tokens_on(&job.ranks, job.cache, &mut |progress| {
         report(progress.into());
         if stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     })?;

@@ -325,10 +325,7 @@ pub(super) fn tokens(
     let mut tokenize = |list: &[String]| -> Result<Tokens> {
         if let Some(chat) = &job.plan.data.chat {
             let model = conversations::Model { config, tokenizer, bos, eos };
-            // What the first has made the others find.
-            return job
-                .ranks
-                .first_then_others(|| conversations::windows(job, (chat, list), model, report, stop));
+            return conversations::windows(job, (chat, list), model, report, stop);
         }
         let sources = Source::resolve(list, Path::new(""))?;
         let corpus = Corpus::new(sources, Some(&settings.field), settings.separator.as_deref())?;

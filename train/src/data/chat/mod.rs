@@ -5,6 +5,7 @@
 mod layout;
 mod pack;
 mod records;
+mod windows;
 
 use std::ops::{ControlFlow, Range};
 use std::path::{Path, PathBuf};
@@ -15,15 +16,16 @@ use rayon::prelude::*;
 use tokenizers::Tokenizer;
 
 use self::layout::Row;
-use self::pack::Packer;
 use self::records::{Record, Records};
+pub use self::windows::Lost;
+use self::windows::{Document, Windows, documents_in, spelled};
 use super::documents::Corpus;
 use super::packed::{FIRST, LEARNED};
 use super::part::Part;
 use super::token_file::{Header, MARKED, Tokens};
 use super::token_writer::TokenWriter;
-use super::tokenize::{Origin, Progress, Stage, found_or_made, identity, key_of, mark};
-use crate::{Error, Result};
+use super::tokenize::{Origin, Progress, Stage, Watch, found_or_made, identity, key_of, mark};
+use crate::{Error, Result, ranks::Ranks};
 
 /// Rows that are read at a time. Bounds memory; the windows don't depend on it.
 const ROWS: usize = 2048;
@@ -86,35 +88,24 @@ pub struct ChatTokenization<'a> {
     pub window: usize,
 }
 
-/// What became of the documents that were not taken whole.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Lost {
-    /// Longer than a window, and cut.
-    pub cut: u64,
-    /// Tokens that were cut off.
-    pub tokens: u64,
-    /// Left out, because nothing to learn is within a window.
-    pub left_out: u64,
-}
-
-/// A document: its tokens with marks, and the bytes of its text.
-type Document = (Vec<u32>, usize);
-
 impl ChatTokenization<'_> {
     /// The windows, from the file `KEY.tokens` in the folder `cache`, which is made if it isn't there or is damaged; then what was
-    /// lost comes with it.
+    /// lost comes with it. Each of `ranks` encodes a share of the rows; the first puts them into windows, and alone knows what was lost.
     ///
     /// # Errors
     /// A row that is no conversation or whose answers can't be found, with file and line; everything else that can be wrong with the
-    /// sources, the tokenizer and the folder.
-    pub fn tokens(
+    /// sources, the tokenizer and the folder; another rank has failed.
+    pub fn tokens_on(
         &self,
+        ranks: &Ranks,
         cache: &Path,
         progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<(Tokens, Origin, Option<Lost>)> {
         let tokenizer = load_tokenizer(self.tokenizer, self.vocab_size)?;
-        let key = self.key(progress)?;
-        found_or_made(cache, key, progress, |part, progress| self.make(&tokenizer, key, part, progress))
+        let key = ranks.agree(self.key(progress))?;
+        let make =
+            |ranks: &Ranks, part, progress: &mut Watch| self.make((&tokenizer, ranks), key, part, progress);
+        found_or_made(ranks, (cache, key), progress, &make)
     }
 
     fn key(&self, progress: &mut dyn FnMut(Progress) -> ControlFlow<()>) -> Result<[u8; 32]> {
@@ -140,18 +131,17 @@ impl ChatTokenization<'_> {
 
     fn make(
         &self,
-        tokenizer: &Tokenizer,
+        (tokenizer, ranks): (&Tokenizer, &Ranks),
         key: [u8; 32],
-        part: Part,
-        progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+        part: Option<Part>,
+        progress: &mut Watch,
     ) -> Result<Lost> {
         let vocab_size = self.vocab_size as u64;
         let counts =
             Header { vocab_size, tokens: 0, documents: 0, skipped: 0, text_bytes: 0, key, marked: true };
-        let mut writer = TokenWriter::begin(part, counts)?;
-        let (bytes_total, mut bytes_done) = (self.corpus.bytes()?, 0);
-        let mut packer = Packer::new(self.window, self.eos.or(self.bos).unwrap_or(0));
-        let mut lost = Lost::default();
+        let begun = part.map(|part| TokenWriter::begin(part, counts)).transpose();
+        let mut windows = ranks.agree(begun)?.map(|writer| Windows::new(self, writer));
+        let (bytes_total, mut bytes_done, mut tokens) = (self.corpus.bytes()?, 0, 0);
         let encoder = Encoder::new(self, tokenizer);
         for source in self.corpus.sources() {
             let mut records = Records::open(source)?;
@@ -161,34 +151,25 @@ impl ChatTokenization<'_> {
                 if rows.is_empty() {
                     break;
                 }
-                let documents: Vec<Result<Vec<Document>>> =
-                    rows.par_iter().map(|row| encoder.documents(&place, row)).collect();
-                for documents in documents {
-                    for (ids, bytes) in documents? {
-                        add(&mut packer, &mut writer, &mut lost, (ids, bytes))?;
+                let share = &rows[ranks.share(rows.len())];
+                let documents: Vec<_> = share.par_iter().map(|row| encoder.documents(&place, row)).collect();
+                let documents = documents.into_iter().collect::<Result<Vec<_>>>();
+                let all = ranks.concat(documents.map(|documents| spelled(&documents.concat())))?;
+                let mut written = Ok(());
+                for document in documents_in(&all) {
+                    tokens += document.ids.len() as u64;
+                    if let Some(windows) = &mut windows {
+                        written = written.and_then(|()| windows.add(document));
                     }
                 }
-                let tokens = writer.header().tokens;
-                if progress(Progress { stage: Stage::Tokenizing, bytes_done, bytes_total, tokens }).is_break()
-                {
-                    return Err(Error::Interrupted);
-                }
+                let is_stopped =
+                    progress(Progress { stage: Stage::Tokenizing, bytes_done, bytes_total, tokens })
+                        .is_break();
+                ranks.agree(if is_stopped { written.and(Err(Error::Interrupted)) } else { written })?;
             }
             bytes_done += source.bytes()?;
         }
-        for window in packer.finish() {
-            writer.write(&window)?;
-        }
-        if writer.header().documents == 0 {
-            return Err(Error::Data(format!(
-                "{}: no conversation with something to learn in a window of {} tokens ({} left out)",
-                self.corpus.names(),
-                self.window,
-                lost.left_out
-            )));
-        }
-        writer.finish()?;
-        Ok(lost)
+        windows.map_or(Ok(Lost::default()), Windows::finish)
     }
 }
 
@@ -199,22 +180,6 @@ fn some_rows(records: &mut Records) -> Result<Vec<Record>> {
         rows.push(row);
     }
     Ok(rows)
-}
-
-/// Puts a document into a window, unless nothing to learn would be in it.
-fn add(packer: &mut Packer, writer: &mut TokenWriter, lost: &mut Lost, (ids, bytes): Document) -> Result<()> {
-    // The first token is nobody's target.
-    if !ids.iter().take(packer.len()).skip(1).any(|id| id & LEARNED != 0) {
-        lost.left_out += 1;
-        return Ok(());
-    }
-    let (window, over) = packer.add(ids);
-    lost.cut += u64::from(over > 0);
-    lost.tokens += over as u64;
-    let counts = writer.header();
-    counts.documents += 1;
-    counts.text_bytes += bytes as u64;
-    window.map_or(Ok(()), |window| writer.write(&window))
 }
 
 /// Turns rows into documents.
@@ -286,7 +251,8 @@ impl<'a> Encoder<'a> {
         });
         let bos = self.how.bos.filter(|_| marks);
         let eos = self.how.eos.filter(|_| marks).map(|id| id | LEARNED);
-        Ok((bos.into_iter().chain(tokens).chain(eos).collect(), text.len()))
+        let ids = bos.into_iter().chain(tokens).chain(eos).collect();
+        Ok(Document { ids, text_bytes: text.len() as u64 })
     }
 }
 

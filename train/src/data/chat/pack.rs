@@ -24,11 +24,6 @@ impl Packer {
         Self { len, fill, open: Vec::new() }
     }
 
-    /// Tokens of a window.
-    pub(super) fn len(&self) -> usize {
-        self.len
-    }
-
     /// Takes a document, and gives a window that is done, if one is. How many tokens of the document were cut off comes with it.
     pub(super) fn add(&mut self, mut document: Vec<u32>) -> (Option<Vec<u32>>, usize) {
         let over = document.len().saturating_sub(self.len);

@@ -8,9 +8,12 @@ use parquet::data_type::{ByteArray, ByteArrayType};
 use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::parser::parse_message_type;
 
-use super::super::{Batches, Census, ChatTokenization, Frame, Lost, Marked, Origin, Tokens};
+use super::super::{Batches, Census, ChatTokenization, Corpus, Frame, Lost, Marked, Origin, Tokens};
 use super::Folder;
-use crate::Result;
+use crate::{
+    Error, Result,
+    ranks::{Ranks, threads::together},
+};
 
 /// One id for each of a few words, and two marks of a chat template.
 const WORDS: &str = r#"{"version": "1.0", "normalizer": null,
@@ -38,6 +41,20 @@ impl Place {
         Self { folder, tokenizer }
     }
 
+    fn how<'a>(&'a self, corpus: &'a Corpus, frame: &'a Frame, window: usize) -> ChatTokenization<'a> {
+        let (tokenizer, eos) = (&self.tokenizer, Some(9));
+        ChatTokenization {
+            corpus,
+            tokenizer,
+            vocab_size: 10,
+            frame,
+            learn_all: false,
+            bos: None,
+            eos,
+            window,
+        }
+    }
+
     fn tokens(
         &self,
         frame: &str,
@@ -46,18 +63,22 @@ impl Place {
     ) -> Result<(Tokens, Origin, Option<Lost>)> {
         let corpus = self.folder.corpus(&["a.jsonl"], None);
         let frame = Frame::of(frame, self.folder.path())?;
-        let mut how = ChatTokenization {
-            corpus: &corpus,
-            tokenizer: &self.tokenizer,
-            vocab_size: 10,
-            frame: &frame,
-            learn_all: false,
-            bos: None,
-            eos: Some(9),
-            window,
-        };
+        let mut how = self.how(&corpus, &frame, window);
         change(&mut how);
-        how.tokens(&self.folder.path().join("cache"), &mut |_| ControlFlow::Continue(()))
+        how.tokens_on(&Ranks::alone(), &self.folder.path().join("cache"), &mut |_| ControlFlow::Continue(()))
+    }
+
+    /// The bytes of the file that `size` ranks make, and what the first knows was lost; or why each has none.
+    fn made_by(&self, size: usize) -> Vec<Result<(Vec<u8>, Option<Lost>)>> {
+        let corpus = self.folder.corpus(&["a.jsonl"], None);
+        let frame = Frame::of("model", self.folder.path()).unwrap();
+        let how = self.how(&corpus, &frame, 9);
+        let cache = self.folder.path().join(size.to_string());
+        together(size, |ranks| {
+            let (tokens, origin, lost) = how.tokens_on(&ranks, &cache, &mut |_| ControlFlow::Continue(()))?;
+            assert!(ranks.rank() > 0 || origin == Origin::Made, "{origin:?}");
+            Ok((std::fs::read(tokens.path()).unwrap(), lost.filter(|_| ranks.is_first())))
+        })
     }
 
     fn refused(&self, frame: &str, window: usize) -> String {
@@ -120,6 +141,27 @@ fn batches_learn_answers_and_keep_documents_apart() {
     assert_eq!(packed.borders.firsts(), [0, 0, 0, 0, 4, 4, 4, 4, 4]);
     assert_eq!(packed.learned, [1, 2, 6, 7], "rows whose targets are learned");
     assert_eq!(batch.learned(), 4);
+}
+
+#[test]
+fn several_ranks_make_the_windows_that_one_makes_and_say_together_what_is_wrong() {
+    let answers = ["two", "three four", "five", "one two three four five one two three"];
+    let row = |i: usize| format!("{{\"prompt\": \"one\", \"response\": \"{}\"}}\n", answers[i % 4]);
+    // More than are read at a time.
+    let rows: Vec<String> = (0..5000).map(row).collect();
+    let place = Place::new(&rows.concat());
+    let alone = place.made_by(1).remove(0).unwrap();
+    assert!(alone.1.is_some_and(|lost| lost.cut > 0), "{:?}", alone.1);
+    let three: Vec<_> = place.made_by(3).into_iter().map(Result::unwrap).collect();
+    assert!(three.iter().all(|(bytes, _)| *bytes == alone.0));
+    assert_eq!(three.iter().map(|(_, lost)| *lost).collect::<Vec<_>>(), [alone.1, None, None]);
+
+    let bad = [&rows[..4000], &["{\"prompt\": 1}\n".to_owned()], &rows[4000..]].concat();
+    let ends = Place::new(&bad.concat()).made_by(3);
+    let messages: Vec<String> = ends.iter().map(|end| end.as_ref().unwrap_err().to_string()).collect();
+    assert!(messages.iter().all(|message| message.contains("a.jsonl: line 4001: ")), "{messages:?}");
+    let elsewhere = ends.iter().filter(|end| matches!(end, Err(Error::Elsewhere { .. }))).count();
+    assert_eq!(elsewhere, 2, "one rank has the row");
 }
 
 #[test]
@@ -249,17 +291,8 @@ fn parquet_holds_the_same_conversations_and_names_its_rows() {
     let tokens = || {
         let corpus = place.folder.corpus(&["a.parquet"], None);
         let frame = Frame::of("model", place.folder.path()).unwrap();
-        let how = ChatTokenization {
-            corpus: &corpus,
-            tokenizer: &place.tokenizer,
-            vocab_size: 10,
-            frame: &frame,
-            learn_all: false,
-            bos: None,
-            eos: Some(9),
-            window: 10,
-        };
-        how.tokens(&place.folder.path().join("cache"), &mut |_| ControlFlow::Continue(()))
+        let how = place.how(&corpus, &frame, 10);
+        how.tokens_on(&Ranks::alone(), &place.folder.path().join("cache"), &mut |_| ControlFlow::Continue(()))
     };
     write_nested(&path, &[&turns]);
     assert_eq!(told(&tokens().unwrap().0), "|6 1 2! 3! 7! 6 4 5! 7! .9");
