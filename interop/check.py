@@ -2,14 +2,17 @@
 
     check.py QAT WORK_FOLDER [PART…]      a PART chooses the cases that have it in their name, such as "gguf" or "qwen3"
 
-Prints one table; exit code 1 if a row fails. The same run damages a copy of each kind of export, which must make its row fail.
+Prints one table; exit code 1 if a row fails. The same run damages a copy of each kind of export, which must make its row fail. $JOBS models
+are checked at a time, each by a process of its own [1].
 """
 
-import itertools
 import json
+import multiprocessing
+import os
 import shutil
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,10 +96,12 @@ def fits(format_, config):
 
 
 class Check:
-    """The run: a binary, a folder to work in, and what was found."""
+    """What is found of one model: a binary, a folder to work in, and rows of the table."""
 
     def __init__(self, binary, folder, parts):
         self.qat, self.folder, self.parts = models.Qat(binary), folder, parts
+        for part in ("packed", "export"):
+            (folder / part).mkdir(parents=True)
         self.packed, self.references, self.rows = {}, {}, []
 
     def wants(self, *words):
@@ -233,43 +238,54 @@ class Check:
         except Exception as error:
             self.fail((name, "tasks", "eval"), "lm-eval", f"{error!r}"[:200])
 
-    def run(self):
-        architectures = models.architectures(self.qat, self.folder)
-        for name, model in architectures.items():
-            if name in ASKED and self.wants(name, "tasks", "lm-eval"):
-                self.ask(name, model)
-        for (name, model), target in itertools.product(architectures.items(), TARGETS):
+    def run(self, name, model):
+        """A model in every format for every target."""
+        if name in ASKED and self.wants(name, "tasks", "lm-eval"):
+            self.ask(name, model)
+        config = json.loads((model / "config.json").read_text())
+        for target in TARGETS:
             if not opens(target, model):
                 continue
-            config = json.loads((model / "config.json").read_text())
             # A fixture adds a shape and a tokenizer; what a format is, the models before it have told.
             for format_ in target.formats[:2] if name.startswith("fixture") else target.formats:
                 if fits(format_, config) and self.wants(name, format_, target.label):
                     self.case(name, model, format_, target)
-        readers = {name: model for name, model in architectures.items() if name == "llama" or name.startswith("fixture")}
-        for name, model in (readers | models.tokenizer_models(self.qat, self.folder)).items():
-            self.tokenize(name, model)
 
-    def table(self):
-        header = ("model", "format", "target", "runtime", "max KL", "max error", "top-1", "greedy", "", "")
-        rows = [header, *self.rows]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(header) - 1)]
-        for row in rows:
-            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)) + "  " + row[-1])
+
+def rows_of(binary, folder, parts, name, model, is_whole):
+    """The rows of a model; of one that isn't whole, those of its tokenizer."""
+    check = Check(binary, folder / "work" / name.replace(" ", "-"), parts)
+    if is_whole:
+        check.run(name, model)
+    if name == "llama" or name.startswith("fixture") or not is_whole:
+        check.tokenize(name, model)
+    return check.rows
+
+
+def table(rows):
+    header = ("model", "format", "target", "runtime", "max KL", "max error", "top-1", "greedy", "", "")
+    rows = [header, *rows]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(header) - 1)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)) + "  " + row[-1])
 
 
 def main():
     binary, folder, *parts = sys.argv[1:]
-    folder = Path(folder)
-    for part in ("packed", "export"):
-        (folder / part).mkdir(parents=True)
+    folder, qat = Path(folder), models.Qat(binary)
     began = time.monotonic()
-    check = Check(binary, folder, parts)
-    check.run()
-    check.table()
-    failed = sum("FAIL" in row for row in check.rows)
-    print(f"{len(check.rows) - failed} passed, {failed} failed, in {time.monotonic() - began:.0f} s")
-    sys.exit(1 if failed or not check.rows else 0)
+    all_models = [(name, model, True) for name, model in models.architectures(qat, folder).items()]
+    all_models += [(name, model, False) for name, model in models.tokenizer_models(qat, folder).items()]
+    # Runtimes compute on one thread each, and some don't survive a fork.
+    spawned, jobs = multiprocessing.get_context("spawn"), int(os.environ.get("JOBS", 1))
+    with ProcessPoolExecutor(min(jobs, len(all_models)), spawned) as pool:
+        found = [pool.submit(rows_of, binary, folder, parts, *each) for each in all_models]
+        rows = [row for each in found for row in each.result()]
+    table(rows)
+    failed = sum("FAIL" in row for row in rows)
+    print(f"{len(rows) - failed} passed, {failed} failed, in {time.monotonic() - began:.0f} s")
+    sys.exit(1 if failed or not rows else 0)
 
 
-main()
+if __name__ == "__main__":
+    main()

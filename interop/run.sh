@@ -8,7 +8,7 @@
 # this machine can't have what it needs. Settings, from the environment:
 #
 #   QAT_INTEROP_DIR   where it keeps the runtimes [~/.cache/qat/interop]; 7 GiB, most of it PyTorch for CUDA where pip finds no other
-#   JOBS              of the compiler [all processors]
+#   JOBS              of the compiler, and models that are checked at a time, some 1.5 GiB each [all processors]
 set -euo pipefail
 
 llama_version=0.3.36
@@ -78,5 +78,5 @@ say "building qat"
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-export LLAMA_CPP_LIB_PATH=$llama/build/bin PYTHONDONTWRITEBYTECODE=1
+export LLAMA_CPP_LIB_PATH=$llama/build/bin PYTHONDONTWRITEBYTECODE=1 JOBS=$jobs
 "$python" "$here/check.py" "${CARGO_TARGET_DIR:-$root/target}/release/qat" "$work" "$@"

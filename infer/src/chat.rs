@@ -10,6 +10,7 @@ mod bounds;
 mod endings;
 pub mod go;
 mod python;
+mod shape;
 #[cfg(test)]
 mod tests;
 

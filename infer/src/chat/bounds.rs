@@ -21,6 +21,7 @@ use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, Value, context
 use minijinja_contrib::pycompat::unknown_method_callback;
 
 use super::python::{strftime, tojson};
+use super::shape;
 
 /// Name of a template in its own messages.
 const NAME: &str = "chat template";
@@ -32,6 +33,8 @@ const BUDGET: u64 = 1 << 26;
 const MAX_OUTPUT: usize = 1 << 24;
 /// What an item of a list or map weighs.
 const NODE: u64 = 32;
+/// What is said where the budget is spent.
+const TOO_MUCH: &str = "makes more text and lists than a chat template may";
 /// Deepest nesting of lists and maps.
 const DEPTH: usize = 32;
 
@@ -150,7 +153,9 @@ fn compile(source: &str) -> Result<Compiled<'_>, Error> {
     // As transformers has it.
     let whitespace =
         WhitespaceConfig { keep_trailing_newline: false, lstrip_blocks: true, trim_blocks: true };
+    shape::check_source(source, whitespace)?;
     let template = parse(source, NAME, Default::default(), whitespace)?;
+    shape::check_constants(&template)?;
     let mut generator = CodeGenerator::new(NAME, source);
     generator.compile_stmt(&template);
     let (mut instructions, mut blocks) = generator.finish();
@@ -310,7 +315,7 @@ fn weight(value: &Value, depth: usize, left: &mut u64) -> Result<(), Error> {
     let own = value.as_str().map_or(0, str::len) as u64 + NODE;
     *left = left.checked_sub(own).ok_or_else(|| {
         *left = 0;
-        refused("makes more text and lists than a chat template may".into())
+        refused(TOO_MUCH.into())
     })?;
     let is_map = match value.kind() {
         ValueKind::Map => true,
@@ -331,9 +336,19 @@ fn weight(value: &Value, depth: usize, left: &mut u64) -> Result<(), Error> {
 /// `a operator b`, by minijinja's own rules.
 fn operate(name: &str, a: &Value, b: &Value) -> Result<Value, Error> {
     if name == "*" {
-        let (text, times) = if a.as_str().is_some() { (a, b) } else { (b, a) };
-        let length = text.as_str().map_or(0, str::len).checked_mul(times.as_usize().unwrap_or(0));
-        fits(length)?;
+        let is_list = |value: &Value| matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable);
+        let is_first = a.as_str().is_some() || (is_list(a) && b.as_str().is_none());
+        let (many, times) = if is_first { (a, b) } else { (b, a) };
+        let times_many = |len: usize| times.as_usize().map_or(Some(0), |times| len.checked_mul(times));
+        if let Some(text) = many.as_str() {
+            fits(times_many(text.len()))?;
+        } else if is_list(many) {
+            match many.len() {
+                // minijinja repeats nothing as often as it is told.
+                Some(0) if times.as_usize().is_some() => return Ok(many.clone()),
+                len => items_fit(times_many(len.unwrap_or(0)))?,
+            }
+        }
     }
     let plain = Environment::new();
     plain.compile_expression(&format!("a {name} b"))?.eval(context!(a, b))
@@ -418,6 +433,13 @@ fn fits(length: Option<usize>) -> Result<(), Error> {
     match length {
         Some(length) if length <= MAX_OUTPUT => Ok(()),
         _ => Err(refused(format!("makes a text of more than {MAX_OUTPUT} bytes"))),
+    }
+}
+
+fn items_fit(items: Option<usize>) -> Result<(), Error> {
+    match items {
+        Some(items) if items as u64 <= BUDGET / NODE => Ok(()),
+        _ => Err(refused(TOO_MUCH.into())),
     }
 }
 

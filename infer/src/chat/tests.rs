@@ -220,6 +220,53 @@ fn a_tag_whose_signs_share_one_is_refused() {
     }
 }
 
+/// Found by fuzzing: minijinja repeats an empty list by counting.
+#[test]
+fn nothing_times_any_number_is_nothing() {
+    says("{% set n = 9 ** 10 %}{{ [] * n }}{{ n * [] }}{{ '' * n }}", &[], true, "[][]");
+    says(
+        "{% set n = 3 %}{{ [0] * n }}{{ n * 'ab' }}{{ '-' * 80 }}{{ [1] * 2 }}",
+        &[],
+        true,
+        &format!("[0, 0, 0]ababab{}[1, 1]", "-".repeat(80)),
+    );
+    assert!(refusal("{% set n = 'a' %}{{ [] * n }}").contains("only be multiplied with integers"));
+}
+
+/// The compiler works constants out, and goes as deep as expressions are nested, before anything is metered.
+#[test]
+fn what_would_keep_the_compiler_busy_or_fill_the_stack_is_refused() {
+    let many = |begin: &str, again: &str, end: &str| format!("{begin}{}{end}", again.repeat(20_000));
+    for (source, says) in [
+        ("{{ [] * 9**10 }}".to_owned(), "line 1: a constant is repeated"),
+        ("{{ ([1] * 10**10) == ([1] * 10**10) }}".to_owned(), "a constant is repeated"),
+        ("{{ [1, 2] * 600 }}".to_owned(), "a constant is repeated"),
+        ("{{ 'a' * 999 * 999 }}".to_owned(), "a constant is repeated"),
+        ("\n{% if x %}{{ 2 * ('' or '-') * 1000 }}{% endif %}".to_owned(), "line 2: a constant is repeated"),
+        (many("{{ ", "'a' * 100 ~ ", "1 }}"), "one tag has more than 1000"),
+        (many("{{ ", "1+", "1 }}"), "one tag has more than 1000"),
+        (many("{{ ", "- ", "1 }}"), "one tag has more than 1000"),
+        (many("{{ ", "not ", "1 }}"), "one tag has more than 1000"),
+        (many("{{ ", "x and ", "1 }}"), "one tag has more than 1000"),
+        (many("{{ x", ".x", " }}"), "one tag has more than 1000"),
+        (many("{{ x", "[0]", " }}"), "one tag has more than 1000"),
+        (many("{% set y = 2", "**2", " %}"), "one tag has more than 1000"),
+        (many("{{ ", "(", " }}"), "one tag has more than 1000"),
+        (many("{% if 0 %}", "{% elif 0 %}", "{% endif %}"), "more than 256 elif"),
+        (many("", "{% if 1 %}", ""), "recursion"),
+        ("{{ 99999999999999999999999 }}".to_owned(), "syntax error: a number that takes more than 64 bits"),
+    ] {
+        let found =
+            ChatTemplate::new(Path::new("t.jinja"), source.clone(), &json!({})).unwrap_err().to_string();
+        assert!(found.contains(says), "{}\n{found}", &source[..60.min(source.len())]);
+    }
+    // As deep as it may be, on the stack of a test's thread.
+    for again in ["1+", "-", "not ", "x and ", "1 ~ ", "x if x else "] {
+        let within = format!("{{{{ {}1 }}}}", again.repeat(990 / again.split_whitespace().count().max(2)));
+        let _ = template(&within).render(&[], true);
+    }
+}
+
 #[test]
 fn nothing_of_the_interpreter_is_within_reach() {
     for source in [
@@ -253,7 +300,7 @@ fn endless_work_ends_in_an_error() {
         ("{% for x in [1] recursive %}{{ loop([1]) }}{% endfor %}", "recursion"),
         ("{% for x in range(10 ** 9) %}{% endfor %}", "range"),
         // Text.
-        ("{{ 'a' * 10**9 }}", "makes a text of more than"),
+        ("{% set n = 10 ** 9 %}{{ 'a' * n }}", "makes a text of more than"),
         (
             "{% set n = namespace(t='aaaaaaaa') %}{% for i in range(60) %}{% set n.t = n.t ~ n.t %}{% endfor %}",
             "more text and lists",
@@ -296,7 +343,8 @@ fn endless_work_ends_in_an_error() {
             "{% set n = namespace(t={}) %}{% for i in range(60) %}{% set n.t = {'a': n.t} %}{% endfor %}",
             "nests lists and maps",
         ),
-        ("{{ ([1] * 10**9) | list }}", "more text and lists"),
+        ("{% set n = 10 ** 9 %}{{ ([1] * n) | list }}", "more text and lists"),
+        ("{% set n = 10 ** 18 %}{{ [1, 2, 3] * n * n }}", "more text and lists"),
         ("{% set n = namespace() %}{% set n.self = n %}{{ n }}", "nests lists and maps"),
         (
             "{% set n = namespace() %}{% set n.self = n %}{{ n == n.self or n | tojson }}",
