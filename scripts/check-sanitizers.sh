@@ -17,6 +17,10 @@ sources=$(rustc +nightly --print sysroot 2>/dev/null)/lib/rustlib/src/rust/libra
 [ $# -gt 0 ] || set -- thread address
 # An older gcc lacks what newer compilers call.
 export CC=${CC:-$(command -v clang-19 || command -v clang || echo cc)}
+echo 'int main(void) { return 0; }' | "$CC" -fsanitize=address,undefined -x c - -o /dev/null 2>/dev/null || {
+    echo "$CC has no sanitizers: on Debian they are in libclang-rt-19-dev" >&2
+    exit 77
+}
 host=$(rustc +nightly -vV | sed -n 's/^host: //p')
 # A cache that no memory holds is asked for, and has to be refused.
 export TSAN_OPTIONS="halt_on_error=1:allocator_may_return_null=1" ASAN_OPTIONS="allocator_may_return_null=1"
