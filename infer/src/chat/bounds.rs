@@ -25,6 +25,9 @@ use super::shape;
 
 /// Name of a template in its own messages.
 const NAME: &str = "chat template";
+/// As transformers has it.
+const WHITESPACE: WhitespaceConfig =
+    WhitespaceConfig { keep_trailing_newline: false, lstrip_blocks: true, trim_blocks: true };
 /// Instructions of one rendering.
 const STEPS: u64 = 1 << 20;
 /// What one rendering may make and walk: bytes of text, and [`NODE`] for everything else.
@@ -105,7 +108,9 @@ const REFUSED: [&str; 4] = ["batch", "slice", "format", "pprint"];
 /// Whether `source` is a template.
 pub(super) fn check(source: &str) -> Result<(), String> {
     let source = without_generation_marks(source);
-    compile(&source).map(|_| ()).map_err(|e| told(&e))
+    let looked = shape::check_source(&source, WHITESPACE)
+        .and_then(|()| shape::check_constants(&parse(&source, NAME, Default::default(), WHITESPACE)?));
+    looked.and_then(|()| compile(&source)).map(|_| ()).map_err(|e| told(&e))
 }
 
 /// The text that `source` makes of `context`.
@@ -148,14 +153,10 @@ fn write(source: &str, context: &serde_json::Value, now: u64) -> Result<String, 
 
 type Compiled<'s> = (Instructions<'s>, BTreeMap<&'s str, Instructions<'s>>, usize);
 
-/// The program, metered, and the length of the longest text in it.
+/// The program, metered, and the length of the longest text in it. Of a source that [`check`] has passed: what it looked at stays as it is when tags
+/// of generation are replaced.
 fn compile(source: &str) -> Result<Compiled<'_>, Error> {
-    // As transformers has it.
-    let whitespace =
-        WhitespaceConfig { keep_trailing_newline: false, lstrip_blocks: true, trim_blocks: true };
-    shape::check_source(source, whitespace)?;
-    let template = parse(source, NAME, Default::default(), whitespace)?;
-    shape::check_constants(&template)?;
+    let template = parse(source, NAME, Default::default(), WHITESPACE)?;
     let mut generator = CodeGenerator::new(NAME, source);
     generator.compile_stmt(&template);
     let (mut instructions, mut blocks) = generator.finish();

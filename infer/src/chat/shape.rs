@@ -81,8 +81,7 @@ fn length(expression: &Json) -> Option<u64> {
         "Const" => Some(of["value"].as_str().map_or(0, |text| text.len().max(1) as u64)),
         "List" => Some(all(&of["items"])?.max(1)),
         "Map" => Some(all(&of["keys"])?.saturating_add(all(&of["values"])?).max(1)),
-        "UnaryOp" => length(&of["expr"]).map(|_| 0),
-        "Compare" => length(&of["expr"]).map(|_| 0),
+        "UnaryOp" | "Compare" => length(&of["expr"]).map(|_| 0),
         "BinOp" => {
             let (left, right) = (length(&of["left"])?, length(&of["right"])?);
             let times = |number: &Json| number["inner"][0]["value"].as_u64().unwrap_or(u64::MAX);

@@ -126,8 +126,7 @@ impl Ranks {
 
     /// Those of `len` items that are this rank's, as equal a share as their number allows.
     pub fn share(&self, len: usize) -> Range<usize> {
-        let place = |rank: usize| len * rank / self.size();
-        place(self.rank())..place(self.rank() + 1)
+        share(len, self.rank(), self.size())
     }
 
     /// What every rank tells, in their order.
@@ -280,8 +279,10 @@ impl Ranks {
     pub fn part_of_sum(&self, tensor: &Tensor) -> Result<Tensor> {
         let Some(seat) = &self.0 else { return Ok(tensor.clone()) };
         let (flat, size) = (tensor.contiguous()?.flatten_all()?, self.size());
-        let place = |rank: usize| flat.elem_count() * rank / size;
-        let part = |rank| flat.narrow(0, place(rank), place(rank + 1) - place(rank));
+        let part = |rank| {
+            let share = share(flat.elem_count(), rank, size);
+            flat.narrow(0, share.start, share.len())
+        };
         let parts = (0..size).map(part).collect::<candle_core::Result<_>>()?;
         seat.engine.begin_sum(parts)?.wait()
     }
@@ -306,4 +307,9 @@ impl Ranks {
     fn begin_spread(&self, own: Tensor, lens: &[usize]) -> Result<Option<Box<dyn Begun<Vec<Tensor>>>>> {
         self.0.as_ref().map(|seat| seat.engine.begin_spread(own, lens)).transpose()
     }
+}
+
+/// Those of `len` items that are `rank`'s among `size` ranks.
+fn share(len: usize, rank: usize, size: usize) -> Range<usize> {
+    len * rank / size..len * (rank + 1) / size
 }

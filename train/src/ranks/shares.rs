@@ -18,7 +18,7 @@ impl Shares {
         let cut = |(variable, owner): (&Variable, Option<usize>)| {
             let rows = variable.var.dims().first().copied().unwrap_or(1);
             let range = |rank| match owner {
-                None => rows * rank / ranks..rows * (rank + 1) / ranks,
+                None => super::share(rows, rank, ranks),
                 Some(owner) if owner == rank => 0..rows,
                 Some(_) => 0..0,
             };
