@@ -61,6 +61,18 @@ paste <(losses "$out/one") <(losses "$out/two") |
   awk '{ d = $1 - $2; if (d < 0) d = -d; if (d > 1e-4) bad = 1; print "  one " $1 "  two " $2 } END { exit bad }' ||
   fail "the curves part"
 
+echo "== conversations, tokenized by both: the file that one makes"
+seq 3000 | awk '{ print "{\"prompt\": \"Who is number " $1 "?\", \"response\": \"A cat with " 7 * $1 " friends.\"}" }' >"$out/chat.jsonl"
+chat="$recipe --set data.train=[\"$out/chat.jsonl\"] --set data.format=chat --set data.template=plain --set train.steps=2"
+# shellcheck disable=SC2086
+QAT_CACHE=$out/cache-of-one "$qat" $chat --out "$out/chat-one" >/dev/null 2>"$out/chat-one.txt"
+# shellcheck disable=SC2086
+QAT_CACHE=$out/cache-of-two mpi 2 "$qat" $chat --out "$out/chat-two" >/dev/null 2>"$out/chat-two.txt"
+found=$(ls "$out/cache-of-one" "$out/cache-of-two" | grep -c '\.tokens$' || true)
+[ "$found" = 2 ] || fail "want one file of tokens of each, found $found"
+diff -r "$out/cache-of-one" "$out/cache-of-two" || fail "the tokens differ"
+[ "$(grep -c ': 3000 conversations, ' "$out/chat-two.txt")" = 1 ] || fail "not one voice: $(cat "$out/chat-two.txt")"
+
 echo "== one of two is killed: all end, the last checkpoint stays, and one process goes on"
 long="$recipe --set train.steps=400 --set train.checkpoint_every=2 --set optim.schedule=constant"
 set +e

@@ -51,6 +51,13 @@ pub fn few<T>(all: impl IntoIterator<Item = T>, step: usize) -> impl Iterator<It
     all.into_iter().step_by(if cfg!(miri) { step } else { 1 })
 }
 
+/// All formats; under Miri five of the affine ones, with every number of bits, group length and type of scale among them.
+pub fn formats() -> impl Iterator<Item = Format> {
+    let (affine, others): (Vec<_>, Vec<_>) =
+        Format::all().into_iter().partition(|format| matches!(format, Format::Affine(_)));
+    others.into_iter().chain(few(affine, 5))
+}
+
 /// Sum of squared differences, in f64.
 pub fn squared_error(a: &[f32], b: &[f32]) -> f64 {
     assert_eq!(a.len(), b.len());
