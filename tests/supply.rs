@@ -232,5 +232,12 @@ fn nothing_of_ours_runs_while_it_is_built() {
         let is_macro = manifest.get("lib").is_some_and(|lib| lib.get("proc-macro").is_some());
         let has_script = manifest["package"].get("build").is_some();
         assert!(!is_macro && !has_script, "{member}: the compiler would run it");
+        // The one that only chooses features (ARCHITECTURE.md).
+        let build = manifest.get("build-dependencies").and_then(|table| table.as_table());
+        let allowed: &[&str] = if member == "." { &["syn"] } else { &[] };
+        assert!(
+            build.is_none_or(|table| table.keys().eq(allowed)),
+            "{member}: build dependencies are there for scripts"
+        );
     }
 }
